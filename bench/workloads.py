@@ -1,8 +1,9 @@
 """Whole applications over HTTP: `python -m bench.workloads`.
 
 It starts its own server unless --base-url names one. Every application of `examples/workloads` runs in each mode, in
-turns, so that load on the machine affects all of them. The table has medians, and ratios to the first way. `--peer
-vllm` measures vLLM's CPU build in the same run, first.
+turns, so that load on the machine affects all of them. The table has medians, ratios to the first way, and the number
+of answers with the same text: all of them, if the server's kernels do not depend on the batch. `--peer vllm` measures
+vLLM's CPU build in the same run, first.
 """
 
 import argparse
@@ -53,10 +54,16 @@ class Way:
 
 @dataclass
 class Result:
-    """Result of one workload in one way: seconds of each run, and the calls of the last one."""
+    """Result of one workload in one way.
+
+    `seconds` of each run; the calls of the last one; the number of answers whose text is the first way's; and the
+    number of all.
+    """
 
     seconds: list[float] = field(default_factory=list)
     spans: Sequence[Span] = ()
+    equal: int = 0
+    answers: int = 0
 
     @property
     def median(self) -> float:
@@ -138,6 +145,7 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
             results = found[name] = {way.name: Result() for way in ways}
             for _ in range(chosen.runs):
                 seed = next(seeds)
+                expected: dict[str, str] = {}
                 for way in ways:
                     if name == "mixed":
                         apps = [one for one in WORKLOADS for _ in range(chosen.applications)]
@@ -155,7 +163,13 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
                     duration, app = await run_once(http, way, WORKLOADS[name], seed, chosen.rtt)
                     results[way.name].seconds.append(duration)
                     results[way.name].spans = app.spans
-            row = "  ".join(f"{way} {result.median:.2f} s" for way, result in results.items())
+                    expected = expected or app.answers
+                    results[way.name].equal += sum(expected.get(call) == text for call, text in app.answers.items())
+                    results[way.name].answers += len(expected)
+            row = "  ".join(
+                f"{way} {result.median:.2f} s ({result.equal} of {result.answers} texts are the first way's)"
+                for way, result in results.items()
+            )
             print(f"{name}: {row}", file=sys.stderr, flush=True)
     return found
 
@@ -165,17 +179,19 @@ def _slowest_percent(seconds: Sequence[float]) -> float:
 
 
 def table(found: dict[str, dict[str, Result]]) -> str:
-    """Return a Markdown table: seconds of each way, and its ratio to the first."""
+    """Return a Markdown table: seconds of each way, its ratio to the first, and how many texts are the first way's."""
     ways = list(next(iter(found.values())))
     lines = [
-        "| | " + " | ".join([ways[0], *(cell for way in ways[1:] for cell in (way, "ratio"))]) + " |",
-        "| --- " * (2 * len(ways)) + "|",
+        "| | " + " | ".join([ways[0], *(cell for way in ways[1:] for cell in (way, "ratio", "same texts"))]) + " |",
+        "| --- " * (3 * len(ways) - 1) + "|",
     ]
     for name, results in found.items():
         first = results[ways[0]].median
         cells = [f"{first:.2f} s"]
         for way in ways[1:]:
-            cells += [f"{results[way].median:.2f} s", f"{first / results[way].median:.2f}"]
+            result = results[way]
+            same = f"{result.equal} of {result.answers}" if result.answers else ""
+            cells += [f"{result.median:.2f} s", f"{first / result.median:.2f}", same]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from engine.config import EngineConfig
@@ -14,8 +15,9 @@ from engine.errors import ContextError
 from engine.factory import build_parts
 from engine.generation import Generation, SampledToken
 from engine.grammar import Grammars, Matcher
+from engine.healing import PrefixMatcher, TokenTable
 from engine.kernels.base import PendingSample
-from engine.pending_generations import PendingGenerations
+from engine.pending_generations import PendingGenerations, Start
 from engine.protocol import Update
 from engine.sampler import BadLogits, Sampler, collect
 from engine.sampling_params import SamplingParams
@@ -79,6 +81,7 @@ class Engine:
         self._overlaps = parts.overlaps
         self._sampler = Sampler(parts.decoder.kernels)
         self._pending_generations = PendingGenerations(Grammars(parts.tokenizer))
+        self._token_table = TokenTable(parts.tokenizer)
         self._sequences: dict[int, TokenSequence] = {}
         self._retry_alone: deque[int] = deque()
         self._running: _RunningStep | None = None
@@ -97,10 +100,12 @@ class Engine:
         rank: float = 0.0,
         scope: str = "",
         interactive: bool = True,
+        start: int | None = None,
     ) -> None:
         """Append tokens to a context; the first fill creates it. See `Fill`.
 
-        A context with a `parent` continues it: they share blocks until one writes.
+        A context with a `parent` continues it: they share blocks until one writes. With `start`, the tokens replace
+        those from that position on.
         """
         known = self._sequences.get(context)
         if known is not None and parent is not None:
@@ -111,6 +116,11 @@ class Engine:
         if bad is not None:
             raise ContextError("bad_token", f"token {bad} is outside the vocabulary of {self.info.vocabulary}")
         before = len(known.tokens) if known else self._get(parent).known_tokens if parent is not None else 0
+        if start is not None:
+            if known is None or start > before:
+                raise ContextError("bad_start", f"context {context} has {before} tokens, so none begin at {start}")
+            before = start + _common_length(known.tokens, start, tokens)
+            tokens = tokens[before - start :]
         length = before + len(tokens)
         if length > min(self.info.window, self.info.kv_tokens):
             raise ContextError(
@@ -128,11 +138,15 @@ class Engine:
                 target.fork_from(self._get(parent))
             self._sequences[context] = target
         target.rank, target.is_interactive = rank, interactive
+        if before < len(target.tokens):
+            target.truncate(before)
         target.tokens.extend(tokens)
         target.pending_fills.append(len(target.tokens))
         target.fill_tokens += len(tokens)
 
-    def generate(self, context: int, sampling: SamplingParams, *, rank: float | None = None) -> None:
+    def generate(
+        self, context: int, sampling: SamplingParams, *, rank: float | None = None, heals: bool = False
+    ) -> None:
         """Sample after the context's last token; see `Generate`."""
         target = self._get(context)
         if target.generation is not None or context in self._pending_generations:
@@ -154,19 +168,25 @@ class Engine:
                 f"the prompt's {len(target.tokens)} tokens leave no room in the window of {self.info.window}",
             )
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        taken, prefix = self._token_table.take_back(target.tokens) if heals else (0, b"")
+        if taken:
+            target.truncate(len(target.tokens) - taken)
+        start = Start(sampling, limit, room + taken, prefix)
         if sampling.is_constrained:
-            self._pending_generations.add(target, sampling, limit)
+            self._pending_generations.add(target, start)
         else:
-            self._start_generation(target, sampling, limit, None)
+            matcher = PrefixMatcher(self._token_table, self.tokenizer, prefix) if prefix else None
+            self._start_generation(target, start, matcher)
         if rank is not None:
             target.rank = rank
 
-    def _start_generation(
-        self, target: TokenSequence, sampling: SamplingParams, limit: int, matcher: Matcher | None
-    ) -> None:
+    def _start_generation(self, target: TokenSequence, start: Start, matcher: Matcher | PrefixMatcher | None) -> None:
+        sampling, limit = start.sampling, start.limit
         text = sampling.prediction[: limit * _MAX_TOKEN_CHARACTERS] if self._speculator is not None else ""
         prediction = self.tokenizer.encode(text) if text else []
-        target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher, prediction)
+        target.generation = Generation(
+            sampling, self.tokenizer, target.tokens, limit, matcher, prediction, start.prefix, start.room
+        )
 
     def _start_compiled(self) -> list[Update]:
         """Begin the generations whose grammars are compiled. Wait for one if there is no other work."""
@@ -177,7 +197,7 @@ class Engine:
         for pending in self._pending_generations.take_compiled(is_idle=is_idle):
             sequence = pending.sequence
             try:
-                self._start_generation(sequence, pending.sampling, pending.limit, pending.matcher.result())
+                self._start_generation(sequence, pending.start, pending.matcher.result())
             except ContextError as error:
                 failed.append(self._fail(sequence, error.code, str(error)))
             except Exception as error:
@@ -339,7 +359,11 @@ class Engine:
             waiting=plan.has_waiting_prompts,
             seconds=seconds,
         )
-        return [update for update in updates.values() if update.tokens or update.error or update.filled is not None]
+        return [
+            update
+            for update in updates.values()
+            if update.tokens or update.finish or update.error or update.filled is not None
+        ]
 
     def _recover(self, plan: Plan, error: Exception) -> list[Update]:
         """Undo a step that raised, and queue its sequences to run alone; a single one fails."""
@@ -390,6 +414,16 @@ class Engine:
             self.free_context(context)
 
 
+def _common_length(known: Sequence[int], start: int, tokens: Sequence[int]) -> int:
+    """Return how many of the tokens equal the known ones from `start` on."""
+    count = 0
+    for token in tokens:
+        if start + count == len(known) or known[start + count] != token:
+            break
+        count += 1
+    return count
+
+
 def _report_fills(sequence: TokenSequence, update: Update) -> None:
     update.filled = sequence.finish_fills()
     if update.filled is not None and not sequence.pending_fills:
@@ -414,16 +448,21 @@ def _apply_tokens(chunk: Chunk, samples: list[SampledToken], position: int, upda
     sequence, generation = chunk.sequence, chunk.sequence.generation
     assert generation is not None
     tokens: list[int] = []
+    in_prompt = -generation.prefix_count
     for sample in samples:
+        before = generation.prefix_count
         forced, progress = generation.push(sample.token)
         tokens += sample.token, *forced
         update.text += progress.text
         ends = progress.finish == "stop" and sample.token in generation.stop_tokens
-        if sample.logprob is not None and not ends:  # an end token is not part of the answer
-            update.logprobs.append(sample.logprob)
+        if sample.logprob is not None and not ends and generation.prefix_count == before:
+            # neither an end token nor one that repeats the prompt is part of the answer
+            cut = generation.token_cut
+            update.logprobs.append(msgspec.structs.replace(sample.logprob, cut=cut) if cut else sample.logprob)
         if progress.finish is not None:
             break
-    update.tokens, update.finish = tokens, progress.finish
+    in_prompt += generation.prefix_count
+    update.tokens, update.finish = tokens[in_prompt:], progress.finish
     if generation.pending:  # the next step is running, so no grammar forces tokens
         sequence.tokens[position] = tokens[0]
     else:

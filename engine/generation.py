@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.grammar import Matcher
+from engine.healing import PrefixMatcher
 from engine.kernels.base import REQUEST
 from engine.ngram_proposer import MAX_MATCH, NgramProposer
 from engine.protocol import TokenLogprob
@@ -32,19 +33,30 @@ class Generation:
         tokenizer: Tokenizer,
         prompt: list[int],
         limit: int,
-        matcher: Matcher | None = None,
+        matcher: Matcher | PrefixMatcher | None = None,
         prediction: Sequence[int] = (),
+        prefix: bytes = b"",
+        room: int | None = None,
     ) -> None:
         """Start a generation.
 
         `prompt`: all tokens of the sequence so far.
         `limit`: maximum number of tokens to generate.
-        `matcher`: constrains the text to a grammar.
+        `matcher`: constrains the text to a grammar, or to the prefix.
         `prediction`: tokens that the text probably contains, in this order.
+        `prefix`: end of the prompt that was taken back (see `healing`). The matcher makes the tokens begin with it. It
+            is not part of the generated text, and tokens inside it do not count.
+        `room`: maximum number of tokens with those inside the prefix.
         """
         self.sampling = sampling
         self.matcher = matcher
         self.limit = limit
+        self.room = limit if room is None else room
+        self._prefix_bytes = len(prefix)
+        self.prefix_count = 0
+        """Number of tokens inside the prefix."""
+        self.token_cut = 0
+        """Number of bytes of the token pushed last that belong to the prefix."""
         self.count = 0
         self.pending = 0
         """Number of tokens that are sampled on the device but not pushed yet: the engine prepares a step while another
@@ -77,7 +89,7 @@ class Generation:
         """Uniform numbers for the next tokens, drawn but not used yet."""
         self._tokenizer = tokenizer
         self._prompt_length = len(prompt)
-        self._emitted_length = 0
+        self._emitted_length = len(prefix.decode())
         self._detokenizer = Detokenizer(tokenizer, skip_special=sampling.skip_special_tokens)
         self._stops = StopStrings(sampling.stop)
 
@@ -94,7 +106,7 @@ class Generation:
     @property
     def is_exhausted(self) -> bool:
         """Whether all tokens that the limit allows are sampled."""
-        return self.count + self.pending >= self.limit
+        return self._is_full(self.count + self.pending)
 
     @property
     def is_history_free(self) -> bool:
@@ -117,7 +129,8 @@ class Generation:
     def suppresses_stop(self) -> bool:
         """Whether the next token must not end the text because of `min_tokens`. A grammar decides for itself when the
         text ends."""
-        return self.count + self.pending < self.sampling.min_tokens and self.matcher is None
+        count = self.count + self.pending - self.prefix_count
+        return count < self.sampling.min_tokens and self.matcher is None
 
     def uniform(self, offset: int = 0) -> float:
         """Return the uniform number that samples the next token, or the token `offset` places after it.
@@ -160,7 +173,8 @@ class Generation:
         removes an end token, and text from a stop string on.
         """
         end = len(tokens)
-        if end > self._prompt_length and tokens[-1] in self.stop_tokens and self.count >= self.sampling.min_tokens:
+        counted = self.count - self.prefix_count
+        if end > self._prompt_length and tokens[-1] in self.stop_tokens and counted >= self.sampling.min_tokens:
             return end - 1, []
         detokenizer = Detokenizer(self._tokenizer, skip_special=self.sampling.skip_special_tokens)
         text, whole, length = "", self._prompt_length, 0
@@ -176,25 +190,45 @@ class Generation:
         if self._uniforms:
             self._uniforms.popleft()
         self.count += 1
-        if self._counts_tokens:
-            self.token_counts[token] += 1
         if self.sampling.repetition_penalty != 1.0:
             self.seen_tokens.add(token)
         is_complete = self.matcher is not None and self.matcher.push(token)
+        if self._cut_prefix(token):
+            if is_complete:
+                return self._end("", "stop")
+            return self._end("", "length") if self._is_full(self.count) else Progress("", None)
+        if self._counts_tokens:
+            self.token_counts[token] += 1
         if token in self.stop_tokens:  # below min_tokens the sampler gives it no chance
             return self._end("", "stop")
-        piece = self._detokenizer.push(token)
-        if self.count < self.sampling.min_tokens and self.matcher is None:
+        piece = self._detokenizer.push(token, self.token_cut)
+        if self.count - self.prefix_count < self.sampling.min_tokens and self.matcher is None:
             # stop strings do not count below min_tokens, but the limit does
-            return self._end(piece, "length") if self.count >= self.limit else Progress(piece, None)
+            return self._end(piece, "length") if self._is_full(self.count) else Progress(piece, None)
         text, matched = self._stops.push(piece)
         if matched:
             return Progress(text, "stop")
         if is_complete:
             return self._end(text, "stop")
-        if self.count >= self.limit:
+        if self._is_full(self.count):
             return self._end(text, "length")
         return Progress(text, None)
+
+    def _is_full(self, count: int) -> bool:
+        """Return whether `count` tokens are all that may be generated."""
+        return count - self.prefix_count >= self.limit or count >= self.room
+
+    def _cut_prefix(self, token: int) -> bool:
+        """Consume a token's part of the prefix. Return whether the whole token is inside the prefix."""
+        left, self.token_cut = self._prefix_bytes, 0
+        if not left:
+            return False
+        length = len(self._tokenizer.token_bytes(token))
+        self.token_cut, self._prefix_bytes = min(left, length), max(0, left - length)
+        if not self._prefix_bytes and isinstance(self.matcher, PrefixMatcher):
+            self.matcher = None  # any text may follow
+        self.prefix_count += length <= left
+        return length <= left
 
     def _end(self, text: str, finish: str) -> Progress:
         more, matched = self._stops.push(self._detokenizer.flush())

@@ -70,14 +70,16 @@ class Grammars:
     def _vocabulary(self) -> LLTokenizer:
         return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer)))
 
-    def compile(self, sampling: SamplingParams, scope: str = "") -> "Future[Matcher]":
+    def compile(self, sampling: SamplingParams, scope: str = "", prefix: str = "") -> "Future[Matcher]":
         """Start to compile the grammar of a constrained request in a thread. The future may raise ContextError.
+
+        `prefix`: text with which the generated text begins, before the constrained text.
 
         Scopes take turns: a scope with many large grammars delays those of another scope by only one grammar. The
         grammars of a scope that used up its CPU time budget wait until some of it is refilled.
         """
         future: Future[Matcher] = Future()
-        self._jobs.put(scope, (future, sampling))
+        self._jobs.put(scope, (future, sampling, prefix))
         _ = self._compiler
         return future
 
@@ -93,11 +95,11 @@ class Grammars:
 
     def _serve(self) -> None:
         while True:
-            scope, (future, sampling) = self._jobs.get(lambda scope: self._budget(scope).seconds_until_positive)
+            scope, (future, sampling, prefix) = self._jobs.get(lambda scope: self._budget(scope).seconds_until_positive)
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(self._compile(sampling, self._budget(scope)))
+                future.set_result(self._compile(sampling, self._budget(scope), prefix))
             except Exception as error:  # the future's `result` raises it
                 future.set_exception(error)
 
@@ -106,9 +108,9 @@ class Grammars:
             self._budgets = {known: budget for known, budget in self._budgets.items() if not budget.is_full}
         return self._budgets.setdefault(scope, _CpuBudget())
 
-    def _compile(self, sampling: SamplingParams, budget: "_CpuBudget") -> "Matcher":
+    def _compile(self, sampling: SamplingParams, budget: "_CpuBudget", prefix: str = "") -> "Matcher":
         try:
-            grammar = _grammar(sampling)
+            grammar = _grammar(sampling, prefix)
         except (ValueError, RecursionError) as error:
             raise ContextError("bad_grammar", _client_message(str(error))) from error
         assert grammar is not None
@@ -122,7 +124,7 @@ class Grammars:
         return ready
 
 
-_Job = tuple["Future[Matcher]", SamplingParams]
+_Job = tuple["Future[Matcher]", SamplingParams, str]
 
 
 class _CompileQueues:
@@ -199,10 +201,10 @@ def _client_message(error: str) -> str:
     return line[:_MAX_MESSAGE]
 
 
-def _grammar(sampling: SamplingParams) -> str | None:
+def _grammar(sampling: SamplingParams, prefix: str) -> str | None:
     """Return the grammar of a request in llguidance's format, or None. Raises ValueError if it is malformed."""
-    if sampling.thinks is not None:
-        return _with_reasoning(sampling)
+    if sampling.thinks is not None or prefix:
+        return _with_text_before(sampling, prefix)
     if sampling.regex is not None:
         return LLMatcher.grammar_from_regex(sampling.regex)
     if sampling.json_schema is not None:
@@ -213,9 +215,9 @@ def _grammar(sampling: SamplingParams) -> str | None:
     return None if sampling.grammar is None else LLMatcher.grammar_from_lark(sampling.grammar)
 
 
-def _with_reasoning(sampling: SamplingParams) -> str | None:
-    """Return the grammar of a request whose text may begin with reasoning, or None. Raises ValueError if it is
-    malformed."""
+def _with_text_before(sampling: SamplingParams, prefix: str) -> str | None:
+    """Return the grammar of a request whose text begins with a prefix or may begin with reasoning, or None. Raises
+    ValueError if it is malformed."""
     if sampling.regex is not None:
         form = f"/{_escape_slashes(sampling.regex)}/"
     elif sampling.json_schema is not None:
@@ -227,10 +229,18 @@ def _with_reasoning(sampling: SamplingParams) -> str | None:
         form = f"%lark {{\n{sampling.grammar}\n}}"
     else:
         return None
-    start = "thoughts form" if sampling.thinks == "begun" else '("<think>" thoughts)? form'
-    return LLMatcher.grammar_from_lark(_THOUGHTS.format(start=start, form=form))
+    start = "form"
+    if sampling.thinks is not None:
+        start = "thoughts form" if sampling.thinks == "begun" else '("<think>" thoughts)? form'
+    if prefix:
+        start = f"{json.dumps(prefix, ensure_ascii=False)} {start}"
+    template = _FORM if sampling.thinks is None else _THOUGHTS
+    return LLMatcher.grammar_from_lark(template.format(start=start, form=form))
 
 
+_FORM = """start: {start}
+form: {form}
+"""
 _THOUGHTS = """start: {start}
 thoughts: thought SPACE
 thought[lazy]: /(?s:.*)<\\/think>/

@@ -14,12 +14,22 @@ _FRESH_SECONDS = 0.003
 
 
 @dataclass(frozen=True)
+class Start:
+    """How a generation begins: its parameters, the maximum number of its tokens, that number with the tokens of the
+    prefix, and the prefix. See `Generation`."""
+
+    sampling: SamplingParams
+    limit: int
+    room: int
+    prefix: bytes
+
+
+@dataclass(frozen=True)
 class PendingGeneration:
     """A `generate` command whose grammar is compiled in a thread. Its sequence has no generation until that is done."""
 
     sequence: TokenSequence
-    sampling: SamplingParams
-    limit: int
+    start: Start
     matcher: Future[Matcher]
 
 
@@ -38,10 +48,10 @@ class PendingGenerations:
     def __contains__(self, context: int) -> bool:
         return context in self._pending
 
-    def add(self, sequence: TokenSequence, sampling: SamplingParams, limit: int) -> None:
+    def add(self, sequence: TokenSequence, start: Start) -> None:
         """Start to compile the grammar of a command."""
-        matcher = self._grammars.compile(sampling, sequence.scope)
-        self._pending[sequence.id] = PendingGeneration(sequence, sampling, limit, matcher)
+        matcher = self._grammars.compile(start.sampling, sequence.scope, start.prefix.decode())
+        self._pending[sequence.id] = PendingGeneration(sequence, start, matcher)
         self._has_new = True
 
     def cancel(self, context: int) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from engine.sampling_params import SamplingParams
 
 _LENGTH = struct.Struct("<I")
-VERSION = 2
+VERSION = 3
 """Version of the protocol. Both sides must have the same."""
 MAX_FRAME = 256 * 1024 * 1024
 """Maximum length of a frame, in bytes. A longer announcement means that the stream has another format or is out of
@@ -25,6 +25,8 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
     A fill is done once the KV of the context's full blocks is computed. The rest is computed together with the next
     fill or generate.
 
+    `start`: position in the context at which the tokens belong, if they replace those from there on. Tokens that are
+        there already stay.
     `scope`: contexts of different scopes never share KV.
     `interactive`: a client reads the generated text as it grows, so prefill must not make its steps long.
     """
@@ -35,14 +37,19 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
     rank: float = 0.0
     scope: str = ""
     interactive: bool = True
+    start: int | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
-    """Sample after the context's last token until a stop, the length limit, or `Free`."""
+    """Sample after the context's last token until a stop, the length limit, or `Free`.
+
+    `heals`: the prompt may end inside a token; see `healing`.
+    """
 
     context: int
     sampling: SamplingParams
     rank: float | None = None
+    heals: bool = False
 
 
 class Free(msgspec.Struct, frozen=True, tag="free"):
@@ -123,18 +130,22 @@ class FatalReport(msgspec.Struct, frozen=True, tag="fatal"):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probability of a token under the model's own distribution, and the most likely alternatives."""
+    """Natural-log probability of a token under the model's own distribution, and the most likely alternatives.
+
+    `cut`: number of bytes at the beginning of the token that belong to the prompt; see `healing`.
+    """
 
     token: int
     logprob: float
     top: list[tuple[int, float]]
+    cut: int = 0
 
 
 class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     """Changes of one context in one step.
 
-    `tokens`: tokens sampled in this step. `text`: the text that they add, whole characters only, without any part of a
-        stop string.
+    `tokens`: tokens sampled in this step, without those that only repeat the end of the prompt.
+    `text`: the text that they add, whole characters only, without any part of a stop string.
     `finish`: `stop` or `length`. `error`: (code, message); the engine has freed the context then.
     `filled`: number of tokens in the context, once a fill is done. `cached`: how many of its tokens were not computed.
     `missed`: number of computed tokens by the reason of the cache miss, see `MissReason` in `engine/kv/cache.py`.

@@ -7,7 +7,6 @@ through `encode_template`, which recognises them.
 import codecs
 import os
 import re
-import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -66,7 +65,6 @@ class Tokenizer:
         self._backend = _Backend.from_str(msgspec.json.encode(plain).decode())
         self._short = lru_cache(_SHORT_TEXTS)(self._encode_short)
         self._leading_space = _leading_space(content)
-        self._has_stable_words = not self._leading_space and _has_stable_words(content)
         self.control: dict[str, int] = {token["content"]: token["id"] for token in added}
         """Added tokens by their texts. No value and no message may become one of them."""
         self.special: frozenset[int] = frozenset(token["id"] for token in added if token["special"])
@@ -119,34 +117,26 @@ class Tokenizer:
             return list(self._short(text))
         return self._long.encode(text, max_tokens)
 
-    def minimum_tokens(self, text: str) -> int:
+    def minimum_tokens(self, text: str, *, is_part: bool = False) -> int:
         """Return a lower bound of a text's number of tokens, without tokenising it.
 
         See `LongTextEncoder.minimum_tokens`.
         """
-        return self._long.minimum_tokens(text)
+        return self._long.minimum_tokens(text, is_part=is_part)
 
     def _encode_short(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_stable(self, text: str) -> tuple[list[int], int]:
-        """Return the tokens of the longest beginning of a growing text that later text cannot change, and its length in
-        characters.
+    def encode_stable(self, text: str, max_tokens: int | None = None) -> tuple[list[int], str]:
+        """Return the tokens of the beginning of a growing text that later text cannot change, and the rest of the text.
 
-        They equal the tokens of the whole text if the rest is encoded by itself. If the vocabulary does not first split
-        a text into words, nothing is stable before the end.
+        See `LongTextEncoder.encode_stable`.
         """
-        if not self._has_stable_words or not unicodedata.is_normalized("NFC", text):
-            return [], 0
-        words = self._backend.pre_tokenizer.pre_tokenize_str(text)
-        # The end of a word depends on at most one visible character after it. So if a whole visible word follows, and
-        # something after that, the words before it are stable. White space at the end of a text is split differently
-        # from white space before a word.
-        for index in range(len(words) - 2, 0, -1):
-            start, end = words[index][1]
-            if not text[start:end].isspace() and not text[start - 1].isspace():
-                return self.encode(text[:start]), start
-        return [], 0
+        return self._long.encode_stable(text, max_tokens)
+
+    def adds_space(self, after: Preceding) -> bool:
+        """Return whether the vocabulary puts a space before a text at such a place."""
+        return after in self._leading_space
 
     def encode_template(self, text: str) -> list[int]:
         """Return the tokens of a text that a template rendered: control tokens are recognised."""
@@ -178,11 +168,12 @@ class Detokenizer:
         self._skip = tokenizer.special if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def push(self, token: int) -> str:
-        """Return the text that is complete after this token: never half a character, so sometimes empty."""
+    def push(self, token: int, cut: int = 0) -> str:
+        """Return the text that is complete after this token: never half a character, so sometimes empty. `cut`: number
+        of bytes to leave out at the token's beginning."""
         if token in self._skip:
             return ""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        return self._decoder.decode(self._tokenizer.token_bytes(token)[cut:])
 
     @property
     def has_partial_character(self) -> bool:
@@ -221,17 +212,6 @@ def _leading_space(content: dict[str, Any]) -> frozenset[Preceding]:
     if scheme == "always" or any(part.get("type") == "Prepend" for part in parts):
         return frozenset({"nothing", "control"})
     return frozenset({"nothing"}) if scheme == "first" else frozenset()
-
-
-def _has_stable_words(content: dict[str, Any]) -> bool:
-    """Return whether rules that look only ahead split a text into words, without changing it first."""
-    normalizer, pre = content.get("normalizer"), content.get("pre_tokenizer")
-    parts = [pre or {}, *(pre or {}).get("pretokenizers", [])]
-    return (
-        (normalizer is None or normalizer.get("type") == "NFC")
-        and any(part.get("type") in ("ByteLevel", "Split") for part in parts)
-        and not any(part.get("add_prefix_space") or part.get("type") == "Metaspace" for part in parts)
-    )
 
 
 def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]:

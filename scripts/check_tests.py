@@ -30,6 +30,7 @@ UNTESTED: dict[str, str] = {
     "engine/kernels/triton/paged.py": "tests/interpreter/test_attention.py",
     "engine/kernels/triton/sampling.py": "tests/interpreter/test_sampling.py",
     "engine/models/decoder.py": "tests/engine/models/test_families.py compares it with transformers",
+    "engine/word_patterns.py": "patterns, which tests/engine/test_incremental_tokenizer.py tries",
     "gateway/__main__.py": "every test with a server runs it",
     "gateway/api/call_spec.py": _RECORDS,
     "gateway/api/services.py": _RECORDS,
@@ -67,6 +68,7 @@ CROSS_MODULE: dict[str, str] = {
     "tests/gateway/engines/test_conformance.py": "every kind of engine behaves the same",
     "tests/gateway/scheduler/test_every_load.py": "the scheduler as a whole",
     "tests/gateway/scheduler/test_whole_graph.py": "random operations on graph and scheduler",
+    "tests/gateway/scheduler/test_whole_prompt.py": "prompts from the message to the engine's tokens",
     "tests/gateway/test_compatibility.py": "docs/openai-compatibility.md against the schemas",
 }
 """Test files that belong to no single module, and what they test."""

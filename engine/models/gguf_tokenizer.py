@@ -9,15 +9,9 @@ from tokenizers import Tokenizer as Backend
 
 from engine.errors import CheckpointError
 from engine.models.gguf_metadata import Metadata
+from engine.word_patterns import GPT4O, LLAMA3, QWEN2, TEKKEN
 
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # token types of the GGUF specification
-
-_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
-_CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -29,22 +23,18 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _llama3() -> pre_tokenizers.PreTokenizer:
-    return _split(rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_REST}")
-
-
 # Pre-tokenizers by `tokenizer.ggml.pre`.
 _PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": lambda: pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     ),
-    "llama-bpe": _llama3,
-    "smaug-bpe": _llama3,
-    "dbrx": _llama3,
-    "qwen2": lambda: _split(rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_REST}"),
-    "gpt-4o": lambda: _split(rf"{_CASED % ((_CONTRACTION + '?',) * 2)}|\p{{N}}{{1,3}}|{_CASED_REST}"),
-    "tekken": lambda: _split(rf"{_CASED % ('', '')}|\p{{N}}|{_CASED_REST}"),
+    "llama-bpe": lambda: _split(LLAMA3),
+    "smaug-bpe": lambda: _split(LLAMA3),
+    "dbrx": lambda: _split(LLAMA3),
+    "qwen2": lambda: _split(QWEN2),
+    "gpt-4o": lambda: _split(GPT4O),
+    "tekken": lambda: _split(TEKKEN),
 }
 
 

@@ -122,12 +122,14 @@ class EngineServer:
         error."""
         try:
             match command:
-                case Fill(context, tokens, parent, rank, scope, interactive):
+                case Fill(context, tokens, parent, rank, scope, interactive, start):
                     before = None if parent is None else connection.numbers.get(parent, 0)  # no context has number 0
                     number = self._number(connection, context)
-                    engine.fill(number, tokens, parent=before, rank=rank, scope=scope, interactive=interactive)
-                case Generate(context, sampling, rank):
-                    engine.generate(self._number(connection, context), sampling, rank=rank)
+                    engine.fill(
+                        number, tokens, parent=before, rank=rank, scope=scope, interactive=interactive, start=start
+                    )
+                case Generate(context, sampling, rank, heals):
+                    engine.generate(self._number(connection, context), sampling, rank=rank, heals=heals)
                 case Free(context):
                     number = connection.numbers.pop(context, 0)
                     if self._owners.pop(number, None) is not None:

@@ -55,13 +55,17 @@ class App:
     salt: str = ""
     session: str = field(default_factory=_new_session)
     spans: list[Span] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+    """Texts of all answers, by the names of the calls; complete after `close`."""
     _calls: list[dict[str, Any]] = field(default_factory=list)
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
     _others: "list[App]" = field(default_factory=list)
+    _outputs: dict[str, str] = field(default_factory=dict)
+    """Names of the calls, by the names of their outputs."""
 
     def another_user(self) -> "App":
         """Return a connection of another user, with a new session. It is closed with this one."""
-        other = replace(self, session=_new_session(), _calls=[], _names=itertools.count(), _others=[])
+        other = replace(self, session=_new_session(), _calls=[], _names=itertools.count(), _others=[], _outputs={})
         self._others.append(other)
         return other
 
@@ -86,8 +90,10 @@ class App:
             begin = time.time()
             answer = await self._exchange("POST", "/chat/completions", body)
             self.spans.append(Span(name, begin, time.time()))
-            return str(answer["choices"][0]["message"]["content"])
+            self.answers[name] = str(answer["choices"][0]["message"]["content"])
+            return self.answers[name]
         output = f"{re.sub(r'[^A-Za-z0-9]', '_', name)}_{next(self._names)}"
+        self._outputs[output] = name
         body["semantic"] = {"output": output, "defer": self.mode == "deferred" and not needs_text}
         if self.mode == "graph":
             self._calls.append(body)
@@ -111,7 +117,7 @@ class App:
         return [variable["value"] for variable in found]
 
     async def close(self) -> None:
-        """Add the session's calls to the timeline, and delete the session."""
+        """Add the session's calls to the timeline and their texts to the answers, and delete the session."""
         for other in self._others:
             await other.close()
         if self.mode == "client" or not next(self._names):  # no calls were sent
@@ -121,6 +127,8 @@ class App:
         for call in graph["calls"]:
             begin = call["created"]
             self.spans.append(Span(call["output"], begin, call["finished"] or begin, call["first_token"]))
+        for variable in graph["variables"]:
+            self.answers[self._outputs[variable["name"]]] = variable["value"]
         await immediate._exchange("DELETE", f"/sessions/{self.session}")
 
     async def _exchange(

@@ -101,10 +101,10 @@ def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
-def answer_slot(semantic: Semantic, sampling: SamplingParams, where: str = "") -> Slot:
-    """Return the slot of a call's answer."""
+def answer_slot(semantic: Semantic, sampling: SamplingParams, where: str = "", *, heals: bool = False) -> Slot:
+    """Return the slot of a call's answer. `heals`: the answer completes a text of the client; see `Slot`."""
     transform = transform_of(semantic.transform, field_path(where, "semantic.transform"))
-    return Slot(None, sampling, transform, field_path(where, "semantic.output"))
+    return Slot(None, sampling, transform, field_path(where, "semantic.output"), heals=heals)
 
 
 def named_slots(semantic: Semantic, sampling: SamplingParams, where: str = "") -> dict[str, Slot]:
@@ -113,7 +113,7 @@ def named_slots(semantic: Semantic, sampling: SamplingParams, where: str = "") -
     for name, requested in semantic.slots.items():
         place = field_path(where, f"semantic.slots.{name}")
         transform = transform_of(requested.transform, field_path(place, "transform"))
-        slots[name] = Slot(name, _slot_sampling(requested, sampling), transform, place)
+        slots[name] = Slot(name, _slot_sampling(requested, sampling), transform, place, heals=True)
     return slots
 
 

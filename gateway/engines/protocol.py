@@ -11,6 +11,7 @@ raises.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -78,6 +79,16 @@ class StepTimes(NamedTuple):
     step_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Log probability of a token that is given by its bytes: token ids differ between servers, and the first token of
+    an answer may begin with the end of the prompt. See `engine.protocol.TokenLogprob`."""
+
+    token: bytes
+    logprob: float
+    top: Sequence[tuple[bytes, float]]
+
+
 class PrefillResult(NamedTuple):
     """Result of a context's prefill: the length of the prompt, and its tokens that were cached.
 
@@ -120,19 +131,52 @@ ContextEvent = PrefillResult | TokenDelta | TokenCounts
 EventCallback = Callable[[ContextEvent], None]
 
 
+class TextRun(Protocol):
+    """Text that an engine gets as one piece of a prompt: known texts, values and generated texts between two control
+    tokens. It turns them into content for `fill`.
+
+    The tokens of text depend on the text next to it. So the content is that of the joined text, and only content that
+    later text cannot change is returned before the end.
+    """
+
+    is_rewritten: bool
+    """Whether the context must be filled again from the first pending text on, after text was generated there."""
+
+    async def push(self, text: str) -> PromptContent:
+        """Add known text at the end. Return the content that no later text can change, possibly empty.
+
+        Raises ContextRefused if the text cannot fit into the window.
+        """
+
+    async def rest(self) -> PromptContent:
+        """Return the pending content, before text is generated after it. Raises ContextRefused as `push` does."""
+
+    def resume(self, text: str) -> None:
+        """Add text that was generated after `rest`."""
+
+    async def finish(self) -> PromptContent:
+        """Return the pending content, after which the run ends. Raises ContextRefused as `push` does."""
+
+
 class EngineContext(Protocol):
     """Text on one engine, with its KV cache.
 
     Generated text stays in it, up to the last character that was emitted. The next `fill` appends after it.
     """
 
-    def fill(self, content: PromptContent) -> None:
+    def fill(self, content: PromptContent, *, start: int | None = None) -> None:
         """Append tokens, or text or messages as `Engine` accepts them. Raises EngineFailure if an earlier command
-        failed."""
+        failed.
 
-    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
+        `start`: position in the context from which on the tokens replace what is there, generated tokens included.
+        """
+
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback, *, heals: bool = False) -> None:
         """Generate after the filled tokens, until the generation ends. Raises EngineFailure if the engine refuses the
         context or is lost.
+
+        `heals`: the filled text may end inside a token, which the generated text completes. Engines that cannot do this
+        ignore it.
 
         `on_event` gets one PrefillResult, then TokenDeltas, and at the end TokenCounts if the engine reports them. It
         is called where the data arrives, so that no task has to wake for each token. An error that it raises ends the
@@ -168,13 +212,11 @@ class Engine(Protocol):
     def step_times(self) -> StepTimes | None:
         """Recent durations of the engine's steps; None if they are unknown."""
 
-    async def encode(self, text: str) -> Sequence[int] | str:
-        """Return the tokens of a value, as ordinary text: never control tokens. An engine that accepts text returns the
-        text."""
+    def open_text(self, *, adds_space: bool) -> TextRun:
+        """Return an empty run of text. Its text is ordinary text: it never becomes control tokens.
 
-    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        """Return the tokens of a growing value that no later text can change, and the length of their text in
-        characters. Return (), 0 if that cannot be known."""
+        `adds_space`: put a space before the text if it is not empty, as some vocabularies need it.
+        """
 
     def open(self, scope: str, urgency: Urgency) -> EngineContext:
         """Open an empty context. Contexts of different scopes share no KV cache. Raises EngineLost if the engine

@@ -51,9 +51,10 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
                     found.append(PrefixKey(length + (end if weight is None else min(end, weight)), key, False))
                 length += segment.length
             case Characters(text):
+                size = segment.length
                 for end, extended_key in _text_keys(key, text):
-                    found.append(PrefixKey(length + end, extended_key, False))
-                key, length = found[-1].key, length + segment.length
+                    found.append(PrefixKey(length + min(end, size), extended_key, False))
+                key, length = found[-1].key, length + size
             case Messages():
                 size = segment.length
                 for end, extended_key in _message_keys(key, segment):

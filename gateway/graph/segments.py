@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from engine.sampling_params import SamplingParams
 from gateway.graph.references import Reference
@@ -14,8 +14,11 @@ from gateway.graph.transform import Transform
 
 @dataclass(frozen=True)
 class Text:
-    """Known text of a prompt, as tokens. `weight`: number of tokens for estimates, if it differs from their number: an
-    image may have many tokens and be prefilled fast."""
+    """Known text of a prompt, as tokens that no text next to it can change.
+
+    `weight`: number of tokens for estimates, if it differs from their number: an image may have many tokens and be
+    prefilled fast.
+    """
 
     tokens: Sequence[int]
     weight: int | None = None
@@ -28,14 +31,23 @@ class Text:
 
 @dataclass(frozen=True)
 class Characters:
-    """Known text of a prompt, for an engine that accepts text instead of tokens."""
+    """Known text of a prompt.
+
+    An engine that accepts text gets it unchanged. For an engine that accepts tokens it is tokenised together with the
+    texts, values and generated texts next to it, up to the next `Text`.
+
+    `adds_space`: whether the vocabulary puts a space before this text, or before the value after it if it is empty.
+    `weight`: number of tokens for estimates, if the engine accepts tokens.
+    """
 
     text: str
+    adds_space: bool = False
+    weight: int | None = None
 
     @property
     def length(self) -> int:
-        """Number of characters."""
-        return len(self.text)
+        """Number of tokens for estimates, or number of characters if the engine accepts text."""
+        return len(self.text) if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,8 @@ class Slot:
     """Place in a prompt where the model generates text.
 
     `name` None: the call's output. `thinks`: whether the generated text may begin with reasoning; `begun`: the prompt
-    ends inside the reasoning.
+    ends inside the reasoning. `heals`: whether the text before the slot may end inside a word or a token, which the
+    generated text completes.
     """
 
     name: str | None
@@ -93,22 +106,52 @@ class Slot:
     transform: Transform | None = None
     where: str = "semantic.output"
     thinks: Literal["perhaps", "begun"] | None = None
+    heals: bool = False
 
 
-Segment = Text | Characters | Messages | Input | Slot
+@dataclass(frozen=True)
+class Trim:
+    """Place in a prompt from which on white space is removed, because the chat template removes it from messages.
+
+    `left`: white space up to the next visible character. `right`: white space before the next `Trim`. With neither, the
+    removal ends.
+    """
+
+    length: ClassVar[int] = 0
+    left: bool = False
+    right: bool = False
+
+
+class Trimmer:
+    """Remover of white space from a text that arrives in pieces. See `Trim`."""
+
+    def __init__(self, trim: Trim) -> None:
+        self._left = trim.left
+        self._right = trim.right
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Return the text that certainly stays."""
+        if self._left:
+            text = text.lstrip()
+            self._left = not text
+        if not self._right:
+            return text
+        text = self._held + text
+        kept = text.rstrip()
+        self._held = text[len(kept) :]
+        return kept
+
+    def release(self) -> str:
+        """Return the white space that was held back, because visible text follows it. Remove nothing from now on."""
+        text, self._held = self._held, ""
+        self._left = self._right = False
+        return text
+
+
+Segment = Text | Characters | Messages | Input | Slot | Trim
 PromptContent = Sequence[int] | str | Messages
 """Content that fills an engine's context: tokens, or text and messages if the engine accepts no tokens."""
-
-
-def content_of(segment: Text | Characters | Messages) -> PromptContent:
-    """Return the content that `fill` gets for a segment."""
-    match segment:
-        case Text(tokens):
-            return tokens
-        case Characters(text):
-            return text
-        case Messages():
-            return segment
 
 
 def content_size(content: PromptContent) -> int:

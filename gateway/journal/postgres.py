@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.journal.storage import SCHEMA, Batch, JournalError, LeaseLost, Row
+from gateway.journal.storage import READABLE_SCHEMAS, SCHEMA, Batch, JournalError, LeaseLost, Row
 
 if TYPE_CHECKING:  # an optional dependency
     import asyncpg
@@ -174,6 +174,9 @@ class PostgresStorage:
                     await connection.execute(_CREATE)
                     await connection.execute("INSERT INTO myna_schema VALUES ($1)", SCHEMA)
                 schema = await connection.fetchval("SELECT version FROM myna_schema")
+                if schema in READABLE_SCHEMAS and schema != SCHEMA:  # an older version could not read the new records
+                    await connection.execute("UPDATE myna_schema SET version = $1", SCHEMA)
+                    schema = SCHEMA
         except (*self.failures, ValueError) as error:
             await self._disconnect()
             raise JournalError(f"the journal at {self.name} cannot be used: {_error_text(error)}") from error

@@ -25,11 +25,11 @@ from gateway.graph.events import (
     VariableDeleted,
 )
 from gateway.graph.references import Reference
-from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, Text
+from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, Text, Trim
 from gateway.graph.session import Session
 from gateway.graph.transform import Transform
 from gateway.graph.variable import VariableState
-from gateway.journal.message_codec import characters, decode_messages, encode_messages, has_marks
+from gateway.journal.message_codec import decode_messages, encode_messages, has_marks
 from gateway.journal.storage import Entry
 
 
@@ -79,10 +79,18 @@ class ExposureRecord(_Record, frozen=True, tag="shown"):
 
 
 class TextPart(_Record, frozen=True, tag="text"):
-    """Tokens, as 32-bit integers in the machine's byte order. For texts and messages, see `message_codec`."""
+    """Tokens, as 32-bit integers in the machine's byte order. For messages, see `message_codec`."""
 
     tokens: bytes
     weight: int | None = None
+
+
+class CharactersPart(_Record, frozen=True, tag="characters"):
+    """Text that is not tokenised yet. Before schema 3 it was stored as the code points of a `TextPart`."""
+
+    text: str
+    adds_space: bool
+    weight: int | None
 
 
 class InputPart(_Record, frozen=True, tag="input"):
@@ -102,6 +110,17 @@ class SlotPart(_Record, frozen=True, tag="slot"):
     transform: dict[str, Any] | None
     where: str
     thinks: Literal["perhaps", "begun"] | None = None
+    heals: bool = False
+
+
+class TrimPart(_Record, frozen=True, tag="trim"):
+    """A place from which on white space is removed."""
+
+    left: bool
+    right: bool
+
+
+Part = TextPart | CharactersPart | InputPart | SlotPart | TrimPart
 
 
 class CallRecord(_Record, frozen=True, tag="call"):
@@ -112,7 +131,7 @@ class CallRecord(_Record, frozen=True, tag="call"):
     created: float
     depth: int
     model: str
-    segments: list[TextPart | InputPart | SlotPart]
+    segments: list[Part]
     parts: list[str | InputPart] | None
     inputs: dict[str, int]
     makes: dict[str, int]
@@ -120,7 +139,7 @@ class CallRecord(_Record, frozen=True, tag="call"):
     objective: Objective | None
     share: bool
     salt: str = ""
-    fallbacks: list[tuple[str, list[TextPart | InputPart | SlotPart]]] = []
+    fallbacks: list[tuple[str, list[Part]]] = []
 
 
 class Outcome(_Record, frozen=True):
@@ -260,41 +279,47 @@ def _call(call: Call) -> CallRecord:
     )
 
 
-def _segment_record(segment: Segment) -> TextPart | InputPart | SlotPart:
+def _segment_record(segment: Segment) -> Part:
     match segment:
         case Text(tokens, weight):
             return TextPart(array("i", tokens).tobytes(), weight)
-        case Characters(text):
-            return TextPart(characters(text).tobytes())
+        case Characters(text, adds_space, weight):
+            return CharactersPart(text, adds_space, weight)
         case Messages():
             return TextPart(encode_messages(segment).tobytes(), segment.weight)
         case Input():
             return _input_record(segment)
-        case Slot(name, sampling, transform, where, thinks):
+        case Trim(left, right):
+            return TrimPart(left, right)
+        case Slot(name, sampling, transform, where, thinks, heals):
             transform_fields = None if transform is None else _non_default(transform)
-            return SlotPart(name, _non_default(sampling), transform_fields, where, thinks)
+            return SlotPart(name, _non_default(sampling), transform_fields, where, thinks, heals)
 
 
 def _input_record(part: Input) -> InputPart:
     return InputPart(part.reference.name, part.reference.path, part.where)
 
 
-def _segments(parts: Sequence[TextPart | InputPart | SlotPart]) -> list[Segment]:
+def _segments(parts: Sequence[Part]) -> list[Segment]:
     texts = {index: array("i", part.tokens) for index, part in enumerate(parts) if isinstance(part, TextPart)}
     are_messages = any(map(has_marks, texts.values()))
     return [_segment(part, texts.get(index), are_messages) for index, part in enumerate(parts)]
 
 
-def _segment(part: TextPart | InputPart | SlotPart, text: "array[int] | None", is_message: bool) -> Segment:
+def _segment(part: Part, text: "array[int] | None", is_message: bool) -> Segment:
     match part:
         case TextPart(_, weight):
             assert text is not None
             return decode_messages(text, weight) if is_message else Text(text, weight)
+        case CharactersPart(characters, adds_space, weight):
+            return Characters(characters, adds_space, weight)
+        case TrimPart(left, right):
+            return Trim(left, right)
         case InputPart(name, path, where):
             return Input(Reference(name, path), where)
-        case SlotPart(name, sampling, transform, where, thinks):
+        case SlotPart(name, sampling, transform, where, thinks, heals):
             restored = None if transform is None else msgspec.convert(transform, Transform)
-            return Slot(name, msgspec.convert(sampling, SamplingParams, strict=False), restored, where, thinks)
+            return Slot(name, msgspec.convert(sampling, SamplingParams, strict=False), restored, where, thinks, heals)
 
 
 def _part(part: str | InputPart) -> str | Input:

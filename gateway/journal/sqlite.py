@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from gateway.journal.storage import SCHEMA, Batch, Entry, JournalError, Row
+from gateway.journal.storage import READABLE_SCHEMAS, SCHEMA, Batch, Entry, JournalError, Row
 
 _Result = TypeVar("_Result")
 
@@ -82,6 +82,8 @@ class JournalFile:
         execute("PRAGMA synchronous = FULL")  # stored facts survive a crash of the machine, not only of the process
         execute("BEGIN IMMEDIATE")
         execute("COMMIT")
+        if not new:
+            execute(f"PRAGMA user_version = {SCHEMA}")  # an older version could not read the new records
         if new:
             self._connection.executescript(f"BEGIN; {_CREATE} COMMIT;")
 
@@ -99,7 +101,7 @@ class JournalFile:
                 f"the journal {self._path} was written by a newer myna (schema {schema}; this one supports {SCHEMA}); "
                 "update myna"
             )
-        if schema < SCHEMA:
+        if schema not in READABLE_SCHEMAS:
             raise JournalError(
                 f"the journal {self._path} was written by an older myna (schema {schema}; this one supports {SCHEMA}); "
                 "move it away to start with an empty journal, or finish its sessions with that version"

@@ -7,8 +7,10 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-SCHEMA = 2
-"""Version of the stored records; see `records`. Each storage contains the version that created it."""
+SCHEMA = 3
+"""Version of the stored records; see `records`. Each storage contains the version of its newest records."""
+READABLE_SCHEMAS = (2, SCHEMA)
+"""Versions whose records this version reads. A storage of an older one of them gets the current version."""
 
 
 class JournalError(Exception):

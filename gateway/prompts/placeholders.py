@@ -2,20 +2,35 @@
 
 import re
 import secrets
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engine.tokenizer import Preceding, Tokenizer
-from gateway.graph.segments import Input, Segment, Slot, Text
+from gateway.graph.segments import Input, Segment, Slot, Trim
 from gateway.prompts.content_parser import Media, Piece
-from gateway.prompts.prompt import over_window
+from gateway.prompts.segment_builder import SegmentBuilder
 
 _NONCE = secrets.token_hex(8)
 """Random part of the marks. It never leaves the process, not even as tokens, so that no client can forge a mark."""
 _MARK = re.compile(f"\ue000{_NONCE}-(\\d+)\ue001")
+_EDGE_NONCE = "".join(secrets.choice("\x1c\x1d\x1e\x1f") for _ in range(32))
+_EDGE = re.compile(f"{_EDGE_NONCE}([\x1c\x1d]{{20}})")
+"""Numbered white space at an edge of a content. It disappears if the template removes white space there."""
 END_MARK = f"\ue000{_NONCE}-end\ue001"
 """Mark of the end of a message that the answer continues."""
+
+
+@dataclass(frozen=True)
+class _TrimMark:
+    """A place from which on the template would remove white space, if it removes it at an edge of the content.
+
+    `left`, `right`: numbers of these edges; None for an edge that is visible text. `ends`: the end of such a place.
+    """
+
+    left: int | None
+    right: int | None
+    ends: bool = False
 
 
 class PlaceholderMap:
@@ -23,13 +38,35 @@ class PlaceholderMap:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pieces: list[str | Input | Slot] = []
+        self._pieces: list[str | Input | Slot | _TrimMark] = []
+        self._edges = 0
+        """Number of edges of contents that were marked."""
 
-    def mark_pieces(self, pieces: Iterable[Piece]) -> str:
-        """Return the pieces of a content as one text, with marks for references, slots and control tokens."""
-        return "".join(
-            [self.neutralise_text(piece) if isinstance(piece, str) else self._mark(piece) for piece in pieces]
-        )
+    def mark_pieces(self, pieces: Sequence[Piece]) -> str:
+        """Return the pieces of a content as one text, with marks for references, slots and control tokens.
+
+        If a value stands at an edge of the content, white space with a number marks the edge.
+        """
+        marked = [self.neutralise_text(piece) if isinstance(piece, str) else self._mark(piece) for piece in pieces]
+        visible = [index for index, piece in enumerate(pieces) if not isinstance(piece, str) or piece.strip()]
+        if not visible:
+            return "".join(marked)
+        first, last = visible[0], visible[-1]
+        left = self._new_edge() if isinstance(pieces[first], Input) else None
+        right = self._new_edge() if isinstance(pieces[last], Input) else None
+        known = next((index for index in reversed(visible) if not isinstance(pieces[index], Input)), None)
+        if right is not None:
+            marked[last] += self._mark(_TrimMark(None, right, ends=True))
+        if right is not None and known is not None:  # white space is removed after the last visible text
+            kept = marked[known].rstrip()
+            marked[known] = kept + self._mark(_TrimMark(None, right)) + marked[known][len(kept) :]
+        if left is not None:
+            marked[first] = self._mark(_TrimMark(left, right if known is None else None)) + marked[first]
+        return _edge(left) + "".join(marked) + _edge(right)
+
+    def _new_edge(self) -> int:
+        self._edges += 1
+        return self._edges
 
     def mark_template(self, pieces: Iterable[str | Input | Slot]) -> str:
         """Return the pieces of a client's own template as one text. Control tokens in it stay control tokens."""
@@ -53,63 +90,67 @@ class PlaceholderMap:
         pattern = self._tokenizer.control_pattern
         return text if pattern is None else pattern.sub(lambda match: self._mark(match.group()), text)
 
-    def _mark(self, piece: Piece) -> str:
+    def _mark(self, piece: "Piece | _TrimMark") -> str:
         assert not isinstance(piece, Media), "refused before"
         self._pieces.append(piece)
         return f"\ue000{_NONCE}-{len(self._pieces) - 1}\ue001"
 
-    def segments(self, rendered: str, window: int | None, param: str) -> list[Segment]:
-        """Return the rendered template as segments: references, slots, and the tokens between them. Raises RequestError
-        as soon as it has at least as many tokens as the window. `param`: path of the prompt in the request."""
-        segments: list[Segment] = []
-        tokens: list[int] = []
-        known = 0
-        for run, preceding in self._runs(rendered):
-            if isinstance(run, str):
-                left = None if window is None else window - known - len(tokens)
-                if left is not None and len(run) > left and (minimum := self._tokenizer.minimum_tokens(run)) >= left:
-                    raise over_window(window or 0, known + len(tokens) + minimum, param)
-                tokens += self._tokenizer.encode(run, after=preceding, max_tokens=left)
-            elif isinstance(run, int):
-                tokens.append(run)
-            else:
-                if tokens:
-                    segments.append(text_segment(tokens))
-                    known += len(tokens)
-                tokens = []
-                segments.append(run)
-            if window is not None and known + len(tokens) >= window:
-                raise over_window(window, known + len(tokens), param)
-        if tokens:
-            segments.append(text_segment(tokens))
-        return segments
+    def segments(self, rendered: str, window: int | None, param: str, *, heals: bool = False) -> list[Segment]:
+        """Return the rendered template as segments. Raises RequestError as soon as it has at least as many tokens as
+        the window.
 
-    def _runs(self, rendered: str) -> Iterator[tuple[str | int | Input | Slot, Preceding]]:
-        """Yield runs of ordinary text, as long as possible, and the control tokens, references and slots between them.
-        The second element is the kind of the part that precedes a run."""
-        run = ""
+        `param`: path of the prompt in the request. `heals`: generated text completes the end of the prompt.
+        """
+        kept_edges: set[int] = set()
+        if self._edges:
+            kept_edges = {_edge_number(found) for found in _EDGE.finditer(rendered)}
+            rendered = _EDGE.sub("", rendered)
+        builder = SegmentBuilder(self._tokenizer, window, param)
+        run: list[str | Input | Slot | Trim] = []
         preceding: Preceding = "nothing"
+        for part in self._parts(rendered):
+            if isinstance(part, _TrimMark):
+                left, right = (edge is not None and edge not in kept_edges for edge in (part.left, part.right))
+                if left or right:
+                    run.append(Trim() if part.ends else Trim(left, right))
+            elif isinstance(part, int):
+                builder.add_run(run, preceding)
+                builder.add_control_token(part)
+                run, preceding = [], "control"
+            else:
+                run.append(part)
+        builder.add_run(run, preceding, heals=heals)
+        return builder.finish()
+
+    def _parts(self, rendered: str) -> "Iterator[str | int | Input | Slot | _TrimMark]":
+        """Yield the ordinary texts, as long as possible, and the control tokens and other pieces between them."""
+        text = ""
         pattern = self._tokenizer.control_pattern
         for index, part in enumerate([rendered] if pattern is None else pattern.split(rendered)):
+            pieces: Sequence[str | int | Input | Slot | _TrimMark]
             if index % 2:
-                if run:
-                    yield run, preceding
-                run, preceding = "", "control"
-                yield self._tokenizer.control[part], preceding
-                continue
-            for position, piece in enumerate(_MARK.split(part)):
-                piece_or_mark = self._pieces[int(piece)] if position % 2 else piece
-                if isinstance(piece_or_mark, str):
-                    run += piece_or_mark
+                pieces = [self._tokenizer.control[part]]
+            else:
+                split = enumerate(_MARK.split(part))
+                pieces = [self._pieces[int(piece)] if number % 2 else piece for number, piece in split]
+            for piece in pieces:
+                if isinstance(piece, str):
+                    text += piece
                     continue
-                if run:
-                    yield run, preceding
-                run, preceding = "", "text"
-                yield piece_or_mark, preceding
-        if run:
-            yield run, preceding
+                if text:
+                    yield text
+                text = ""
+                yield piece
+        if text:
+            yield text
 
 
-def text_segment(tokens: Sequence[int]) -> Text:
-    """Return a segment of these tokens. An array needs a ninth of a list's memory."""
-    return Text(array("i", tokens))
+def _edge(number: int | None) -> str:
+    """Return the white space that marks an edge; none for None. The number is in its last characters, in binary."""
+    if number is None:
+        return ""
+    return _EDGE_NONCE + f"{number:020b}".translate({ord("0"): "\x1c", ord("1"): "\x1d"})
+
+
+def _edge_number(found: re.Match[str]) -> int:
+    return int(found[1].translate({0x1C: "0", 0x1D: "1"}), 2)

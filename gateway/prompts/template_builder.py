@@ -16,8 +16,9 @@ from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.chat_template import ChatTemplate, Messages, TemplateRefused
 from gateway.prompts.content_parser import ContentParser
 from gateway.prompts.passthrough_builder import needless_continuation
-from gateway.prompts.placeholders import END_MARK, PlaceholderMap, text_segment
+from gateway.prompts.placeholders import END_MARK, PlaceholderMap
 from gateway.prompts.prompt import ChatInput, Prompt, over_window
+from gateway.prompts.segment_builder import text_segment
 from gateway.prompts.tool_calls.description import describe_in_text
 from gateway.prompts.tool_calls.formats import format_of_template
 from gateway.prompts.tool_calls.tools import Tool
@@ -79,7 +80,13 @@ class TemplatePromptBuilder(PromptBuilder):
         if chat.continue_final_message and parts is not None:
             raise needless_continuation(chat)
         segments, begins_reasoning = self._render(
-            template, placeholders, safe_messages, chat, tools, opens=parts is None and chat.add_generation_prompt
+            template,
+            placeholders,
+            safe_messages,
+            chat,
+            tools,
+            opens=parts is None and chat.add_generation_prompt,
+            heals=parts is None and answer.heals,
         )
         written = [segment.name for segment in segments if isinstance(segment, Slot)]
         if sorted(written, key=str) != sorted(parser.placed):
@@ -101,8 +108,10 @@ class TemplatePromptBuilder(PromptBuilder):
         tools: Sequence[Tool],
         *,
         opens: bool,
+        heals: bool,
     ) -> _Rendered:
-        """Render the messages with the chat template. `opens`: whether a new answer begins after them."""
+        """Render the messages with the chat template. `opens`: whether a new answer begins after them. `heals`: whether
+        the answer completes the end of the prompt."""
         if chat.continue_final_message:
             messages[-1]["content"] += END_MARK
         options = chat.template_options or {}
@@ -130,7 +139,8 @@ class TemplatePromptBuilder(PromptBuilder):
             if not end:
                 message = "the model's chat template does not write the last message unchanged"
                 raise RequestError(400, message, param=chat.path("continue_final_message"))
-        return _Rendered(placeholders.segments(text, self._window, chat.path(chat.field)), begins_reasoning)
+        segments = placeholders.segments(text, self._window, chat.path(chat.field), heals=heals)
+        return _Rendered(segments, begins_reasoning)
 
     def _check_length(self, chat: ChatInput) -> None:
         """Raise RequestError if the messages cannot fit into the window, before the template renders them.

@@ -7,17 +7,20 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from gateway.engines.protocol import ContextEvent, Engine, EngineContext, PrefillResult, TokenDelta
+from gateway.engines.protocol import ContextEvent, Engine, EngineContext, PrefillResult, TextRun, TokenDelta
 from gateway.graph.call import Call, CallState, Rendering
 from gateway.graph.errors import Failure, GraphError
+from gateway.graph.references import Reference
 from gateway.graph.segments import (
     Characters,
+    Digest,
     Input,
     Messages,
     PromptContent,
     Slot,
     Text,
-    content_of,
+    Trim,
+    Trimmer,
     content_size,
     update_digest,
 )
@@ -30,22 +33,19 @@ from gateway.scheduler.transforms import TransformFailed, apply
 log = logging.getLogger("myna.scheduler")
 
 _STREAM_CHARACTERS = 96
-"""Number of unfilled characters of a growing value from which its stable tokens are filled."""
-
-
+"""Number of characters of a growing value that are added to the prompt at a time."""
 _TOKEN_BYTES = 4
 """Memory of a token in the gateway, in bytes."""
-
-
-class UnstableTokens(Exception):
-    """Tokens that were filled from a growing value are not the first tokens of the whole value."""
 
 
 class CallAttempt:
     """Owner of the prompt content that one attempt has filled so far.
 
-    No error of an attempt is final. After `ProducerRestarted`, `UnstableTokens` and `EngineLost` the call may get
-    another attempt. After `CallFailed` and other engine failures it cannot succeed.
+    Known texts, values and generated texts next to each other are one run of text, which the engine tokenises as a
+    whole. So the prompt has the tokens that it would have if the client had written the values into it.
+
+    No error of an attempt is final. After `ProducerRestarted` and `EngineLost` the call may get another attempt. After
+    `CallFailed` and other engine failures it cannot succeed.
     """
 
     def __init__(
@@ -56,28 +56,39 @@ class CallAttempt:
         context: EngineContext,
         inputs: InputReader,
         *,
-        patient: bool,
         on_prefilled: Callable[[Call], None] = lambda call: None,
     ) -> None:
-        """`rendering`: the prompt as rendered for the engine's model. `patient`: fill only values that are complete.
-        `on_prefilled`: called when the engine has prefilled all before the first slot."""
+        """`rendering`: the prompt as rendered for the engine's model. `on_prefilled`: called when the engine has
+        prefilled all before the first slot."""
         self._call = call
         self._rendering = rendering
         self._engine = engine
         self._context = context
         self._inputs = inputs
-        self._patient = patient
         self._on_prefilled = on_prefilled
         self._filled: list[PromptContent] = []
+        """Content before the first slot."""
         self._filled_size = 0
         """Number of tokens or characters that were filled."""
+        self._run: TextRun | None = None
+        """The current run of text; None after a control token or a message."""
+        self._position = 0
+        """Position in the context at which the run's pending text begins."""
+        self._is_rewriting = False
+        """Whether the context has other content at this position: pending text, and text generated after it."""
+        self._length = self._counted_length = 0
+        """Length of the context, and the longest one so far: what was counted as prompt is not counted again."""
+        self._trimmer: Trimmer | None = None
+        self._is_slot_prepared = False
+        """Whether all text before the next slot is filled."""
         self._next_segment = 0
         """Index of the next segment."""
         self._parts = deque(call.spec.parts or ())
         """Remaining parts of the output."""
         self._output_size = 0
         """Size of the output so far, in bytes."""
-        self._value_digests: dict[str, str] = {}
+        self._values: dict[str, bytes] = {}
+        """Known values in UTF-8, by name."""
         self._slot_numbers = {name: number for number, name in enumerate(call.slots)}
 
     async def prepare(self) -> bytes | None:
@@ -88,13 +99,13 @@ class CallAttempt:
         """
         for segment in self._rendering.segments:
             if isinstance(segment, Slot):
+                await self._fill_rest()
                 break
             self._next_segment += 1
-            if isinstance(segment, Input):
-                await self._fill_value(segment)
-            else:
-                self._fill(content_of(segment))
-        return self._identity()
+            await self._fill_segment(segment)
+        identity = self._identity()
+        self._filled.clear()
+        return identity
 
     def _identity(self) -> bytes | None:
         spec = self._call.spec
@@ -103,50 +114,124 @@ class CallAttempt:
         digest = hashlib.blake2b(digest_size=20)
         for filled in self._filled:
             update_digest(digest, filled)
-        after_slot = False
-        for segment in self._rendering.segments:
+        trimmer: Trimmer | None = None
+        for segment in self._rendering.segments[self._next_segment :]:
             match segment:
+                case Trim():
+                    trimmer = Trimmer(segment)
                 case Slot():
-                    after_slot = True
-                    digest.update(f"\0{segment.sampling!r}\0{segment.transform!r}".encode())
-                case Input(reference) if after_slot:
-                    digest.update(f"\0{self._origin(reference.name)}{reference.path!r}".encode())
-                case Text() | Characters() | Messages() if after_slot:
-                    digest.update(b"\0t")
-                    update_digest(digest, content_of(segment))
+                    trimmer = None
+                    digest.update(f"\xffs{segment.sampling!r}\0{segment.transform!r}\0{segment.heals}".encode())
+                case Input(reference):
+                    self._digest_value(digest, reference, trimmer)
+                case Text(tokens):
+                    digest.update(b"\xfft")
+                    update_digest(digest, tokens)
+                case Characters(text):
+                    update_digest(digest, text if trimmer is None else trimmer.push(text))
+                case Messages():
+                    update_digest(digest, segment)
+        digest.update(b"\xffp")
         for part in spec.parts or ():
-            text = part if isinstance(part, str) else f"{self._origin(part.reference.name)}{part.reference.path!r}"
-            digest.update(f"\0p{text}".encode())
-        digest.update(f"{self._rendering.model}\0{spec.salt}".encode())
+            if isinstance(part, str):
+                update_digest(digest, part)
+            else:
+                self._digest_value(digest, part.reference, None)
+        digest.update(f"\xff{self._rendering.model}\0{spec.salt}".encode())
         return digest.digest()
 
-    def _origin(self, name: str) -> str:
-        """Return the identity of a variable: its value, the number of the call's own slot, or the name of a variable
-        that has no value yet."""
-        call = self._call
+    def _digest_value(self, digest: Digest, reference: Reference, trimmer: Trimmer | None) -> None:
+        """Add what a reference stands for to a digest: the value itself if it is known, as if it stood in the prompt;
+        otherwise the number of the call's own slot, or the name of the variable."""
+        name, path, call = reference.name, reference.path, self._call
         if name in call.slots:
-            return f"s{self._slot_numbers[name]}"
+            digest.update(f"\xffn{self._slot_numbers[name]}{path!r}\xff".encode())
+            return
         source = call.inputs[name]
-        if source.state is not VariableState.READY:
-            return f"n{name}"
-        if name not in self._value_digests:  # computed once: a prompt may refer to a large value many times
-            self._value_digests[name] = hashlib.blake2b((source.value or "").encode(), digest_size=20).hexdigest()
-        return f"v{self._value_digests[name]}"
+        if source.state is VariableState.READY and not path and trimmer is not None:
+            update_digest(digest, trimmer.push(source.value or ""))
+        elif source.state is VariableState.READY and not path:
+            if name not in self._values:  # encoded once: a prompt may refer to a large value many times
+                self._values[name] = (source.value or "").encode(errors="surrogatepass")
+            digest.update(self._values[name])
+        elif source.state is VariableState.READY:
+            value = hashlib.blake2b((source.value or "").encode(errors="surrogatepass"), digest_size=20).hexdigest()
+            digest.update(f"\xffv{value}{path!r}\xff".encode())
+        else:
+            digest.update(f"\xffv{name}{path!r}\xff".encode())
 
     async def generate(self) -> None:
         """Generate the slots, and fill the segments between them. Then the output is complete, but not final."""
         for segment in self._rendering.segments[self._next_segment :]:
             if isinstance(segment, Slot):
                 await self._generate(segment)
-            elif isinstance(segment, Input):
-                await self._fill_value(segment)
             else:
-                self._fill(content_of(segment))
+                await self._fill_segment(segment)
         await self._append_parts(None)
 
     # prompt
 
+    async def _fill_segment(self, segment: Text | Characters | Messages | Input | Trim) -> None:
+        match segment:
+            case Text(tokens):
+                await self._end_run()
+                self._fill_final(tokens)
+            case Messages():
+                await self._end_run()
+                self._fill_final(segment)
+            case Characters(text, adds_space):
+                if self._run is None:
+                    self._run = self._engine.open_text(adds_space=adds_space)
+                await self._push(text)
+            case Input():
+                await self._fill_value(segment)
+            case Trim():
+                self._trimmer = Trimmer(segment) if segment.left or segment.right else None
+
+    async def _push(self, text: str) -> None:
+        """Add known text to the run, and fill what no later text can change."""
+        if self._trimmer is not None:
+            text = self._trimmer.push(text)
+        if self._run is None:
+            self._run = self._engine.open_text(adds_space=False)
+        self._fill_final(await self._run.push(text))
+
+    async def _end_run(self) -> None:
+        """Fill the rest of the run. What follows is no text."""
+        if self._run is not None:
+            self._fill_final(await self._run.finish())
+            self._run = None
+        self._is_rewriting = False
+
+    async def _fill_rest(self) -> None:
+        """Fill all text before a slot. It may be filled again together with the text after the slot, as other
+        tokens."""
+        self._is_slot_prepared = True
+        if self._trimmer is not None:
+            held, self._trimmer = self._trimmer.release(), None
+            await self._push(held)
+        if self._run is not None:
+            self._fill(await self._run.rest())
+            self._is_rewriting = self._run.is_rewritten
+
+    def _resume_run(self, text: str, tokens: int) -> None:
+        """Add the generated text of a slot to the run. `tokens`: number of its tokens."""
+        if self._run is None:
+            self._run = self._engine.open_text(adds_space=False)
+        self._run.resume(text)
+        self._is_rewriting = self._run.is_rewritten
+        self._length += tokens if self._run.is_rewritten else len(text)
+        self._counted_length = max(self._length, self._counted_length)
+
+    def _fill_final(self, content: PromptContent) -> None:
+        """Fill content that stays as it is."""
+        self._fill(content)
+        if content_size(content):
+            self._is_rewriting = False
+        self._position += content_size(content)
+
     def _fill(self, content: PromptContent) -> None:
+        """Fill content at the position at which the pending text begins."""
         size = content_size(content)
         if not size:
             return
@@ -155,15 +240,21 @@ class CallAttempt:
         if self._filled_size > maximum:  # not all engines check the length themselves
             message = f"the prompt has more than {maximum} tokens or characters, the maximum of a session"
             raise CallFailed(Failure("too_large", message, self._call.id))
-        self._context.fill(content)
+        if self._is_rewriting:
+            self._context.fill(content, start=self._position)
+            self._length = self._position + size
+        else:
+            self._context.fill(content)
+            self._length += size
+        added, self._counted_length = self._length - self._counted_length, max(self._length, self._counted_length)
+        self._call.usage.prompt += math.ceil(max(0, added) * self._engine.tokens_per_unit)
         self._filled.append(content)
-        self._call.usage.prompt += math.ceil(size * self._engine.tokens_per_unit)
 
     async def _fill_value(self, segment: Input) -> None:
         """Fill the value of a reference, and wait for it."""
         source = self._source(segment)
-        if source.state.is_final or segment.reference.path or self._patient:
-            self._fill(await self._engine.encode(await self._value(segment)))
+        if source.state.is_final or segment.reference.path:
+            await self._push(await self._value(segment))
         else:
             await self._fill_growing_value(segment, source)
 
@@ -193,24 +284,20 @@ class CallAttempt:
             self._call.set_state(CallState.WAITING)
 
     async def _fill_growing_value(self, segment: Input, source: Variable) -> None:
-        """Fill a value while it grows, as far as its tokens are stable. Raises UnstableTokens if the whole value has
-        other first tokens."""
+        """Fill a value while it grows, as far as its tokens are stable."""
         self._mark_waiting()
-        rest = ""
-        filled: list[int] = []
+        pending: list[str] = []
+        length = filled_length = 0
         with source.read() as reader:
             while pieces := await self._call.next_pieces(reader, source):
-                rest += "".join([piece.text for piece in pieces])
-                if len(rest) < _STREAM_CHARACTERS:
-                    continue
-                tokens, length = self._engine.encode_stable(rest)
-                self._fill(tokens)
-                filled += tokens
-                rest = rest[length:]
-        whole = await self._engine.encode(await self._value(segment))
-        if list(whole[: len(filled)]) != filled:
-            raise UnstableTokens
-        self._fill(whole[len(filled) :])
+                for piece in pieces:
+                    pending.append(piece.text)
+                    length += len(piece.text)
+                if length >= _STREAM_CHARACTERS:
+                    await self._push("".join(pending))
+                    filled_length += length
+                    pending, length = [], 0
+        await self._push((await self._value(segment))[filled_length:])
 
     # slots
 
@@ -221,7 +308,8 @@ class CallAttempt:
             await self._append_parts(slot)
         if slot.name is not None and slot.name in call.slot_texts:  # generated by an earlier attempt
             text = call.slot_texts[slot.name]
-            self._fill(await self._engine.encode(text))
+            await self._push(text)
+            self._is_slot_prepared = False
             if in_output:
                 call.output.append(Piece(text))
             return
@@ -229,8 +317,13 @@ class CallAttempt:
         targets = [] if slot.transform is not None else [variable]
         if in_output:
             targets.append(call.output)
+        if not self._is_slot_prepared:
+            await self._fill_rest()
+        self._is_slot_prepared = False
         pieces = await self._generate_pieces(slot, targets)
         text = "".join([piece.text for piece in pieces])
+        if slot is not self._rendering.segments[-1]:
+            self._resume_run(text, sum(piece.tokens for piece in pieces))
         if slot.transform is not None:
             try:
                 value = await apply(slot.transform, text)
@@ -293,7 +386,7 @@ class CallAttempt:
                 usage.prompt, usage.cached, usage.completion = event.prompt, event.cached, event.completion
                 usage.reasoning = event.reasoning
 
-        await self._context.generate(sampling, receive)
+        await self._context.generate(sampling, receive, heals=slot.heals)
         return pieces
 
     def _is_next_in_output(self, slot: Slot) -> bool:

@@ -11,7 +11,7 @@ from gateway.graph.errors import Failure, GraphError
 from gateway.graph.session import Session
 from gateway.graph.variable import ProducerRestarted
 from gateway.runtime.fair_gate import FairGate
-from gateway.scheduler.attempt import CallAttempt, UnstableTokens
+from gateway.scheduler.attempt import CallAttempt
 from gateway.scheduler.coalescing import copy_outputs, find_leader
 from gateway.scheduler.input_reader import CallFailed, InputReader, render_template, upstream_failure
 from gateway.scheduler.isolation import Isolation
@@ -118,14 +118,14 @@ class CallExecutor:
         `wait`: also if engines are ready only after a while. The call may have killed the engine. So it gets only one
         more attempt, alone on an engine: see `isolation`.
         """
-        attempt, patient = 1, False
+        attempt = 1
         suspect, lost = False, None
         while True:
             try:
                 if suspect and lost is not None:
                     await self._attempt_alone(call, rendering, lost)
                 else:
-                    await self._attempt(call, rendering, patient=patient, wait=wait, lost=lost)
+                    await self._attempt(call, rendering, wait=wait, lost=lost)
                 return
             except EngineLost as error:
                 if suspect and error.suspect:
@@ -142,11 +142,10 @@ class CallExecutor:
                 log.warning("call %s lost its engine and gets another attempt: %s", call.id, error)
                 if not suspect and not await self._has_other_engine(rendering.model, lost):
                     await asyncio.sleep(error.pause)
-            except (ProducerRestarted, UnstableTokens) as error:
+            except ProducerRestarted as error:
                 if not _reset(call):
                     message = "a value that this call had partly read is generated again"
                     raise CallFailed(Failure("engine_failed", message, call.id)) from error
-                patient = patient or isinstance(error, UnstableTokens)
 
     async def _has_other_engine(self, model: str, lost: str | None) -> bool:
         """Return whether an engine other than the lost one accepts work for the model now."""
@@ -155,7 +154,7 @@ class CallExecutor:
         except NoEngine:
             return False
 
-    async def _attempt(self, call: Call, rendering: Rendering, *, patient: bool, wait: bool, lost: str | None) -> None:
+    async def _attempt(self, call: Call, rendering: Rendering, *, wait: bool, lost: str | None) -> None:
         """Choose an engine and run one attempt. `lost`: name of the engine that lost the call before."""
         if not self._fill_ahead:
             for source in call.inputs.values():
@@ -173,7 +172,7 @@ class CallExecutor:
             prefix_index, prefixes = self._priorities.prefix_index, self._priorities.prefixes(call)
             engine = self._place(call, engines, prefix_index.tokens_by_engine(prefixes))
             prefix_index.record_placement(prefixes, engine)
-        await self._run_on(call, rendering, engine, patient=patient, alone=False)
+        await self._run_on(call, rendering, engine, alone=False)
 
     async def _attempt_alone(self, call: Call, rendering: Rendering, lost: str) -> None:
         """Run a call that may have killed an engine, on an engine without other work.
@@ -183,7 +182,7 @@ class CallExecutor:
             await call.until_final(source)
         serving = partial(self._engines.find_ready, rendering.model)
         async with self._isolation.alone(lost, serving) as engine:
-            await self._run_on(call, rendering, engine, patient=True, alone=True)
+            await self._run_on(call, rendering, engine, alone=True)
 
     def _has_contexts(self, session: Session, engine: Engine) -> bool:
         """Return whether calls of the session have contexts on the engine. They may wait for other calls of it."""
@@ -191,9 +190,8 @@ class CallExecutor:
             call.session is session and call.engine == engine.name for call in self._working_calls.values()
         )
 
-    async def _run_on(self, call: Call, rendering: Rendering, engine: Engine, *, patient: bool, alone: bool) -> None:
-        """Run one attempt on the engine, or follow an identical call that runs already. `alone`: never follow.
-        `patient`: fill only complete values."""
+    async def _run_on(self, call: Call, rendering: Rendering, engine: Engine, *, alone: bool) -> None:
+        """Run one attempt on the engine, or follow an identical call that runs already. `alone`: never follow."""
         call.engine, call.model = engine.name, rendering.model
         self._priorities.cost_model.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))
@@ -201,7 +199,7 @@ class CallExecutor:
         try:
             inputs = InputReader(call, self._parsing)
             on_prefilled = self._priorities.prompt_prefilled
-            attempt = CallAttempt(call, rendering, engine, context, inputs, patient=patient, on_prefilled=on_prefilled)
+            attempt = CallAttempt(call, rendering, engine, context, inputs, on_prefilled=on_prefilled)
             identity = await attempt.prepare()
             leader = None if alone else find_leader(call, identity)
             if leader is None:

@@ -154,13 +154,9 @@ class SimulatedEngine:
         """Durations of its steps. See `Engine.step_times`."""
         return StepTimes(self._step_budget.row_seconds, self._step_budget.stand_alone_seconds)
 
-    async def encode(self, text: str) -> Sequence[int]:
-        """Return one token for each character."""
-        return [ord(c) for c in text]
-
-    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        """Return nothing: values are filled as a whole."""
-        return [], 0
+    def open_text(self, *, adds_space: bool) -> "SimulatedRun":
+        """Return an empty run of text. See `Engine.open_text`."""
+        return SimulatedRun()
 
     def open(self, scope: str, urgency: Urgency) -> "SimulatedContext":
         """Open a context. See `Engine.open`."""
@@ -315,6 +311,27 @@ class SimulatedEngine:
             self._cache.popitem(last=False)
 
 
+class SimulatedRun:
+    """Run of text with one token for each character. See `TextRun`. Values are filled as a whole."""
+
+    is_rewritten = False
+
+    async def push(self, text: str) -> list[int]:
+        """Return the tokens of the text. See `TextRun.push`."""
+        return [ord(character) for character in text]
+
+    async def rest(self) -> list[int]:
+        """Return nothing: `push` returns all tokens. See `TextRun.rest`."""
+        return []
+
+    def resume(self, text: str) -> None:
+        """Do nothing: the context has the generated text. See `TextRun.resume`."""
+
+    async def finish(self) -> list[int]:
+        """Return nothing: `push` returns all tokens. See `TextRun.finish`."""
+        return []
+
+
 class SimulatedContext:
     """Context on a simulated engine. See `EngineContext`."""
 
@@ -345,7 +362,7 @@ class SimulatedContext:
         """Number of rows to prefill now: only full blocks, unless text is generated after them."""
         return self.unread if self.sampling is not None else self.unread - len(self._tail)
 
-    def fill(self, content: PromptContent) -> None:
+    def fill(self, content: PromptContent, *, start: int | None = None) -> None:
         """Append tokens. See `EngineContext.fill`."""
         tokens = tokens_of_content(content)
         self._tail.extend(tokens)
@@ -356,7 +373,7 @@ class SimulatedContext:
             del self._tail[:_BLOCK]
         self._engine.enqueue(self)
 
-    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback, *, heals: bool = False) -> None:
         """Generate text. See `EngineContext.generate`."""
         if self.freed:
             raise EngineLost("the context was freed")

@@ -49,7 +49,9 @@ def _describe(call: Call) -> dict[str, Any]:
             case Text(tokens):
                 prompt.append({"text": _chunks(array("i", tokens).tobytes(), len(tokens))})
             case Characters(text):
-                prompt.append({"text": _chunks(text.encode("utf-32-le", "surrogatepass"), len(text))})
+                chunks = _chunks(text.encode("utf-32-le", "surrogatepass"), len(text))
+                size = segment.length  # in tokens, if the model's tokens are known
+                prompt.append({"text": [(chunk, -(-length * size // len(text))) for chunk, length in chunks]})
             case Messages():
                 text = json.dumps([segment.fields, segment.messages])
                 prompt.append({"text": _chunks(text.encode("utf-32-le"), len(text))})

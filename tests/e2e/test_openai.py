@@ -333,8 +333,11 @@ def test_the_answer_can_continue_the_last_message(client: OpenAI, server: Gatewa
     tokens = post(server, "/tokenize", {"messages": messages, **options})["tokens"]
     assert post(server, "/detokenize", {"tokens": tokens})["prompt"].endswith("<|im_start|>assistant\nOne, two, ")
     answer = chat(client, messages=messages, extra_body=options, max_tokens=6)
-    by_tokens = client.completions.create(model=MODEL, prompt=tokens, max_tokens=6, temperature=0)
-    assert answer.choices[0].message.content == by_tokens.choices[0].text
+    messages[1]["content"] = "One, two,"  # a model has no tokens that begin after a space
+    shorter = post(server, "/tokenize", {"messages": messages, **options})["tokens"]
+    by_tokens = client.completions.create(model=MODEL, prompt=shorter, max_tokens=6, temperature=0)
+    assert " " + str(answer.choices[0].message.content) == by_tokens.choices[0].text
+    assert answer.usage.prompt_tokens == len(tokens) == len(shorter) + 1
     assert "needs an assistant's message" in refused(client, extra_body={"continue_final_message": True})[1]
 
 

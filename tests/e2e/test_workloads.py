@@ -13,7 +13,7 @@ from examples.workloads.apps import WORKLOADS
 from examples.workloads.client import MODES, App, RequestFailed
 from examples.workloads.texts import Texts
 from tests.fakes.checkpoints import write_tiny_llama
-from tests.fakes.gateway_harness import GatewayHarness
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,20 @@ async def test_every_application_does_the_same_in_every_mode(tiny: str, name: st
     assert semantic == [calls["client"]] * 2, "the same calls"
 
 
+@pytest.mark.usefixtures("batch_invariant")
+@pytest.mark.parametrize("name", ["chain", "thoughts"])
+async def test_every_answer_has_the_same_text_in_every_mode(server: GatewayHarness, name: str) -> None:
+    answers = []
+    async with aiohttp.ClientSession() as http:
+        for mode in MODES:
+            app = App(http, f"{server.address}/v1", MODEL, mode)
+            await WORKLOADS[name](app, Texts(7, scale=0.05))
+            await app.close()
+            answers.append(app.answers)
+    assert len(answers[0]) > 7
+    assert answers[0] == answers[1] == answers[2]
+
+
 async def test_a_reference_equals_the_text_that_a_client_would_paste(tiny: str) -> None:
     found = []
     async with aiohttp.ClientSession() as http:
@@ -62,8 +76,8 @@ async def test_the_mixed_load_is_reported(tiny: str) -> None:
         app = App(http, tiny, "tiny", "graph")
         await WORKLOADS["chain"](app, Texts(2, scale=0.1))
         await app.close()
-    found = {"chain": {"client": Result([2.0, 3.0, 2.5]), "graph": Result([1.0], app.spans)}}
-    assert table(found).splitlines()[-1] == "| chain | 2.50 s | 1.00 s | 2.50 |"
+    found = {"chain": {"client": Result([2.0, 3.0, 2.5]), "graph": Result([1.0], app.spans, 7, 8)}}
+    assert table(found).splitlines()[-1] == "| chain | 2.50 s | 1.00 s | 2.50 | 7 of 8 |"
     drawn = timeline(found)
     assert drawn.count('class="run"') == 8
     assert "chain, graph: 1.00 s" in drawn
@@ -76,7 +90,8 @@ def test_the_command_prints_a_table_and_draws_a_timeline(
     words = f"bench.workloads --base-url {tiny} --only chain --runs 1 --modes client graph --svg {drawing}"
     monkeypatch.setattr(sys, "argv", words.split())
     main()
-    assert re.search(r"^\| chain \| \d+\.\d\d s \| \d+\.\d\d s \| \d+\.\d\d \|$", capsys.readouterr().out, re.MULTILINE)
+    row = r"^\| chain \| \d+\.\d\d s \| \d+\.\d\d s \| \d+\.\d\d \| 8 of 8 \|$"
+    assert re.search(row, capsys.readouterr().out, re.MULTILINE)
     assert drawing.read_text().startswith("<svg")
 
 

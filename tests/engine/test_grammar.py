@@ -422,9 +422,9 @@ def test_a_budget_owes_a_bounded_time() -> None:
 def test_other_requests_continue_while_a_grammar_compiles(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, release = Grammars._compile, threading.Event()
 
-    def compile_slowly(self: Grammars, sampling: SamplingParams, budget: _CpuBudget) -> Matcher:
+    def compile_slowly(self: Grammars, sampling: SamplingParams, budget: _CpuBudget, prefix: str) -> Matcher:
         assert release.wait(30)
-        return compiled(self, sampling, budget)
+        return compiled(self, sampling, budget, prefix)
 
     monkeypatch.setattr(Grammars, "_compile", compile_slowly)
     engine = Engine(tiny_engine.config)

@@ -9,7 +9,7 @@ import pytest
 from engine import SamplingParams
 from engine.grammar import Grammars, Matcher
 from engine.kv.cache import KVCache
-from engine.pending_generations import PendingGenerations
+from engine.pending_generations import PendingGenerations, Start
 from engine.sequence import TokenSequence
 
 
@@ -20,7 +20,7 @@ class FakeGrammars:
         self.futures: list[Future[Matcher]] = []
         self.scopes: list[str] = []
 
-    def compile(self, sampling: SamplingParams, scope: str) -> Future[Matcher]:
+    def compile(self, sampling: SamplingParams, scope: str, prefix: str) -> Future[Matcher]:
         self.scopes.append(scope)
         self.futures.append(Future())
         return self.futures[-1]
@@ -37,7 +37,7 @@ def pending(grammars: FakeGrammars) -> PendingGenerations:
     cache = KVCache(8, 16)
     for number in (1, 2):
         sequence = TokenSequence(number, cache, f"scope {number}", 0.0, number)
-        pending.add(sequence, SamplingParams(regex="a"), limit=10 * number)
+        pending.add(sequence, Start(SamplingParams(regex="a"), 10 * number, 10 * number, b""))
     return pending
 
 
@@ -47,7 +47,7 @@ def test_only_compiled_grammars_are_taken(pending: PendingGenerations, grammars:
     assert pending.take_compiled(is_idle=False) == []
     grammars.futures[1].set_exception(ValueError("no grammar"))
     (compiled,) = pending.take_compiled(is_idle=False)
-    assert (compiled.sequence.id, compiled.limit) == (2, 20)
+    assert (compiled.sequence.id, compiled.start.limit) == (2, 20)
     assert isinstance(compiled.matcher.exception(), ValueError)
     assert (len(pending), 1 in pending, 2 in pending) == (1, True, False)
 

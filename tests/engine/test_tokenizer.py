@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel
@@ -105,25 +105,3 @@ def test_bytes_of_tokens_without_byte_level_text(tmp_path: Path) -> None:
 def test_folder_without_tokenizer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         Tokenizer(tmp_path)
-
-
-@example(text=" \n<1", cuts=[])
-@given(text=st.text(st.sampled_from("ab É\n\t'sx1 2.,<|>\u0301漢🙂 "), max_size=80), cuts=st.lists(st.integers(1, 12)))
-def test_stable_tokens_equal_those_of_the_whole_text(tokenizer: Tokenizer, text: str, cuts: list[int]) -> None:
-    tokens: list[int] = []
-    rest, index = "", 0
-    for size in [*cuts, len(text)]:
-        rest += text[index : index + size]
-        index += size
-        settled, length = tokenizer.encode_stable(rest)
-        tokens += settled
-        rest = rest[length:]
-    tokens += tokenizer.encode(rest + text[index:]) if rest + text[index:] else []
-    assert tokens == tokenizer.encode(text)
-
-
-def test_most_of_a_growing_text_is_stable(tokenizer: Tokenizer) -> None:
-    text = "The quick brown fox jumps over the lazy dog, and then it's gone. "
-    settled, length = tokenizer.encode_stable(text * 3)
-    assert length > 2.8 * len(text)
-    assert tokenizer.decode(settled) == (text * 3)[:length]

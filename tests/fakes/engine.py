@@ -13,9 +13,12 @@ from gateway.engines.protocol import (
     NoEngine,
     PrefillResult,
     StepTimes,
+    TextRun,
     TokenDelta,
     Urgency,
 )
+from gateway.engines.tokenizing import TokenRun
+from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
 
 
@@ -49,15 +52,9 @@ class FakeEngine:
     async def close(self) -> None:
         """Do nothing."""
 
-    async def encode(self, text: str) -> Sequence[int]:
-        """Return the tokens of the model's tokenizer, or one token for each character."""
-        return [ord(c) for c in text] if self._tokenizer is None else self._tokenizer.encode(text)
-
-    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        """See `Engine.encode_stable`."""
-        if self._tokenizer is not None:
-            return self._tokenizer.encode_stable(text)
-        return [ord(c) for c in text], len(text)
+    def open_text(self, *, adds_space: bool) -> TextRun:
+        """See `Engine.open_text`. Without a tokenizer, each character is a token."""
+        return CodePointRun() if self._tokenizer is None else TokenRun(self._tokenizer, None, adds_space=adds_space)
 
     def open(self, scope: str, urgency: Urgency) -> "FakeContext":
         """See `Engine.open`."""
@@ -80,6 +77,32 @@ class FakeEngine:
         self.released.set()
 
 
+class CodePointRun:
+    """See `TextRun`. Each character is a token."""
+
+    is_rewritten = True
+
+    def __init__(self) -> None:
+        self._generated: list[int] = []
+
+    async def push(self, text: str) -> list[int]:
+        """See `TextRun.push`."""
+        tokens, self._generated = [*self._generated, *map(ord, text)], []
+        return tokens
+
+    async def rest(self) -> list[int]:
+        """See `TextRun.rest`."""
+        return []
+
+    def resume(self, text: str) -> None:
+        """See `TextRun.resume`."""
+        self._generated += map(ord, text)
+
+    async def finish(self) -> list[int]:
+        """See `TextRun.finish`."""
+        return await self.push("")
+
+
 class FakeContext:
     """See `EngineContext`. Records its commands."""
 
@@ -92,13 +115,15 @@ class FakeContext:
         self.lost = False
         self._engine = engine
 
-    def fill(self, tokens: Sequence[int]) -> None:
+    def fill(self, content: PromptContent, *, start: int | None = None) -> None:
         """See `EngineContext.fill`."""
         if self.lost:
             raise EngineLost("the fake engine was lost")
-        self.tokens.extend(tokens)
+        if start is not None:
+            del self.tokens[start:]
+        self.tokens.extend(tokens_of_content(content))
 
-    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback, *, heals: bool = False) -> None:
         """See `EngineContext.generate`."""
         self.generates += 1
         await self._engine.released.wait()

@@ -84,7 +84,7 @@ class ChatSpecBuilder:
         prompt = chat_prompt(
             model,
             body.messages,
-            answer_slot(semantic, sampling, where),
+            answer_slot(semantic, sampling, where, heals=bool(body.continue_final_message)),
             references=self.references,
             slots=named_slots(semantic, sampling, where),
             tools=tools,

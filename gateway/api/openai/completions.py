@@ -82,7 +82,8 @@ class CompletionSpecBuilder:
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
         body, prompt = self.body, self.prompt
-        answer = answer_slot(body.semantic or NO_EXTENSION, request_sampling(body, model))
+        sampling = request_sampling(body, model)
+        answer = answer_slot(body.semantic or NO_EXTENSION, sampling, heals=self.references)
         if isinstance(prompt, str):
             built = model.prompts.completion(prompt, answer, references=self.references, where=self.where)
         elif not isinstance(model.prompts, TemplatePromptBuilder):

@@ -272,7 +272,9 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
         elif piece.is_output and piece.name not in outputs:
             outputs.add(piece.name)
             where = f"parameters.{places[piece.name]}"
-            template.append(Slot(names[piece.name], parrot_sampling(piece.sampling_config, model, where), where=where))
+            template.append(
+                Slot(names[piece.name], parrot_sampling(piece.sampling_config, model, where), where=where, heals=True)
+            )
         else:
             template.append(Input(Reference(names[piece.name]), "template"))
     slots = [index for index, piece in enumerate(template) if isinstance(piece, Slot)]
@@ -283,7 +285,7 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
     del template[slots[-1] + 1 :]  # text after the last output has no effect
     last = template[-1]
     assert isinstance(last, Slot)
-    template[-1] = Slot(None, last.sampling, where=last.where)
+    template[-1] = Slot(None, last.sampling, where=last.where, heals=True)
     segments = model.prompts.template(template, where="template")
     check_window(model, segments, "template")
     criteria = body.output_criteria

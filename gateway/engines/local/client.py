@@ -8,11 +8,23 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from engine.protocol import Command, EngineInfo, Fill, Free, Generate, Report, Rerank, StepReport, Update, encode_frame
+from engine.protocol import (
+    Command,
+    EngineInfo,
+    Fill,
+    Free,
+    Generate,
+    Report,
+    Rerank,
+    StepReport,
+    TokenLogprob,
+    Update,
+    encode_frame,
+)
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.engines.backoff import Backoff
@@ -20,12 +32,13 @@ from gateway.engines.protocol import (
     ContextRefused,
     EngineLost,
     EventCallback,
+    Logprob,
     PrefillResult,
     StepTimes,
     TokenDelta,
     Urgency,
 )
-from gateway.engines.tokenizing import tokens_of
+from gateway.engines.tokenizing import TokenRun
 from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
 from gateway.telemetry import metrics
@@ -143,14 +156,9 @@ class EngineClient:
         self._contexts[self._next_context] = context
         return context
 
-    async def encode(self, text: str) -> list[int]:
-        """Return the tokens of a value. See `Engine.encode`."""
-        return await tokens_of(text, self.tokenizer, None if self.info is None else self.info.window)
-
-    def encode_stable(self, text: str) -> tuple[list[int], int]:
-        """Return the stable tokens of a growing value, and the number of characters that they stand for. See
-        `Engine.encode_stable`."""
-        return self.tokenizer.encode_stable(text)
+    def open_text(self, *, adds_space: bool) -> TokenRun:
+        """Return an empty run of text. See `Engine.open_text`."""
+        return TokenRun(self.tokenizer, None if self.info is None else self.info.window, adds_space=adds_space)
 
     def send(self, command: Command) -> None:
         """Queue a command. Without a connection it is dropped; the contexts have failed already.
@@ -298,7 +306,7 @@ class EngineClientContext:
         self.has_commands = False
         """Whether the engine got a command for this context: only then can the context have killed the engine."""
 
-    def fill(self, content: PromptContent) -> None:
+    def fill(self, content: PromptContent, *, start: int | None = None) -> None:
         """Append tokens. See `EngineContext.fill`.
 
         Raises EngineLost if the engine was lost since the context was opened, ContextRefused if the engine has refused
@@ -310,16 +318,23 @@ class EngineClientContext:
         rank, interactive = self._urgency.rank, self._urgency.interactive
         self.has_commands = True
         self._engine.send(
-            Fill(self._id, list(tokens_of_content(content)), rank=rank, scope=self._scope, interactive=interactive)
+            Fill(
+                self._id,
+                list(tokens_of_content(content)),
+                rank=rank,
+                scope=self._scope,
+                interactive=interactive,
+                start=start,
+            )
         )
 
-    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback, *, heals: bool = False) -> None:
         """Generate text. See `EngineContext.generate`."""
         for error in (self._loss, self._refusal):
             if error is not None:
                 raise error
         self.has_commands = True
-        self._engine.send(Generate(self._id, sampling.with_positive_top_p))
+        self._engine.send(Generate(self._id, sampling.with_positive_top_p, heals=heals))
         self._on_event = on_event
         self._end_future = asyncio.get_running_loop().create_future()
         try:
@@ -356,19 +371,28 @@ class EngineClientContext:
             self._end_future.set_exception(self._refusal)
             return
         try:
-            if update.tokens:
+            if update.tokens or update.finish is not None:
                 if self._filled:
                     self._on_event(
                         PrefillResult(self._filled, self._cached, self._held, self._starved, dict(self._missed))
                     )
                     self._filled = 0
-                piece = Piece(update.text, len(update.tokens), tuple(update.logprobs))
+                piece = Piece(update.text, len(update.tokens), self._answer_logprobs(update.logprobs))
                 self._on_event(TokenDelta(piece, update.finish, update.accepted, update.rejected))
         except Exception as error:  # it must not end the connection, which other contexts share
             self._end_future.set_exception(error)
             return
         if update.finish is not None:
             self._end_future.set_result(None)
+
+    def _answer_logprobs(self, entries: Sequence[TokenLogprob]) -> tuple[TokenLogprob | Logprob, ...]:
+        """Return the log probabilities of an answer, without the text that its first token repeats from the prompt."""
+        if not entries or not entries[0].cut:
+            return tuple(entries)
+        first, text = entries[0], self._engine.tokenizer.token_bytes
+        repeated = text(first.token)[: first.cut]
+        top = [(text(token).removeprefix(repeated), logprob) for token, logprob in first.top]
+        return Logprob(text(first.token)[first.cut :], first.logprob, top), *entries[1:]
 
     def fail(self, error: EngineLost) -> None:
         """Fail the context, because its engine was lost."""

@@ -26,11 +26,12 @@ from gateway.engines.protocol import (
     EventCallback,
     PrefillResult,
     StepTimes,
+    TextRun,
     TokenCounts,
     TokenDelta,
     Urgency,
 )
-from gateway.engines.tokenizing import tokens_of
+from gateway.engines.tokenizing import CharacterRun, TokenRun
 from gateway.graph.segments import Messages, PromptContent, content_size, tokens_of_content
 from gateway.http_client.errors import ConnectionBroken
 from gateway.http_client.response import Response
@@ -86,15 +87,9 @@ class OpenAIEngine:
         """Number of open contexts, and of requests that other clients have on the server."""
         return self.contexts + self.upstream.external_requests
 
-    async def encode(self, text: str) -> Sequence[int] | str:
-        """Return the tokens of a value, or the unchanged value if the engine has no tokenizer. See `Engine.encode`."""
-        if self.tokenizer is None:
-            return text
-        return await tokens_of(text, self.tokenizer, None)
-
-    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        """Return nothing: filling a growing value early would have no effect."""
-        return (), 0
+    def open_text(self, *, adds_space: bool) -> TextRun:
+        """Return an empty run of text. See `Engine.open_text`."""
+        return CharacterRun() if self.tokenizer is None else TokenRun(self.tokenizer, None, adds_space=adds_space)
 
     def open(self, scope: str, urgency: Urgency) -> "OpenAIContext":
         """Open a context. See `Engine.open`."""
@@ -203,8 +198,12 @@ class OpenAIContext:
         self._response: Response | None = None
         """Response that is being read."""
 
-    def fill(self, content: PromptContent) -> None:
+    def fill(self, content: PromptContent, *, start: int | None = None) -> None:
         """Append tokens, or text or messages. See `EngineContext.fill`."""
+        if start is not None and not isinstance(self._prompt, list):
+            del self._prompt[start:]
+            self._size = start
+            self._generations.clear()
         if self._generations:
             self._append_generations()
         self._append(content)
@@ -225,7 +224,7 @@ class OpenAIContext:
             self._append(text if tokenizer is None else tokens or tokenizer.encode(text))
         self._generations.clear()
 
-    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback, *, heals: bool = False) -> None:
         """Generate text. See `EngineContext.generate`."""
         began = time.monotonic()
         if self._generations:

@@ -5,13 +5,12 @@ Structured tool calls become text, in a format that `gateway.prompts.tool_calls`
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.engines.protocol import ContextRefused
+from gateway.engines.protocol import ContextRefused, Logprob
 from gateway.graph.variable import Piece
 
 _LONGEST_EVENT = 4 << 20
@@ -31,16 +30,6 @@ class ReportedUsage(NamedTuple):
     cached: int
     completion: int
     reasoning: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Logprob:
-    """Log probability of a token. The token is given by its bytes, because token ids differ between servers. See
-    `engine.protocol.TokenLogprob`."""
-
-    token: bytes
-    logprob: float
-    top: Sequence[tuple[bytes, float]]
 
 
 class _Function(msgspec.Struct):

@@ -34,6 +34,7 @@ from tests.fakes.engine_harness import EngineHarness
 from tests.fakes.gateway_harness import GatewayHarness
 from tests.fakes.llama_server import LlamaServer
 from tests.fakes.process_harness import ProcessHarness
+from tests.fakes.prompt_contents import content_of_text
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0)
@@ -207,7 +208,7 @@ async def test_filling_in_pieces_equals_filling_at_once(subject: Subject) -> Non
     more = [event async for event in stream_events(context, GREEDY)]
     assert deltas(more)[-1].finish == "length", "generated text stays in the context"
     context.free()
-    all_tokens: Any = [tokens, await subject.engine.encode(text(whole)), subject.prompt([5, 6])]
+    all_tokens: Any = [tokens, await content_of_text(subject.engine, text(whole)), subject.prompt([5, 6])]
     all_tokens = "".join(all_tokens) if isinstance(tokens, str) else [token for part in all_tokens for token in part]
     if not subject.exact:  # splitting a text does not change its characters, but may change its tokens
         assert text(more) == text(await read_events(subject.engine, GREEDY, tokens=all_tokens))
@@ -304,20 +305,23 @@ async def test_the_pace_is_reported(subject: Subject) -> None:
 
 async def test_values_are_encoded_as_text(subject: Subject) -> None:
     engine = subject.engine
-    tokens = await engine.encode("</s>")
+    tokens = await content_of_text(engine, "</s>")
     assert len(tokens) >= 3, "it is no control token"
-    settled, length = engine.encode_stable("some text that grows")
-    assert list(await engine.encode("some text that grows and"))[: len(settled)] == list(settled)
-    assert length <= 20
+    run = engine.open_text(adds_space=False)
+    pieces: list[Any] = [await run.push(text) for text in ("some text", " that gr", "ows and gro", "ws")]
+    pieces.append(await run.finish())
+    assert [unit for piece in pieces for unit in piece] == list(
+        await content_of_text(engine, "some text that grows and grows")
+    )
 
 
 async def test_a_value_longer_than_the_window_is_refused(subject: Subject) -> None:
     engine = subject.engine
     if not isinstance(engine, EngineClient):
-        assert len(await engine.encode("x y " * 2000)) >= 2000, "only the upstream server knows its window"
+        assert len(await content_of_text(engine, "x y " * 2000)) >= 2000, "only the upstream server knows its window"
         return
     assert engine.info is not None
     for value in ("x y " * 2000, "x" * 3000, " " * 200_000, "\U0001f600" * 2_000_000):
         with pytest.raises(ContextRefused) as refusal:
-            await engine.encode(value)
+            await content_of_text(engine, value)
         assert refusal.value.code == "context_length_exceeded"

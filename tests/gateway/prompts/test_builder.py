@@ -8,11 +8,12 @@ import pytest
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.graph.references import Reference
-from gateway.graph.segments import Characters, Input, Slot, Text
+from gateway.graph.segments import Input, Slot, Text
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.template_builder import TemplatePromptBuilder
 from tests.fakes.checkpoints import write_byte_tokenizer
+from tests.fakes.prompt_contents import joined_texts
 
 ANSWER = Slot(None, SamplingParams())
 
@@ -32,14 +33,7 @@ def texts(builder: PromptBuilder, characters: Tokenizer, text: str, **options: A
     assert answer is ANSWER
     assert prompt.field == options.get("where", "prompt")
     assert prompt.parts is None
-    return [
-        segment.text
-        if isinstance(segment, Characters)
-        else characters.decode(list(segment.tokens), skip_special=False)
-        if isinstance(segment, Text)
-        else segment
-        for segment in segments
-    ]
+    return joined_texts(segments, characters)
 
 
 @pytest.mark.parametrize("kind", ["tokens", "text"])

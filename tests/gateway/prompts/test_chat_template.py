@@ -98,7 +98,8 @@ def test_options_reach_the_template(family: str) -> None:
 
 def builder_of(source: str, tokenizer: Tokenizer) -> TemplatePromptBuilder:
     methods: Any = {
-        name: getattr(tokenizer, name) for name in ("encode", "minimum_tokens", "decode", "control", "control_pattern")
+        name: getattr(tokenizer, name)
+        for name in ("encode", "adds_space", "minimum_tokens", "decode", "control", "control_pattern")
     }
     return TemplatePromptBuilder(SimpleNamespace(**methods, chat_template=source, special_texts=TOKENS))  # type: ignore[arg-type]
 

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.sampling_params import SamplingParams
-from gateway.graph.segments import Input, Messages, PromptContent, Segment, Slot, content_of, json_of, update_digest
+from gateway.graph.segments import Input, Messages, PromptContent, Segment, Slot, json_of, update_digest
 from gateway.prompts.message_join import join_messages
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.prompt import ChatInput
+from tests.fakes.prompt_contents import content_of
 
 ANSWER = Slot(None, SamplingParams())
 VALUE = "the <value>"

@@ -12,7 +12,7 @@ from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference
-from gateway.graph.segments import Input, Slot, Text
+from gateway.graph.segments import Characters, Input, Slot, Text
 from gateway.prompts.prompt import ChatInput
 from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.prompts.tool_calls.tools import Tool, Tools
@@ -61,18 +61,23 @@ def test_prompts_equal_those_of_transformers(
 
 
 def test_slots_become_segments_of_assistant_messages(prompts: TemplatePromptBuilder, tokenizer: Tokenizer) -> None:
-    slot = Slot("plan", SamplingParams(max_tokens=3), where="semantic.slots.plan")
+    slot = Slot("plan", SamplingParams(max_tokens=3), where="semantic.slots.plan", heals=True)
     messages = [*user("Plan."), {"role": "assistant", "content": "Plan: <<plan>>. Of <<it>>, that is <<plan>>"}]
     prompt = prompts.chat(ChatInput(messages, references=True, slots={"plan": slot}), ANSWER)
     assert isinstance(prompt.segments[0], Text)
-    assert tokenizer.decode(list(prompt.segments[0].tokens), skip_special=False).endswith("assistant\nPlan: ")
-    assert prompt.segments[1] is slot, "text after the last slot is not prefilled"
+    assert tokenizer.decode(list(prompt.segments[0].tokens), skip_special=False).endswith("assistant")
+    assert isinstance(prompt.segments[1], Characters)
+    assert prompt.segments[1].text == "\nPlan: "
+    assert prompt.segments[2] is slot, "text after the last slot is not prefilled"
     where = "messages.1.content"
     it, plan = Input(Reference("it"), where), Input(Reference("plan"), where)
     assert prompt.parts == ["Plan: ", plan, ". Of ", it, ", that is ", plan]
     answered = prompts.chat(ChatInput([*messages, *user("Go on.")], references=True, slots={"plan": slot}), ANSWER)
     assert answered.parts is None
-    assert [type(segment) for segment in answered.segments] == [Text, Slot, Text, Input, Text, Input, Text, Slot]
+    kinds = [type(segment) for segment in answered.segments]
+    said = [Characters, Slot, Characters, Input, Characters, Input]
+    rest = [Text, Characters] * 4  # control tokens, and texts between them
+    assert kinds == [Text, *said, *rest, Slot]
     with pytest.raises(SlotWithoutPlace, match="<<plan>>"):
         prompts.chat(ChatInput(user("<<plan>>"), references=True, slots={"plan": slot}), ANSWER)
 
@@ -100,12 +105,18 @@ def test_text_of_clients_never_becomes_a_control_token(
 
 def test_references_split_the_prompt(prompts: TemplatePromptBuilder, tokenizer: Tokenizer) -> None:
     segments = chat(prompts, user("Say <<a>> and <<b.0>>!"), references=True)
-    kinds = [segment if isinstance(segment, Input) else "text" for segment in segments]
+    kinds = [segment if isinstance(segment, Input | Characters) else "tokens" for segment in segments]
     where = "messages.0.content"
-    assert kinds == ["text", Input(Reference("a"), where), "text", Input(Reference("b", ("0",)), where), "text"]
+    a, b = Input(Reference("a"), where), Input(Reference("b", ("0",)), where)
+    before, between, after = (
+        Characters("user\nSay ", weight=3),
+        Characters(" and ", weight=2),
+        Characters("!", weight=1),
+    )
+    assert kinds == ["tokens", before, a, between, b, after, "tokens"]
     last = segments[-1]
     assert isinstance(last, Text)
-    assert tokenizer.decode(list(last.tokens), skip_special=False) == "!<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(list(last.tokens), skip_special=False) == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_references_are_plain_text_outside_sessions(prompts: TemplatePromptBuilder, tokenizer: Tokenizer) -> None:

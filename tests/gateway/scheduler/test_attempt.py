@@ -2,17 +2,18 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from engine.sampling_params import SamplingParams
+from engine.tokenizer import Tokenizer
 from gateway.engines.protocol import EventCallback, Urgency
 from gateway.graph.call import CallSpec, CallState, Rendering
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
-from gateway.graph.segments import Input, Slot, Text
+from gateway.graph.segments import Characters, Input, Slot, Text
 from gateway.graph.session import Session
 from gateway.graph.transform import Transform
 from gateway.graph.variable import Piece
@@ -141,48 +142,30 @@ async def test_a_slot_that_is_read_before_it_is_generated_fails_its_call() -> No
     assert call.failure.code == "internal_error"
 
 
-def _pairs(text: str) -> list[int]:
-    return [int.from_bytes(text[index : index + 2].encode()) for index in range(0, len(text), 2)]
-
-
-class DividedEngine(FakeEngine):
-    """Engine whose tokens are pairs of characters, so that the tokens of a text depend on where it ends."""
-
-    def __init__(self, *, is_honest: bool = True) -> None:
-        super().__init__()
-        self._is_honest = is_honest
-
-    async def encode(self, text: str) -> Sequence[int]:
-        return _pairs(text)
-
-    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        stable = len(text) // 2 * 2 if self._is_honest else len(text)
-        return _pairs(text[:stable]), stable
-
-
-@pytest.mark.parametrize("is_honest", [True, False])
-async def test_a_growing_value_has_the_tokens_of_the_whole_value(is_honest: bool) -> None:
-    """Check also that another attempt waits for the whole value if stable tokens turn out to be wrong."""
-    engine, graph = DividedEngine(is_honest=is_honest), session()
+@pytest.mark.parametrize("cuts", [[101, 303, 336], [1, 2, 3], [96], []])
+async def test_a_growing_value_has_the_tokens_of_the_whole_text(tokenizer: Tokenizer, cuts: list[int]) -> None:
+    engine, graph = FakeEngine(tokenizer), session()
     scheduler = Scheduler(FakeEngines(engine), 10)
     graph.add_variable("grows")
     producer = graph.add(spec(output="grows"))
-    reader = graph.add(spec("grows", deferred=True))
+    segments = [Text([1]), Characters("Write about this: "), Input(Reference("grows"), "m"), Characters("s."), GREEDY]
+    reader = graph.add(CallSpec(model="m", segments=segments, deferred=True))
     scheduler.submit(reader)
-    pieces = ["a" * 101, "b" * 202, "c" * 33, "d"]
-    for piece in pieces:
-        producer.output.append(Piece(piece))
+    value = "the quick brown fox jumps over the lazy dog. It's 12345 " * 6 + " animal"
+    for begin, end in pairwise([0, *cuts, len(value)]):
+        producer.output.append(Piece(value[begin:end]))
         await settle()
+    filled = len(engine.opened[-1].tokens)
+    assert filled > 1 or len(cuts) == 3, "stable tokens are filled before the value is complete"
     producer.set_state(CallState.DONE)
     producer.output.complete()
     async with asyncio.timeout(5):
         await scheduler.wait_idle()
-    last = engine.opened[-1]
-    whole = _pairs("".join(pieces))
-    assert last.tokens[: 2 + len(whole)] == [1, 2, *whole]
-    assert len(engine.opened) == (1 if is_honest else 2)
+    whole = tokenizer.encode(f"Write about this: {value}s.")
+    assert engine.opened[-1].tokens[: 1 + len(whole)] == [1, *whole]
+    assert len(engine.opened) == 1
     assert reader.state is CallState.DONE
-    assert reader.usage.prompt == 2 + len(whole), "tokens of the first attempt do not count"
+    assert reader.usage.prompt == 1 + len(whole)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +211,7 @@ async def digest(graph: Session, more: dict[str, Any]) -> bytes | None:
     call, engine = graph.add(CallSpec(**fields)), FakeEngine()
     context = engine.open("", Urgency(0.0, interactive=False))
     rendering = Rendering(call.spec.model, call.spec.segments)
-    return await CallAttempt(call, rendering, engine, context, InputReader(call, FairGate()), patient=False).prepare()
+    return await CallAttempt(call, rendering, engine, context, InputReader(call, FairGate())).prepare()
 
 
 async def test_random_calls_and_those_of_one_request_have_no_digest() -> None:
@@ -265,7 +248,9 @@ async def test_a_constraint_leaves_room_for_reasoning_where_the_engine_can(
     call = harness.session.add(CallSpec(model="m", segments=[Text([1] * 12), constrained], deferred=True))
     generate = FakeContext.generate
 
-    async def recording(self: FakeContext, sampling: SamplingParams, on_event: EventCallback) -> None:
+    async def recording(
+        self: FakeContext, sampling: SamplingParams, on_event: EventCallback, *, heals: bool = False
+    ) -> None:
         received.append(sampling)
         await generate(self, sampling, on_event)
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.sampling_params import SamplingParams
-from gateway.engines.protocol import ContextRefused, Engine, EngineBusy, EngineLost, EventCallback, NoEngine, Urgency
+from gateway.engines.protocol import ContextRefused, Engine, EngineBusy, EngineLost, NoEngine, Urgency
 from gateway.graph.call import Call, CallSpec, CallState, Rendering
 from gateway.graph.errors import Failure
 from gateway.graph.segments import Segment, Text
@@ -160,7 +159,7 @@ class ScriptedEngine(FakeEngine):
             context.generate = partial(self._fail, self.errors.pop(0))  # type: ignore[method-assign]
         return context
 
-    async def _fail(self, error: Exception, sampling: SamplingParams, on_event: EventCallback) -> None:
+    async def _fail(self, error: Exception, *arguments: object, **options: object) -> None:
         raise error
 
 

@@ -150,7 +150,7 @@ async def test_calls_that_a_running_context_needs_pass_a_waiting_suspect() -> No
 
 async def test_a_busy_engine_makes_no_suspects() -> None:
     class BusyContext(FakeContext):
-        async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
+        async def generate(self, sampling: SamplingParams, tell: EventCallback, *, heals: bool = False) -> None:
             if len(engine.opened) <= 4:
                 raise EngineLost("busy", suspect=False)
             await super().generate(sampling, tell)

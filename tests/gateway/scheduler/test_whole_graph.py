@@ -31,12 +31,13 @@ from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
-from gateway.graph.segments import Input, Segment, Slot, Text
+from gateway.graph.segments import Input, PromptContent, Segment, Slot, Text, tokens_of_content
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal.records import Record, entries_of, facts_of, record_of, session_record
 from gateway.journal.replay import Replay, finish_replay
 from gateway.scheduler import Scheduler
+from tests.fakes.engine import CodePointRun
 
 NAMES = [f"n{index}" for index in range(6)]
 SHAPES: list[list[tuple[str, str, bool]]] = [
@@ -66,11 +67,8 @@ class ScriptedEngine:
     async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         return [self]
 
-    async def encode(self, text: str) -> Sequence[int]:
-        return [ord(c) for c in text]
-
-    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        return [ord(c) for c in text], len(text)
+    def open_text(self, *, adds_space: bool) -> CodePointRun:
+        return CodePointRun()
 
     def open(self, scope: str, urgency: Urgency) -> "ScriptedContext":
         context = ScriptedContext(self)
@@ -92,10 +90,10 @@ class ScriptedContext:
         """Number of the call that it runs, which is the first token."""
         return self.tokens[0]
 
-    def fill(self, tokens: Sequence[int]) -> None:
-        self.tokens.extend(tokens)
+    def fill(self, content: PromptContent, *, start: int | None = None) -> None:
+        self.tokens[len(self.tokens) if start is None else start :] = tokens_of_content(content)
 
-    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
+    async def generate(self, sampling: SamplingParams, tell: EventCallback, *, heals: bool = False) -> None:
         self.generating = True
         try:
             prefilled = False

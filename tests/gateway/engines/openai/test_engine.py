@@ -16,9 +16,10 @@ from gateway.engines.protocol import (
     TokenDelta,
     Urgency,
 )
-from gateway.graph.segments import Input, Messages, Slot, content_of
+from gateway.graph.segments import Input, Messages, Slot
 from gateway.prompts.prompt import ChatInput
 from gateway.prompts.tool_calls.tools import Tool, Tools
+from tests.fakes.prompt_contents import content_of
 from tests.fakes.scripted_server import ScriptedServer, chunk, hangs, refuses, says, sends, stream
 from tests.gateway.engines.generation import URGENT, stream_events, text, until
 from tests.gateway.engines.openai.upstream_requests import ANSWER, DEFAULTS, HELLO, PROMPTS, ask, connected
@@ -124,7 +125,7 @@ async def test_without_continuation_an_answer_is_begun_or_rejected(server: Scrip
 async def test_a_completion_goes_to_completions(server: ScriptedServer, upstream: Upstream) -> None:
     engine = OpenAIEngine("there", upstream, "fake")
     context = engine.open("", URGENT)
-    context.fill(await engine.encode("Once upon"))
+    context.fill("Once upon")
     events = [
         event async for event in stream_events(context, SamplingParams(max_tokens=3, logprobs=True, top_logprobs=1))
     ]
@@ -202,7 +203,7 @@ async def test_the_most_urgent_request_is_sent_next(server: ScriptedServer) -> N
     async def one(name: str, rank: float) -> None:
         context = engine.open("", Urgency(rank, interactive=False))
         contexts[name] = context
-        context.fill(await engine.encode(name))
+        context.fill(name)
         async for _ in stream_events(context, SamplingParams()):
             pass
         context.free()
@@ -251,7 +252,7 @@ async def test_freeing_a_context_aborts_its_request(server: ScriptedServer, upst
     server.script = [hangs("some")]
     engine = OpenAIEngine("there", upstream, "fake")
     context = engine.open("", URGENT)
-    context.fill(await engine.encode("x"))
+    context.fill("x")
     events = stream_events(context, SamplingParams())
     await anext(events)
     await anext(events)

@@ -8,9 +8,10 @@ from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.protocol import (
     ContextEvent,
 )
-from gateway.graph.segments import Input, Slot, content_of
+from gateway.graph.segments import Input, Slot
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.prompt import ChatInput
+from tests.fakes.prompt_contents import content_of
 from tests.fakes.scripted_server import ScriptedServer
 from tests.gateway.engines.generation import URGENT, stream_events
 
