@@ -47,6 +47,8 @@ class PlaceholderMap:
 
         If a value stands at an edge of the content, white space with a number marks the edge.
         """
+        if len(pieces) == 1 and isinstance(pieces[0], str):  # most contents
+            return self.neutralise_text(pieces[0])
         marked = [self.neutralise_text(piece) if isinstance(piece, str) else self._mark(piece) for piece in pieces]
         visible = [index for index, piece in enumerate(pieces) if not isinstance(piece, str) or piece.strip()]
         if not visible:
@@ -114,9 +116,11 @@ class PlaceholderMap:
                 if left or right:
                     run.append(Trim() if part.ends else Trim(left, right))
             elif isinstance(part, int):
-                builder.add_run(run, preceding)
+                if run:
+                    builder.add_run(run, preceding)
+                    run = []
                 builder.add_control_token(part)
-                run, preceding = [], "control"
+                preceding = "control"
             else:
                 run.append(part)
         builder.add_run(run, preceding, heals=heals)
@@ -130,6 +134,9 @@ class PlaceholderMap:
             pieces: Sequence[str | int | Input | Slot | _TrimMark]
             if index % 2:
                 pieces = [self._tokenizer.control[part]]
+            elif not self._pieces:  # most prompts
+                text = part
+                continue
             else:
                 split = enumerate(_MARK.split(part))
                 pieces = [self._pieces[int(piece)] if number % 2 else piece for number, piece in split]

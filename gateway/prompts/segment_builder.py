@@ -34,10 +34,14 @@ class SegmentBuilder:
     def add_control_token(self, token: int) -> None:
         """Add a control token."""
         self._tokens.append(token)
-        self._check_window()
+        if self._window is not None and self._known + len(self._tokens) >= self._window:
+            self._check_window()
 
     def add_run(self, run: Sequence[str | Input | Slot | Trim], preceding: Preceding, *, heals: bool = False) -> None:
         """Add a run. `preceding`: what precedes it. `heals`: generated text completes its end."""
+        if len(run) == 1 and isinstance(run[0], str) and not heals and not self._has_slots:  # most runs
+            self._add_whole(run[0], preceding)
+            return
         adds_space = self._tokenizer.adds_space(preceding)
         if run and isinstance(text := run[0], str) and not self._has_slots:
             run = run[1:]
