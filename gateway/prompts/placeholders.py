@@ -121,6 +121,8 @@ class PlaceholderMap:
                     run = []
                 builder.add_control_token(part)
                 preceding = "control"
+            elif run and isinstance(part, str) and isinstance(before := run[-1], str):  # a mark stood between them
+                run[-1] = before + part
             else:
                 run.append(part)
         builder.add_run(run, preceding, heals=heals)
