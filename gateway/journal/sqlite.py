@@ -58,6 +58,8 @@ class JournalFile:
         """Numbers of sessions in each commit, by commit id: those that have not ended, and all."""
         self._commits_of_session: dict[int, list[int]] = {}
         """Ids of the commits with facts of each session that has not ended, by session key."""
+        self._has_older_schema = False
+        """Whether the file is marked with an older schema: it has no newer records yet."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # prompts and answers are private
@@ -82,8 +84,6 @@ class JournalFile:
         execute("PRAGMA synchronous = FULL")  # stored facts survive a crash of the machine, not only of the process
         execute("BEGIN IMMEDIATE")
         execute("COMMIT")
-        if not new:
-            execute(f"PRAGMA user_version = {SCHEMA}")  # an older version could not read the new records
         if new:
             self._connection.executescript(f"BEGIN; {_CREATE} COMMIT;")
 
@@ -106,6 +106,7 @@ class JournalFile:
                 f"the journal {self._path} was written by an older myna (schema {schema}; this one supports {SCHEMA}); "
                 "move it away to start with an empty journal, or finish its sessions with that version"
             )
+        self._has_older_schema = schema != SCHEMA
         problem = execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise self._damage_error(problem)
@@ -166,6 +167,9 @@ class JournalFile:
     def commit(self, batch: Batch) -> None:
         """Store all of the batch, or raise sqlite3.Error. After an error the batch may be committed again, with later
         facts, whether it was stored or not."""
+        if self._has_older_schema:
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")  # older versions cannot read the new records
+            self._has_older_schema = False
         ended = set(batch.ended)
         chunks = list(_split([entry for entry in batch.entries if entry.session not in ended]))
         if len(chunks) == 1 and not ended:

@@ -121,23 +121,23 @@ class CallAttempt:
                     trimmer = Trimmer(segment)
                 case Slot():
                     trimmer = None
-                    digest.update(f"\xffs{segment.sampling!r}\0{segment.transform!r}\0{segment.heals}".encode())
+                    _mark(digest, f"s{segment.sampling!r}\0{segment.transform!r}\0{segment.heals}")
                 case Input(reference):
                     self._digest_value(digest, reference, trimmer)
                 case Text(tokens):
-                    digest.update(b"\xfft")
+                    _mark(digest, f"t{len(tokens)}")
                     update_digest(digest, tokens)
                 case Characters(text):
                     update_digest(digest, text if trimmer is None else trimmer.push(text))
                 case Messages():
                     update_digest(digest, segment)
-        digest.update(b"\xffp")
+        _mark(digest, "p")
         for part in spec.parts or ():
             if isinstance(part, str):
                 update_digest(digest, part)
             else:
                 self._digest_value(digest, part.reference, None)
-        digest.update(f"\xff{self._rendering.model}\0{spec.salt}".encode())
+        _mark(digest, f"m{self._rendering.model}\0{spec.salt}")
         return digest.digest()
 
     def _digest_value(self, digest: Digest, reference: Reference, trimmer: Trimmer | None) -> None:
@@ -145,7 +145,7 @@ class CallAttempt:
         otherwise the number of the call's own slot, or the name of the variable."""
         name, path, call = reference.name, reference.path, self._call
         if name in call.slots:
-            digest.update(f"\xffn{self._slot_numbers[name]}{path!r}\xff".encode())
+            _mark(digest, f"n{self._slot_numbers[name]}{path!r}")
             return
         source = call.inputs[name]
         if source.state is VariableState.READY and not path and trimmer is not None:
@@ -156,9 +156,9 @@ class CallAttempt:
             digest.update(self._values[name])
         elif source.state is VariableState.READY:
             value = hashlib.blake2b((source.value or "").encode(errors="surrogatepass"), digest_size=20).hexdigest()
-            digest.update(f"\xffv{value}{path!r}\xff".encode())
+            _mark(digest, f"v{value}{path!r}")
         else:
-            digest.update(f"\xffv{name}{path!r}\xff".encode())
+            _mark(digest, f"v{name}{path!r}")
 
     async def generate(self) -> None:
         """Generate the slots, and fill the segments between them. Then the output is complete, but not final."""
@@ -419,3 +419,8 @@ class CallAttempt:
             except GraphError as error:
                 raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
             self._call.output.append(Piece(text))
+
+
+def _mark(digest: Digest, text: str) -> None:
+    """Add something that is no text of the prompt to a digest. No text in UTF-8 contains the byte 255."""
+    digest.update(b"\xff" + text.encode(errors="surrogatepass") + b"\xff")

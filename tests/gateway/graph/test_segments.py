@@ -15,6 +15,8 @@ from gateway.graph.segments import (
     Messages,
     PromptContent,
     Text,
+    Trim,
+    Trimmer,
     content_size,
     tokens_of_content,
     update_digest,
@@ -137,3 +139,15 @@ def test_a_text_that_looks_like_fields_of_a_request_has_another_digest() -> None
     message = {"content": "x"}
     fields = [Messages([message], {"a": 1}, continues=True), Messages([message], continues=True)]
     assert digest(["y", fields[0]]) != digest(['y{"a": 1}', fields[1]])
+
+
+@given(pieces=st.lists(st.sampled_from(["", " ", "\n", "a", " a ", "\tb", "a b ", "\xa0", "é\n\n"]), max_size=8))
+def test_pieces_are_trimmed_as_their_joined_text(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    for trim, expected in ((Trim(left=True), text.lstrip()), (Trim(right=True), text.rstrip())):
+        trimmer = Trimmer(trim)
+        assert "".join(map(trimmer.push, pieces)) == (expected if trim.right else text.lstrip())
+    both = Trimmer(Trim(left=True, right=True))
+    assert "".join(map(both.push, pieces)) == text.strip()
+    assert both.release() in ("", text[len(text.rstrip()) :])
+    assert both.push(" x ") == " x ", "nothing is removed after the release"

@@ -11,7 +11,7 @@ from gateway.graph.limits import SessionLimits
 from gateway.graph.session_store import SessionStore
 from gateway.graph.variable import VariableState
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
-from gateway.journal.storage import Batch, NewSession
+from gateway.journal.storage import SCHEMA, Batch, NewSession
 from tests.fakes.postgres_cluster import PostgresCluster, content, entry
 from tests.fakes.postgres_server import PostgresServer
 
@@ -202,6 +202,14 @@ async def test_tables_of_another_version_are_rejected(cluster: PostgresCluster, 
     await cluster.query(harm)
     with pytest.raises(JournalError, match=words):
         await cluster.gateway("b")
+
+
+async def test_tables_of_the_schema_before_are_marked_with_this_one(cluster: PostgresCluster) -> None:
+    """Gateways of the version before must not start beside this one: they cannot read its records."""
+    await cluster.gateway("a")
+    await cluster.query("UPDATE myna_schema SET version = 2 RETURNING 1")
+    await cluster.gateway("b")
+    assert await cluster.query("SELECT version FROM myna_schema") == SCHEMA
 
 
 @pytest.mark.parametrize(

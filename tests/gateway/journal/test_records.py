@@ -1,5 +1,6 @@
 """gateway/journal/records.py: a fact that is written and read again is the same fact."""
 
+import base64
 from array import array
 
 import msgspec
@@ -10,7 +11,7 @@ from engine.sampling_params import SamplingParams
 from gateway.graph.call import Call, CallSpec, Input, Objective, Rendering, Slot, Times
 from gateway.graph.events import CallAddition
 from gateway.graph.references import Reference
-from gateway.graph.segments import Text
+from gateway.graph.segments import Characters, Text, Trim
 from gateway.graph.session import Session
 from gateway.graph.transform import Transform
 from gateway.journal.records import (
@@ -52,9 +53,12 @@ slots = st.builds(
     st.none() | st.builds(Transform, strip=st.booleans(), line=st.none() | st.integers(), json=st.none() | st.text()),
     st.text(),
     st.sampled_from([None, "perhaps", "begun"]),
+    st.booleans(),
 )
 tokens = st.lists(st.integers(0, 2**20)).map(lambda numbers: array("i", numbers))
-segments = st.builds(Text, tokens, st.none() | st.integers(0, 9)) | inputs | slots
+texts = st.builds(Text, tokens, st.none() | st.integers(0, 9))
+characters = st.builds(Characters, st.text(), st.booleans(), st.none() | st.integers(0, 9))
+segments = texts | characters | inputs | slots | st.builds(Trim, st.booleans(), st.booleans())
 
 
 @given(
@@ -92,3 +96,15 @@ def test_a_call_record_restores_the_call(spec: CallSpec) -> None:
 def test_a_session_record_restores_the_session() -> None:
     session = Session(id="s", tenant="t", created=1.5, ttl=1.0, metadata={"ä": "\0"})
     assert read_again(session_record(session)) == session_record(session)
+
+
+def test_a_call_of_schema_2_is_read() -> None:
+    """Its prompt is tokens beside references, or the characters of a text for an upstream server."""
+    numbers = base64.b64encode(array("i", [1, 2]).tobytes()).decode()
+    slot = ["slot", None, {"max_tokens": 3}, None, "semantic.output", None]
+    segments = [["text", numbers, None], ["input", "x", [], "messages.0.content"], slot]
+    row = ["call", "call_1", 1.0, 1, "m", segments, None, {"x": 1}, {"out": 2}, False, None, True, "", []]
+    ((_, record),) = facts_of(msgspec.json.encode([[1, row]]))
+    assert isinstance(record, CallRecord)
+    answer = Slot(None, SamplingParams(max_tokens=3))
+    assert spec_of(record).segments == [Text(array("i", [1, 2])), Input(Reference("x"), "messages.0.content"), answer]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.journal import JournalError
 from gateway.journal.sqlite import FileStorage, JournalFile
-from gateway.journal.storage import Batch, Entry
+from gateway.journal.storage import SCHEMA, Batch, Entry
 from tests.gateway.journal.journal_harness import JournalHarness
 
 
@@ -120,6 +120,25 @@ async def test_an_unusable_file_is_reported_and_left_unchanged(
         JournalHarness(tmp_path / "j")
     if before:
         assert (tmp_path / "j").read_bytes() == before
+
+
+async def test_a_file_of_the_schema_before_is_read_and_marked_at_the_first_commit(tmp_path: Path) -> None:
+    harness = JournalHarness(tmp_path / "j")
+    await harness.put(harness.store.create("", "s"), "a", "x")
+    await harness.journal.close()
+    _of_schema(2)(tmp_path / "j")
+    restored = JournalHarness(tmp_path / "j")
+    (session,) = restored.restored
+    assert session.variable("a").value == "x"
+    assert _schema_of(tmp_path / "j") == 2, "an older version can still read it"
+    await restored.put(session, "b", "y")
+    await restored.journal.close()
+    assert _schema_of(tmp_path / "j") == SCHEMA
+
+
+def _schema_of(path: Path) -> int:
+    """Return the schema from the file's header, since the file is locked."""
+    return int.from_bytes(path.read_bytes()[60:64])
 
 
 async def test_a_file_without_one_of_its_tables_is_damaged(tmp_path: Path) -> None:

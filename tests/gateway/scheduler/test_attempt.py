@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from gateway.engines.protocol import EventCallback, Urgency
 from gateway.graph.call import CallSpec, CallState, Rendering
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
-from gateway.graph.segments import Characters, Input, Slot, Text
+from gateway.graph.segments import Characters, Input, Slot, Text, Trim
 from gateway.graph.session import Session
 from gateway.graph.transform import Transform
 from gateway.graph.variable import Piece
@@ -232,6 +232,40 @@ async def test_values_are_part_of_the_digest() -> None:
     assert a == b, "equal values, whatever their names"
     assert a != c
     assert await digest(graph, reads("a", "0")) != a
+
+
+async def test_a_call_by_hand_and_one_by_reference_have_one_digest() -> None:
+    graph = session()
+    graph.set_values(graph.add_variable("a", "red"))
+    graph.set_values(graph.add_variable("blank", " "))
+    graph.add_variable("late")
+    a, blank, late = (Input(Reference(name), "m") for name in ("a", "blank", "late"))
+    numbers = count()
+
+    async def after_slot(*segments: Any, **more: Any) -> bytes | None:
+        slot = Slot(f"s{next(numbers)}", GREEDY.sampling)
+        return await digest(graph, {"segments": [Text([1]), slot, *segments, GREEDY], **more})
+
+    by_hand = await after_slot(Characters("It is red."))
+    assert await after_slot(Characters("It is "), a, Characters(".")) == by_hand
+    assert await after_slot(Characters("It is "), a, blank, Characters(".")) != by_hand
+    assert await after_slot(Characters("It is ")) != await after_slot(Characters("It is "), late)
+    assert await after_slot(Trim(right=True), a, blank, Trim(), Text([2])) == await after_slot(
+        Characters("red"), Text([2])
+    )
+    assert await after_slot(Characters("x"), parts=["x", a]) == await after_slot(Characters("x"), parts=["xred"])
+
+
+async def test_text_cannot_imitate_the_marks_of_a_digest() -> None:
+    graph = session()
+    graph.add_variable("late")
+    late, numbers = Input(Reference("late"), "m"), count()
+    for text in ("\xffvlate()\xff", "\udcffvlate()\udcff"):
+        found = [
+            await digest(graph, {"segments": [Text([1]), Slot(f"s{next(numbers)}", GREEDY.sampling), segment, GREEDY]})
+            for segment in (Characters(text), late)
+        ]
+        assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(
