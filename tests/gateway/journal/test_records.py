@@ -99,7 +99,7 @@ def test_a_session_record_restores_the_session() -> None:
 
 
 def test_a_call_of_schema_2_is_read() -> None:
-    """Its prompt is tokens beside references, or the characters of a text for an upstream server."""
+    """Read a prompt of tokens beside references, as they were stored before texts were."""
     numbers = base64.b64encode(array("i", [1, 2]).tobytes()).decode()
     slot = ["slot", None, {"max_tokens": 3}, None, "semantic.output", None]
     segments = [["text", numbers, None], ["input", "x", [], "messages.0.content"], slot]
