@@ -39,9 +39,10 @@ class TokenTable:
         text, found, is_wanted = b"", (0, b""), False
         for position in range(len(tokens) - 1, 0, -1):
             token = tokens[position]
-            if token in self._control:
+            token_text = self._tokenizer.token_bytes(token)
+            if token in self._control or not token_text:
                 break
-            text = self._tokenizer.token_bytes(token) + text
+            text = token_text + text
             is_wanted = is_wanted or self._has_longer(text)
             if is_wanted and _is_whole(text):
                 found, is_wanted = (len(tokens) - position, text), False

@@ -82,10 +82,15 @@ class Messages:
 
 @dataclass(frozen=True)
 class Input:
-    """Place in a prompt where a variable's value goes. `where`: path of the request's field that contains it."""
+    """Place in a prompt where a variable's value goes.
+
+    `where`: path of the request's field that contains it. `in_json`: the chat template writes the text around it as
+    part of a JSON string, so the value is escaped in the same way.
+    """
 
     reference: Reference
     where: str
+    in_json: bool = False
 
 
 REASONING_START, REASONING_END = "<think>", "</think>"
@@ -113,13 +118,19 @@ class Slot:
 class Trim:
     """Place in a prompt from which on white space is removed, because the chat template removes it from messages.
 
-    `left`: white space up to the next visible character. `right`: white space before the next `Trim`. With neither, the
-    removal ends.
+    `left`: white space up to the next visible character. `right`: white space before the next `Trim`. `lines`: only
+    line feeds are removed, not all white space. With neither `left` nor `right`, the removal ends.
     """
 
     length: ClassVar[int] = 0
     left: bool = False
     right: bool = False
+    lines: bool = False
+
+
+def escape_json(text: str) -> str:
+    """Return a text as it stands inside a JSON string that a chat template writes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 class Trimmer:
@@ -128,25 +139,35 @@ class Trimmer:
     def __init__(self, trim: Trim) -> None:
         self._left = trim.left
         self._right = trim.right
-        self._held = ""
+        self._characters = "\n" if trim.lines else None
+        self._held: list[str] = []
+        """White space that is removed unless visible text follows it."""
 
     def push(self, text: str) -> str:
-        """Return the text that certainly stays."""
+        """Return the text that certainly stays. Its time is linear in the text."""
         if self._left:
-            text = text.lstrip()
+            text = text.lstrip(self._characters)
             self._left = not text
         if not self._right:
             return text
-        text = self._held + text
-        kept = text.rstrip()
-        self._held = text[len(kept) :]
-        return kept
+        kept = text.rstrip(self._characters)
+        if not kept:
+            if text:
+                self._held.append(text)
+            return ""
+        before, self._held = self._held, [text[len(kept) :]]
+        return "".join([*before, kept])
 
     def release(self) -> str:
         """Return the white space that was held back, because visible text follows it. Remove nothing from now on."""
-        text, self._held = self._held, ""
+        text, self._held = "".join(self._held), []
         self._left = self._right = False
         return text
+
+    @property
+    def state(self) -> tuple[bool, bool, str | None, str]:
+        """Whether it still removes characters on the left and on the right, which ones, and what it holds back."""
+        return self._left, self._right, self._characters, "".join(self._held)
 
 
 Segment = Text | Characters | Messages | Input | Slot | Trim

@@ -99,6 +99,7 @@ class InputPart(_Record, frozen=True, tag="input"):
     name: str
     path: tuple[str, ...]
     where: str
+    in_json: bool = False
 
 
 class SlotPart(_Record, frozen=True, tag="slot"):
@@ -118,6 +119,7 @@ class TrimPart(_Record, frozen=True, tag="trim"):
 
     left: bool
     right: bool
+    lines: bool
 
 
 Part = TextPart | CharactersPart | InputPart | SlotPart | TrimPart
@@ -289,15 +291,15 @@ def _segment_record(segment: Segment) -> Part:
             return TextPart(encode_messages(segment).tobytes(), segment.weight)
         case Input():
             return _input_record(segment)
-        case Trim(left, right):
-            return TrimPart(left, right)
+        case Trim(left, right, lines):
+            return TrimPart(left, right, lines)
         case Slot(name, sampling, transform, where, thinks, heals):
             transform_fields = None if transform is None else _non_default(transform)
             return SlotPart(name, _non_default(sampling), transform_fields, where, thinks, heals)
 
 
 def _input_record(part: Input) -> InputPart:
-    return InputPart(part.reference.name, part.reference.path, part.where)
+    return InputPart(part.reference.name, part.reference.path, part.where, part.in_json)
 
 
 def _segments(parts: Sequence[Part]) -> list[Segment]:
@@ -313,17 +315,17 @@ def _segment(part: Part, text: "array[int] | None", is_message: bool) -> Segment
             return decode_messages(text, weight) if is_message else Text(text, weight)
         case CharactersPart(characters, adds_space, weight):
             return Characters(characters, adds_space, weight)
-        case TrimPart(left, right):
-            return Trim(left, right)
-        case InputPart(name, path, where):
-            return Input(Reference(name, path), where)
+        case TrimPart(left, right, lines):
+            return Trim(left, right, lines)
+        case InputPart(name, path, where, in_json):
+            return Input(Reference(name, path), where, in_json)
         case SlotPart(name, sampling, transform, where, thinks, heals):
             restored = None if transform is None else msgspec.convert(transform, Transform)
             return Slot(name, msgspec.convert(sampling, SamplingParams, strict=False), restored, where, thinks, heals)
 
 
 def _part(part: str | InputPart) -> str | Input:
-    return part if isinstance(part, str) else Input(Reference(part.name, part.path), part.where)
+    return part if isinstance(part, str) else Input(Reference(part.name, part.path), part.where, part.in_json)
 
 
 def _defaults(kind: type[SamplingParams] | type[Transform]) -> Sequence[tuple[str, Any]]:

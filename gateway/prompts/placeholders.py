@@ -1,5 +1,6 @@
 """Marks that stand for references, slots and the texts of control tokens while a chat template renders."""
 
+import dataclasses
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,16 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.tokenizer import Preceding, Tokenizer
-from gateway.graph.segments import Input, Segment, Slot, Trim
+from gateway.errors import RequestError
+from gateway.graph.segments import Input, Segment, Slot, Trim, escape_json
 from gateway.prompts.content_parser import Media, Piece
 from gateway.prompts.segment_builder import SegmentBuilder
 
 _NONCE = secrets.token_hex(8)
 """Random part of the marks. It never leaves the process, not even as tokens, so that no client can forge a mark."""
-_MARK = re.compile(f"\ue000{_NONCE}-(\\d+)\ue001")
-_EDGE_NONCE = "".join(secrets.choice("\x1c\x1d\x1e\x1f") for _ in range(32))
-_EDGE = re.compile(f"{_EDGE_NONCE}([\x1c\x1d]{{20}})")
-"""Numbered white space at an edge of a content. It disappears if the template removes white space there."""
+_MARK = re.compile(f'\ue000{_NONCE}-(\\d+)(\\\\?)"\ue001')
+"""Pattern of a mark: its number, and a backslash if the template has written it into a JSON string."""
+_EDGE_NONCE = "".join(secrets.choice("\u2000\u2001\u2002\u2003") for _ in range(32))
+_LINES = "\n" * 7
+"""Outer part of an edge: more line feeds than templates write."""
+_KEPT_LINES = rf"((?:\n|\\n){{{len(_LINES)}}})?"
+_EDGE = re.compile(f"{_KEPT_LINES}{_EDGE_NONCE}([\u2004\u2005]{{20}}){_KEPT_LINES}")
+"""Numbered white space at an edge of a content. It disappears if the template removes white space there; only its line
+feeds do if the template removes those. JSON does not escape it."""
 END_MARK = f"\ue000{_NONCE}-end\ue001"
 """Mark of the end of a message that the answer continues."""
 
@@ -31,6 +38,16 @@ class _TrimMark:
     left: int | None
     right: int | None
     ends: bool = False
+
+    def effect(self, edges: Mapping[int, bool]) -> Trim | None:
+        """Return what begins or ends here; None if nothing is removed. `edges`: the edges that the template has left,
+        and whether with their line feeds."""
+        left, right = (number is not None and not edges.get(number, False) for number in (self.left, self.right))
+        if not left and not right:
+            return None
+        if self.ends:
+            return Trim()
+        return Trim(left, right, lines=all(number in edges for number in (self.left, self.right) if number is not None))
 
 
 class PlaceholderMap:
@@ -57,14 +74,12 @@ class PlaceholderMap:
         left = self._new_edge() if isinstance(pieces[first], Input) else None
         right = self._new_edge() if isinstance(pieces[last], Input) else None
         known = next((index for index in reversed(visible) if not isinstance(pieces[index], Input)), None)
-        if right is not None:
-            marked[last] += self._mark(_TrimMark(None, right, ends=True))
         if right is not None and known is not None:  # white space is removed after the last visible text
             kept = marked[known].rstrip()
             marked[known] = kept + self._mark(_TrimMark(None, right)) + marked[known][len(kept) :]
-        if left is not None:
-            marked[first] = self._mark(_TrimMark(left, right if known is None else None)) + marked[first]
-        return _edge(left) + "".join(marked) + _edge(right)
+        begin = "" if left is None else self._mark(_TrimMark(left, right if known is None else None))
+        end = "" if right is None else self._mark(_TrimMark(None, right, ends=True))
+        return _edge(left) + begin + "".join(marked) + end + _edge(right, is_left=False)
 
     def _new_edge(self) -> int:
         self._edges += 1
@@ -95,7 +110,7 @@ class PlaceholderMap:
     def _mark(self, piece: "Piece | _TrimMark") -> str:
         assert not isinstance(piece, Media), "refused before"
         self._pieces.append(piece)
-        return f"\ue000{_NONCE}-{len(self._pieces) - 1}\ue001"
+        return f'\ue000{_NONCE}-{len(self._pieces) - 1}"\ue001'
 
     def segments(self, rendered: str, window: int | None, param: str, *, heals: bool = False) -> list[Segment]:
         """Return the rendered template as segments. Raises RequestError as soon as it has at least as many tokens as
@@ -103,18 +118,22 @@ class PlaceholderMap:
 
         `param`: path of the prompt in the request. `heals`: generated text completes the end of the prompt.
         """
-        kept_edges: set[int] = set()
-        if self._edges:
-            kept_edges = {_edge_number(found) for found in _EDGE.finditer(rendered)}
+        edges = {_edge_number(found): _keeps_lines(found) for found in _EDGE.finditer(rendered)} if self._edges else {}
+        if edges:
             rendered = _EDGE.sub("", rendered)
+        if self._pieces and (_NONCE in _MARK.sub("", rendered) or _EDGE_NONCE in rendered):
+            message = (
+                "the model's chat template changes the text of messages, so it does not support references in them"
+            )
+            raise RequestError(400, message, code="unsupported_with_semantic", param=param)
         builder = SegmentBuilder(self._tokenizer, window, param)
         run: list[str | Input | Slot | Trim] = []
         preceding: Preceding = "nothing"
         for part in self._parts(rendered):
             if isinstance(part, _TrimMark):
-                left, right = (edge is not None and edge not in kept_edges for edge in (part.left, part.right))
-                if left or right:
-                    run.append(Trim() if part.ends else Trim(left, right))
+                trim = part.effect(edges)
+                if trim is not None:
+                    run.append(trim)
             elif isinstance(part, int):
                 if run:
                     builder.add_run(run, preceding)
@@ -133,15 +152,14 @@ class PlaceholderMap:
         text = ""
         pattern = self._tokenizer.control_pattern
         for index, part in enumerate([rendered] if pattern is None else pattern.split(rendered)):
-            pieces: Sequence[str | int | Input | Slot | _TrimMark]
+            pieces: Iterable[str | int | Input | Slot | _TrimMark]
             if index % 2:
                 pieces = [self._tokenizer.control[part]]
             elif not self._pieces:  # most prompts
                 text = part
                 continue
             else:
-                split = enumerate(_MARK.split(part))
-                pieces = [self._pieces[int(piece)] if number % 2 else piece for number, piece in split]
+                pieces = self._split(part)
             for piece in pieces:
                 if isinstance(piece, str):
                     text += piece
@@ -153,13 +171,34 @@ class PlaceholderMap:
         if text:
             yield text
 
+    def _split(self, text: str) -> "Iterator[str | Input | Slot | _TrimMark]":
+        """Yield the texts of a rendered text without control tokens, and what the marks between them stand for."""
+        texts = _MARK.split(text)
+        yield texts[0]
+        for index in range(1, len(texts), 3):
+            number, backslash, following = texts[index : index + 3]
+            piece = self._pieces[int(number)]
+            if backslash and isinstance(piece, Input):
+                piece = dataclasses.replace(piece, in_json=True)
+            elif backslash and isinstance(piece, str):
+                piece = escape_json(piece)
+            yield piece
+            yield following
 
-def _edge(number: int | None) -> str:
-    """Return the white space that marks an edge; none for None. The number is in its last characters, in binary."""
+
+def _edge(number: int | None, *, is_left: bool = True) -> str:
+    """Return the white space that marks an edge; none for None. The number is in binary. Line feeds are on the outer
+    side."""
     if number is None:
         return ""
-    return _EDGE_NONCE + f"{number:020b}".translate({ord("0"): "\x1c", ord("1"): "\x1d"})
+    mark = _EDGE_NONCE + f"{number:020b}".translate({ord("0"): "\u2004", ord("1"): "\u2005"})
+    return _LINES + mark if is_left else mark + _LINES
 
 
 def _edge_number(found: re.Match[str]) -> int:
-    return int(found[1].translate({0x1C: "0", 0x1D: "1"}), 2)
+    return int(found[2].translate({0x2004: "0", 0x2005: "1"}), 2)
+
+
+def _keeps_lines(found: re.Match[str]) -> bool:
+    """Return whether the template has left the line feeds of an edge."""
+    return bool(found[1] or found[3])

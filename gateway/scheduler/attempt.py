@@ -22,6 +22,7 @@ from gateway.graph.segments import (
     Trim,
     Trimmer,
     content_size,
+    escape_json,
     update_digest,
 )
 from gateway.graph.text import size_of
@@ -36,6 +37,9 @@ _STREAM_CHARACTERS = 96
 """Number of characters of a growing value that are added to the prompt at a time."""
 _TOKEN_BYTES = 4
 """Memory of a token in the gateway, in bytes."""
+_DIGEST_CHARACTERS = 1_000_000
+"""Number of characters after the first slot up to which a call may be shared. It takes about a millisecond to compare
+them."""
 
 
 class CallAttempt:
@@ -68,6 +72,8 @@ class CallAttempt:
         self._on_prefilled = on_prefilled
         self._filled: list[PromptContent] = []
         """Content before the first slot."""
+        self._text_size = 0
+        """Number of characters of the texts and values so far."""
         self._filled_size = 0
         """Number of tokens or characters that were filled."""
         self._run: TextRun | None = None
@@ -87,8 +93,7 @@ class CallAttempt:
         """Remaining parts of the output."""
         self._output_size = 0
         """Size of the output so far, in bytes."""
-        self._values: dict[str, bytes] = {}
-        """Known values in UTF-8, by name."""
+        self._value_digests: dict[str, str] = {}
         self._slot_numbers = {name: number for number, name in enumerate(call.slots)}
 
     async def prepare(self) -> bytes | None:
@@ -114,51 +119,78 @@ class CallAttempt:
         digest = hashlib.blake2b(digest_size=20)
         for filled in self._filled:
             update_digest(digest, filled)
-        trimmer: Trimmer | None = None
-        for segment in self._rendering.segments[self._next_segment :]:
-            match segment:
-                case Trim():
-                    trimmer = Trimmer(segment)
-                case Slot():
-                    trimmer = None
-                    _mark(digest, f"s{segment.sampling!r}\0{segment.transform!r}\0{segment.heals}")
-                case Input(reference):
-                    self._digest_value(digest, reference, trimmer)
-                case Text(tokens):
-                    _mark(digest, f"t{len(tokens)}")
-                    update_digest(digest, tokens)
-                case Characters(text):
-                    update_digest(digest, text if trimmer is None else trimmer.push(text))
-                case Messages():
-                    update_digest(digest, segment)
-        _mark(digest, "p")
-        for part in spec.parts or ():
-            if isinstance(part, str):
-                update_digest(digest, part)
-            else:
-                self._digest_value(digest, part.reference, None)
+        if not self._digest_rest(digest):
+            return None
         _mark(digest, f"m{self._rendering.model}\0{spec.salt}")
         return digest.digest()
 
-    def _digest_value(self, digest: Digest, reference: Reference, trimmer: Trimmer | None) -> None:
-        """Add what a reference stands for to a digest: the value itself if it is known, as if it stood in the prompt;
-        otherwise the number of the call's own slot, or the name of the variable."""
+    def _digest_rest(self, digest: Digest) -> bool:
+        """Add the slots, all after them, and the parts of the output. A text is the same in one piece and in several,
+        known or as the value of a reference. Return False if there is too much text."""
+        text_left = _DIGEST_CHARACTERS
+        trimmer: Trimmer | None = None
+        segments = self._rendering.segments[self._next_segment :]
+        for segment in (*segments, None, *(self._call.spec.parts or ())):
+            match segment:
+                case None:
+                    trimmer = None
+                    _mark(digest, "p")
+                    continue
+                case Trim():
+                    trimmer = Trimmer(segment)
+                    continue
+                case Slot():
+                    trimmer = None
+                    _mark(digest, f"s{segment.sampling!r}\0{segment.transform!r}\0{segment.heals}")
+                    continue
+                case Text(tokens):
+                    trimmer = None
+                    _mark(digest, f"t{len(tokens)}")
+                    update_digest(digest, tokens)
+                    continue
+                case Messages():
+                    update_digest(digest, segment)
+                    continue
+                case Characters(text):
+                    pass
+                case str():
+                    text = segment
+                case Input(reference):
+                    value = self._known_value(reference)
+                    if value is None:
+                        state = None if trimmer is None else trimmer.state
+                        _mark(digest, f"v{state!r}{segment.in_json}{self._origin(reference)}")
+                        trimmer = None  # its effect depends on the value
+                        continue
+                    text = value
+            text_left -= len(text)
+            if text_left < 0:
+                return False
+            if trimmer is not None:
+                text = trimmer.push(text)
+            update_digest(digest, escape_json(text) if isinstance(segment, Input) and segment.in_json else text)
+        return True
+
+    def _known_value(self, reference: Reference) -> str | None:
+        """Return what a reference stands for; None if it is not known yet, or must be parsed."""
+        source = self._call.inputs.get(reference.name)
+        if source is None or source.state is not VariableState.READY or reference.path:
+            return None
+        return source.value or ""
+
+    def _origin(self, reference: Reference) -> str:
+        """Return an identity of what a reference stands for, if that is not known: the number of the call's own slot,
+        the value and the path, or the name of a variable that has no value yet."""
         name, path, call = reference.name, reference.path, self._call
         if name in call.slots:
-            _mark(digest, f"n{self._slot_numbers[name]}{path!r}")
-            return
+            return f"s{self._slot_numbers[name]}{path!r}"
         source = call.inputs[name]
-        if source.state is VariableState.READY and not path and trimmer is not None:
-            update_digest(digest, trimmer.push(source.value or ""))
-        elif source.state is VariableState.READY and not path:
-            if name not in self._values:  # encoded once: a prompt may refer to a large value many times
-                self._values[name] = (source.value or "").encode(errors="surrogatepass")
-            digest.update(self._values[name])
-        elif source.state is VariableState.READY:
-            value = hashlib.blake2b((source.value or "").encode(errors="surrogatepass"), digest_size=20).hexdigest()
-            _mark(digest, f"v{value}{path!r}")
-        else:
-            _mark(digest, f"v{name}{path!r}")
+        if source.state is not VariableState.READY:
+            return f"n{name}{path!r}"
+        if name not in self._value_digests:  # computed once: a prompt may refer to a large value many times
+            value = (source.value or "").encode(errors="surrogatepass")
+            self._value_digests[name] = hashlib.blake2b(value, digest_size=20).hexdigest()
+        return f"v{self._value_digests[name]}{path!r}"
 
     async def generate(self) -> None:
         """Generate the slots, and fill the segments between them. Then the output is complete, but not final."""
@@ -188,10 +220,14 @@ class CallAttempt:
             case Trim():
                 self._trimmer = Trimmer(segment) if segment.left or segment.right else None
 
-    async def _push(self, text: str) -> None:
-        """Add known text to the run, and fill what no later text can change."""
+    async def _push(self, text: str, *, in_json: bool = False) -> None:
+        """Add known text to the run, and fill what no later text can change. `in_json`: escape it."""
+        self._text_size += len(text)
+        self._check_size(self._text_size)
         if self._trimmer is not None:
             text = self._trimmer.push(text)
+        if in_json:
+            text = escape_json(text)
         if self._run is None:
             self._run = self._engine.open_text(adds_space=False)
         self._fill_final(await self._run.push(text))
@@ -236,10 +272,7 @@ class CallAttempt:
         if not size:
             return
         self._filled_size += size
-        maximum = self._call.session.resources.limits.bytes // _TOKEN_BYTES
-        if self._filled_size > maximum:  # not all engines check the length themselves
-            message = f"the prompt has more than {maximum} tokens or characters, the maximum of a session"
-            raise CallFailed(Failure("too_large", message, self._call.id))
+        self._check_size(self._filled_size)
         if self._is_rewriting:
             self._context.fill(content, start=self._position)
             self._length = self._position + size
@@ -250,11 +283,18 @@ class CallAttempt:
         self._call.usage.prompt += math.ceil(max(0, added) * self._engine.tokens_per_unit)
         self._filled.append(content)
 
+    def _check_size(self, size: int) -> None:
+        """Raise CallFailed if the prompt is too large for its session: not all engines check the length themselves."""
+        maximum = self._call.session.resources.limits.bytes // _TOKEN_BYTES
+        if size > maximum:
+            message = f"the prompt has more than {maximum} tokens or characters, the maximum of a session"
+            raise CallFailed(Failure("too_large", message, self._call.id))
+
     async def _fill_value(self, segment: Input) -> None:
         """Fill the value of a reference, and wait for it."""
         source = self._source(segment)
         if source.state.is_final or segment.reference.path:
-            await self._push(await self._value(segment))
+            await self._push(await self._value(segment), in_json=segment.in_json)
         else:
             await self._fill_growing_value(segment, source)
 
@@ -294,10 +334,10 @@ class CallAttempt:
                     pending.append(piece.text)
                     length += len(piece.text)
                 if length >= _STREAM_CHARACTERS:
-                    await self._push("".join(pending))
+                    await self._push("".join(pending), in_json=segment.in_json)
                     filled_length += length
                     pending, length = [], 0
-        await self._push((await self._value(segment))[filled_length:])
+        await self._push((await self._value(segment))[filled_length:], in_json=segment.in_json)
 
     # slots
 

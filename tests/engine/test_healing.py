@@ -75,6 +75,12 @@ def test_tokens_that_may_be_longer_are_taken_back(
     assert b"".join(map(tokenizer.token_bytes, tokens[len(tokens) - count :])) == text
 
 
+def test_tokens_without_a_text_are_not_taken_back(table: TokenTable, tokenizer: Tokenizer) -> None:
+    padding = tokenizer.vocabulary + 5
+    assert table.take_back([1, 2, padding, padding]) == (0, b"")
+    assert table.take_back([1, padding, *tokenizer.encode("It is ")]) == (1, b" ")
+
+
 def test_whole_characters_are_taken_back(table: TokenTable, tokenizer: Tokenizer) -> None:
     source, found = random.Random(2), 0
     for _ in range(3000):

@@ -151,3 +151,5 @@ def test_pieces_are_trimmed_as_their_joined_text(pieces: list[str]) -> None:
     assert "".join(map(both.push, pieces)) == text.strip()
     assert both.release() in ("", text[len(text.rstrip()) :])
     assert both.push(" x ") == " x ", "nothing is removed after the release"
+    lines = Trimmer(Trim(left=True, right=True, lines=True))
+    assert "".join(map(lines.push, pieces)) == text.strip("\n")

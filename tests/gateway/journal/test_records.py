@@ -45,7 +45,7 @@ samplings = st.builds(
     stop_token_ids=st.lists(st.integers(0, 9)).map(tuple),
     logprobs=st.booleans(),
 )
-inputs = st.builds(Input, st.builds(Reference, st.just("x"), st.lists(st.text()).map(tuple)), st.text())
+inputs = st.builds(Input, st.builds(Reference, st.just("x"), st.lists(st.text()).map(tuple)), st.text(), st.booleans())
 slots = st.builds(
     Slot,
     st.none() | st.sampled_from(["p", "q"]),
@@ -58,7 +58,7 @@ slots = st.builds(
 tokens = st.lists(st.integers(0, 2**20)).map(lambda numbers: array("i", numbers))
 texts = st.builds(Text, tokens, st.none() | st.integers(0, 9))
 characters = st.builds(Characters, st.text(), st.booleans(), st.none() | st.integers(0, 9))
-segments = texts | characters | inputs | slots | st.builds(Trim, st.booleans(), st.booleans())
+segments = texts | characters | inputs | slots | st.builds(Trim, st.booleans(), st.booleans(), st.booleans())
 
 
 @given(

@@ -256,6 +256,35 @@ async def test_a_call_by_hand_and_one_by_reference_have_one_digest() -> None:
     assert await after_slot(Characters("x"), parts=["x", a]) == await after_slot(Characters("x"), parts=["xred"])
 
 
+async def test_calls_whose_text_is_trimmed_by_an_unknown_value_have_different_digests() -> None:
+    graph = session()
+    graph.set_values(graph.add_variable("o", '{"x": "y"}'))
+    graph.add_variable("late")
+    numbers = count()
+    for trim, different in ((Trim(right=True), 5), (Trim(left=True), 3), (Trim(left=True, right=True), 3)):
+        for reference in (Reference("late"), Reference("o", ("x",))):
+            found = set()
+            for before, after in (("", ""), (" ", ""), ("\n\n", ""), ("", " rest"), ("", "rest")):
+                segments = [
+                    *(Text([1]), Slot(f"s{next(numbers)}", GREEDY.sampling), trim, Characters(before)),
+                    *(Input(reference, "m"), Characters(after), Trim(), GREEDY),
+                ]
+                found.add(await digest(graph, {"segments": segments}))
+            assert len(found) == different, "a blank makes no difference only where it is removed"
+
+
+async def test_a_call_with_much_text_after_a_slot_is_not_shared() -> None:
+    """Use more text than can be compared without blocking the event loop."""
+    graph = session()
+    graph.set_values(graph.add_variable("large", "x" * 600_000))
+    large = Input(Reference("large"), "m")
+    for references, is_shared in ((1, True), (2, False)):
+        slot = Slot(f"s{references}", GREEDY.sampling)
+        assert (await digest(graph, {"segments": [Text([1]), slot, *[large] * references, GREEDY]}) is not None) is (
+            is_shared
+        )
+
+
 async def test_text_cannot_imitate_the_marks_of_a_digest() -> None:
     graph = session()
     graph.add_variable("late")

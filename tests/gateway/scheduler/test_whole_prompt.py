@@ -43,9 +43,10 @@ ROUGH = [
         "<|im_end|>",
         "</s>",
     ),
-    *("[INST]", "漢字", "\u1100", "\u1161", "<think>", "{", "}", "▁", "    return x\n\n\n"),
+    *("[INST]", "漢字", "\u1100", "\u1161", "<think>", "{", "}", "▁", "    return x\n\n\n", '"', "\\x", "\t", "\u2003"),
 ]
-FAMILIES = ["SmolLM2", "Llama 2", "Llama 3", "Mistral 0.3", "Qwen3", "Gemma 3", "Phi-4"]
+FAMILIES = ["SmolLM2", "Llama 2", "Llama 3", "Mistral 0.3", "Qwen3", "SmolLM3", "Gemma 3", "Phi-4"]
+CALLED = [{"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {}}}]
 
 
 def with_template(tokenizer: Tokenizer, source: str) -> Tokenizer:
@@ -59,7 +60,7 @@ def with_template(tokenizer: Tokenizer, source: str) -> Tokenizer:
 def random_messages(source: random.Random, values: Mapping[str, str]) -> list[list[str]]:
     """Return the contents of messages as pieces: texts, and names of values between angle brackets."""
     contents = []
-    for _ in range(source.choice([1, 1, 3])):
+    for _ in range(source.choice([1, 2, 3])):
         pieces = []
         for _ in range(source.randint(1, 5)):
             pieces.append(f"<<{source.choice(list(values))}>>" if source.random() < 0.5 else "".join(rough(source)))
@@ -75,6 +76,15 @@ def conversation(contents: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {"role": "assistant" if number % 2 else "user", "content": content} for number, content in enumerate(contents)
     ]
+
+
+def tool_answers(contents: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a conversation in which these contents are answers of tools."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
+    for content in contents:
+        messages.append({"role": "assistant", "content": "", "tool_calls": CALLED})
+        messages.append({"role": "tool", "tool_call_id": "abcdefghi", "content": content})
+    return messages
 
 
 async def tokens_of(call_spec: CallSpec, tokenizer: Tokenizer, graph: Session, set_values: Callable[[], None]) -> Any:
@@ -97,7 +107,9 @@ def producer_of(graph: Session, name: str) -> Call:
     return graph.add(CallSpec(model="m", segments=[ANSWER], output=name, deferred=True))
 
 
-async def check_conversations(tokenizer: Tokenizer, seed: int, cases: int) -> None:
+async def check_conversations(
+    tokenizer: Tokenizer, seed: int, cases: int, conversation: Callable[[Sequence[str]], Any] = conversation
+) -> None:
     """Compare prompts with references, whose values come before, later or in pieces, with the same text by hand."""
     builder, source = TemplatePromptBuilder(tokenizer), random.Random(seed)
     for _ in range(cases):
@@ -133,6 +145,12 @@ async def check_conversations(tokenizer: Tokenizer, seed: int, cases: int) -> No
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_references_with_the_default_vocabulary(family: str, tokenizer: Tokenizer) -> None:
     await check_conversations(with_template(tokenizer, TEMPLATES[family]), seed=1, cases=CASES)
+
+
+@pytest.mark.parametrize("family", ["SmolLM2", "Llama 3.1", "Mistral 0.3", "Qwen3", "Phi-4 mini"])
+async def test_references_in_answers_of_tools(family: str, tokenizer: Tokenizer) -> None:
+    """Use templates that write such an answer as it is, as a JSON string, or inside an object."""
+    await check_conversations(with_template(tokenizer, TEMPLATES[family]), 5, CASES // 2, tool_answers)
 
 
 @pytest.mark.parametrize("family", ["SmolLM2", "Llama 2", "Llama 3"])
