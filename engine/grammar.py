@@ -251,11 +251,12 @@ form: {form}
 
 def _escape_slashes(regex: str) -> str:
     """Return a regular expression escaped for a place between slashes."""
-    return _SLASH.sub(lambda found: found[0] if len(found[0]) > 1 else "\\/", regex).replace("\n", "\\n")
+    return _SLASH.sub(lambda found: _ESCAPED.get(found[0], found[0]), regex)
 
 
-_SLASH = re.compile(r"\\.|/", re.DOTALL)
+_SLASH = re.compile(r"\\.|[/\n]", re.DOTALL)
 """Pattern of characters that are escaped already, or that must be."""
+_ESCAPED = {"/": "\\/", "\n": "\\n", "\\\n": "\\n"}
 
 
 class Matcher:

@@ -20,26 +20,40 @@ class IncrementalTokenizer:
         self._tokenizer = tokenizer
         self._adds_space = adds_space
         self._work_left = _FREE_WORK
-        self.pending = ""
+        self._pieces: list[str] = []
+        self.pending_length = 0
+        """Length of `pending`, in characters."""
+
+    @property
+    def pending(self) -> str:
         """Text whose tokens may still change."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much text has arrived since the last search for stable tokens that another one may be made."""
+        return 0 < self.pending_length <= self._work_left
 
     def append(self, text: str) -> None:
         """Add text at the end."""
-        if text and self._adds_space:
+        if not text:
+            return
+        if self._adds_space:
             text, self._adds_space = " " + text, False
-        self.pending += text
+        self._pieces.append(text)
+        self.pending_length += len(text)
         self._work_left += _WORK * len(text)
 
     def take_stable(self, max_tokens: int | None = None) -> list[int]:
-        """Return the tokens that no later text can change, and remove their text from `pending`.
-
-        Return none if searching for them would take too long for the text that has arrived since the last search. See
-        `Tokenizer.encode_stable` for `max_tokens`.
-        """
-        if not self.pending or self._work_left < len(self.pending):
+        """Return the tokens that no later text can change, and remove their text from `pending`; none if that is not
+        due. See `Tokenizer.encode_stable` for `max_tokens`."""
+        if not self.is_due:
             return []
-        self._work_left -= len(self.pending)
-        tokens, self.pending = self._tokenizer.encode_stable(self.pending, max_tokens)
+        self._work_left -= self.pending_length
+        tokens, rest = self._tokenizer.encode_stable(self.pending, max_tokens)
+        self._pieces, self.pending_length = [rest], len(rest)
         return tokens
 
     def push(self, text: str) -> list[int]:
@@ -51,7 +65,8 @@ class IncrementalTokenizer:
         """Return the tokens of `pending`, which is the end of the text. See `Tokenizer.encode` for `max_tokens`."""
         return self._tokenizer.encode(self.pending, max_tokens=max_tokens)
 
-    def finish(self) -> list[int]:
-        """Return the remaining tokens of the text, which has ended."""
-        tokens, self.pending = self.rest(), ""
+    def finish(self, max_tokens: int | None = None) -> list[int]:
+        """Return the remaining tokens of the text, which has ended. See `Tokenizer.encode` for `max_tokens`."""
+        tokens = self.rest(max_tokens)
+        self._pieces, self.pending_length = [], 0
         return tokens

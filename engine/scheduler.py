@@ -226,7 +226,8 @@ class StepScheduler:
             if not sequence.has_own_blocks:
                 sequence.drop_blocks()  # others may evict the blocks that it found in the tree while it waits
             return None
-        sequence.announce(chunk.end)
+        if not chunk.is_stored:  # its blocks are committed already
+            sequence.announce(chunk.end)
         plan.chunks.append(chunk)
         plan.copies.extend(copies)
         rows = chunk.end - chunk.start

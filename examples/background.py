@@ -1,6 +1,6 @@
 """A background response: start it, disconnect, stream it from another connection, and continue it by its id.
 
-It also survives a restart of the server, if sessions are persisted (`myna serve --journal FILE`).
+It also survives a restart of the server, unless that runs with `--journal memory`.
 """
 
 import os

@@ -25,7 +25,7 @@ class TokenRun:
     async def push(self, text: str) -> list[int]:
         """Add known text, and return the tokens that have become stable. See `TextRun.push`."""
         self._text.append(text)
-        return await self._run(lambda: self._text.take_stable(self._window))
+        return await self._run(lambda: self._text.take_stable(self._window)) if self._text.is_due else []
 
     async def rest(self) -> list[int]:
         """Return the tokens of the pending text. See `TextRun.rest`."""
@@ -37,12 +37,10 @@ class TokenRun:
 
     async def finish(self) -> list[int]:
         """Return the tokens of the pending text, which ends the run. See `TextRun.finish`."""
-        tokens = await self.rest()
-        self._text.pending = ""
-        return tokens
+        return await self._run(lambda: self._text.finish(self._window))
 
     async def _run(self, work: Callable[[], list[int]]) -> list[int]:
-        length = len(self._text.pending)
+        length = self._text.pending_length
         if length < _LONG_TEXT:
             return work()
         return await offload(lambda: self._checked(work), length)

@@ -126,7 +126,7 @@ class Session:
         check_name(name, where)
         known = self.variables.get(name)
         if known is not None and known.is_assigned:
-            raise VariableAlreadySet(f"{name!r} is {known.state} already; a name is assigned once", where)
+            raise VariableAlreadySet(f"{name!r} is {known.state} already; a name is assigned once in a session", where)
         if name in self._retired_names:
             raise VariableAlreadySet(f"{name!r} had a value that was readable; the name cannot be used again", where)
 

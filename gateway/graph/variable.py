@@ -130,7 +130,7 @@ class Variable:
     def set(self, value: str) -> None:
         """Set the value of a declared variable. Raises VariableAlreadySet."""
         if self.producer is not None or self.state is not VariableState.DECLARED:
-            raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once")
+            raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once in a session")
         if value:
             self.pieces.append(Piece(value))
         self._finish(VariableState.READY, value)
@@ -138,7 +138,7 @@ class Variable:
     def bind_producer(self, call: "Call") -> None:
         """Bind the variable to the call that produces it. Raises VariableAlreadySet."""
         if self.is_assigned:
-            raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once")
+            raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once in a session")
         self.producer = call
         self._set_state(VariableState.PENDING)
 

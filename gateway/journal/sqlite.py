@@ -114,7 +114,10 @@ class JournalFile:
 
     def _error_of(self, error: sqlite3.Error) -> JournalError:
         if "locked" in str(error):
-            return JournalError(f"the journal {self._path} is in use by another myna")
+            return JournalError(
+                f"the journal {self._path} is in use: another myna runs already. Stop it, or choose another "
+                "--port and --journal"
+            )
         if "readonly" in str(error) or "unable to open" in str(error):
             return JournalError(f"the journal {self._path} cannot be written: {error}")
         if isinstance(error, sqlite3.OperationalError):

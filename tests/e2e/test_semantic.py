@@ -252,6 +252,29 @@ async def test_sessions_are_created_listed_and_counted(api: SessionClient) -> No
 
 
 @pytest.mark.usefixtures("batch_invariant")
+@pytest.mark.parametrize(
+    ("text", "a", "b"),
+    [
+        ("It is <<a>>, and its colour is <<b>>", {"max_tokens": 1}, {"max_tokens": 1}),
+        ("It is<<a>>, and its colour is<<b>>", {"regex": "( apple| red)"}, {"regex": "( apple| red)"}),
+        ("It is an app<<a>>. It is<<b>>", {"stop": ["."]}, {"stop": [" to"]}),
+    ],
+)
+async def test_the_text_around_slots_counts_as_prompt_and_no_more(
+    api: SessionClient, server: GatewayHarness, text: str, a: dict[str, Any], b: dict[str, Any]
+) -> None:
+    messages: Any = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": text}]
+    slots = {"a": {"max_tokens": 8, **a}, "b": {"max_tokens": 8, **b}}
+    answer = await api.openai.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, extra_body={"semantic": {"slots": slots}}
+    )
+    messages[1]["content"] = text.replace("<<a>>", "").replace("<<b>>", "")
+    body = {"model": MODEL, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}
+    async with aiohttp.ClientSession() as http, http.post(f"{server.address}/tokenize", json=body) as response:
+        written = (await response.json())["count"]
+    assert abs(answer.usage.prompt_tokens - written) <= 1, "texts may share a token at the place of a slot"
+
+
 async def test_slots_are_generated_inside_messages(api: SessionClient) -> None:
     messages: Any = [
         {"role": "user", "content": "Name an animal and its colour."},

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import Engine, SamplingParams
+from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import ContextError
 from engine.healing import PrefixMatcher, TokenTable
 from engine.protocol import TokenLogprob
@@ -137,7 +137,7 @@ def test_stop_strings_see_only_the_answer(engine: Engine) -> None:
 
 
 def test_a_constraint_holds_for_the_answer(engine: Engine) -> None:
-    for regex in ("[a-z]+ [a-z]+", "[0-9]{3}", "le.{0,9}"):
+    for regex in ("[a-z]+ [a-z]+", "[0-9]{3}", "le.{0,9}", "a/\\\nb"):
         for prompt in ("It is ", "The fruit is an app", "I like\n\n"):
             assert re.fullmatch(regex, Answer(engine, CHAT + prompt, regex=regex, max_tokens=40).text)
     schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}
@@ -191,3 +191,75 @@ def test_a_rewritten_context_keeps_equal_tokens(engine: Engine) -> None:
         engine.fill(2, [5], start=0)
     engine.free_context(1)
     engine.check_integrity()
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_commands_keep_the_cache_intact(tiny_engine: Engine, overlaps: bool, seed: int) -> None:
+    """Heal and rewrite contexts at any moment, also while the step before is still running, as on a GPU."""
+    source = random.Random(seed)
+    engine = Engine(tiny_engine.config)
+    engine._overlaps = overlaps
+    words, live, last = ["a", " ", "the", " th", "\n", "x1"], set[int](), 0
+
+    def text() -> list[int]:
+        return engine.tokenizer.encode("".join(source.choices(words, k=source.randint(1, 12))))
+
+    def idle() -> int | None:
+        contexts = [context for context in sorted(live) if engine._sequences[context].generation is None]
+        contexts = [context for context in contexts if context not in engine._pending_generations]
+        return source.choice(contexts) if contexts else None
+
+    for _ in range(700):
+        action, context = source.random(), idle()
+        try:
+            if action < 0.15 and len(live) < 5:
+                last += 1
+                engine.fill(last, [1, *text()], parent=context if source.random() < 0.4 else None)
+                live.add(last)
+            elif action < 0.25 and context is not None:
+                engine.fill(context, text())
+            elif action < 0.4 and context is not None:
+                tokens = engine._sequences[context].tokens
+                start = source.randint(0, len(tokens))
+                engine.fill(context, tokens[start : source.randint(start, len(tokens))] + text(), start=start)
+            elif action < 0.6 and context is not None:
+                sampling = SamplingParams(
+                    temperature=0.0,
+                    max_tokens=source.randint(1, 12),
+                    regex="[a-z ]+" if source.random() < 0.2 else None,
+                )
+                engine.generate(context, sampling, heals=source.random() < 0.7)
+            elif action < 0.65 and context is not None:
+                live.discard(context)
+                engine.free_context(context)
+            else:
+                for update in engine.step():
+                    if update.error is not None:
+                        live.discard(update.context)
+        except ContextError as error:  # the context is full, or empty
+            if context is not None and error.code == "context_length_exceeded":
+                live.discard(context)
+                engine.free_context(context)
+        engine.check_integrity()
+
+
+def test_a_context_that_is_healed_again_keeps_its_blocks(engine: Engine) -> None:
+    """Heal after each number of tokens, with overlapping steps: at a block's border nothing is left to compute."""
+    overlapping = Engine(EngineConfig(kv_tokens=4096))
+    overlapping._overlaps = True
+    tokenizer, sampling = engine.tokenizer, SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    prompt = tokenizer.encode_template(CHAT + "Once upon a time there was a small fox")
+    more = tokenizer.encode(" and a dog" * 6)
+    for length in range(17):
+        contexts = []
+        for subject in (overlapping, engine):
+            subject.fill(900, [*prompt, *more[:length]])
+            for heals in (False, True):
+                subject.generate(900, sampling, heals=heals)
+                while subject.has_work:
+                    subject.step()
+                    subject.check_integrity()
+            contexts.append(list(subject._sequences[900].tokens))
+            subject.free_context(900)
+        assert contexts[0] == contexts[1]

@@ -92,7 +92,7 @@ class CodePointRun:
 
     async def rest(self) -> list[int]:
         """See `TextRun.rest`."""
-        return []
+        return list(self._generated)
 
     def resume(self, text: str) -> None:
         """See `TextRun.resume`."""

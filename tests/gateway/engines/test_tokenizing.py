@@ -36,6 +36,24 @@ async def test_a_short_text_is_left_to_the_engine(bytewise: Tokenizer) -> None:
     assert len([*await run.push("x" * 1_000), *await run.finish()]) == 1_000
 
 
+async def test_many_pieces_are_not_searched_again_and_again(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = 0
+
+    def minimum_tokens(self: Tokenizer, text: str) -> int:
+        nonlocal searched
+        searched += len(text)
+        return 0
+
+    monkeypatch.setattr(Tokenizer, "minimum_tokens", minimum_tokens)
+    run = TokenRun(tokenizer, 1_000, adds_space=False)
+    await run.push(" " * 20_000)
+    for _ in range(500):
+        assert await run.push(" ") == []
+    assert searched <= 200_000, "10,000,000 with a search for each piece"
+
+
 async def test_generated_text_is_tokenised_with_the_text_around_it(tokenizer: Tokenizer) -> None:
     run = TokenRun(tokenizer, None, adds_space=False)
     tokens = await run.push("It is ")

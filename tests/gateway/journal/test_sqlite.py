@@ -256,7 +256,7 @@ def test_the_file_contains_live_facts_and_few_others(
 
 async def test_a_file_is_locked_by_its_process(tmp_path: Path) -> None:
     harness = JournalHarness(tmp_path / "j")
-    with pytest.raises(JournalError, match="in use by another myna"):
+    with pytest.raises(JournalError, match="in use: another myna runs already"):
         FileStorage(tmp_path / "j")
     await harness.die()
 

@@ -285,6 +285,26 @@ async def test_a_call_with_much_text_after_a_slot_is_not_shared() -> None:
         )
 
 
+async def test_another_attempt_fills_the_same_prompt() -> None:
+    """Use a blank before the slot, which a template would trim if the slot's text were not visible."""
+    contexts = []
+    for is_repeated in (False, True):
+        graph, engine = session(), FakeEngine()
+        graph.set_values(graph.add_variable("blank", " "))
+        slot = Slot("made", GREEDY.sampling, heals=True)
+        segments = [Text([1]), Trim(left=True, right=True), Input(Reference("blank"), "m"), slot, Characters(" x")]
+        call = graph.add(CallSpec(model="m", segments=[*segments, Trim(), Text([2]), GREEDY]))
+        if is_repeated:
+            call.slot_texts["made"] = "1"
+        rendering = Rendering(call.spec.model, call.spec.segments)
+        context = engine.open("", Urgency(0.0, interactive=False))
+        attempt = CallAttempt(call, rendering, engine, context, InputReader(call, FairGate()))
+        await attempt.prepare()
+        await attempt.generate()
+        contexts.append(context.tokens)
+    assert contexts[0] == contexts[1] == [1, *map(ord, "1 x"), 2, ord("5")]
+
+
 async def test_text_cannot_imitate_the_marks_of_a_digest() -> None:
     graph = session()
     graph.add_variable("late")
