@@ -353,7 +353,7 @@ class Engine:
         self._step_budget.observe(
             decoding=plan.decoding,
             interactive=plan.interactive,
-            prefill=plan.rows - plan.decoding - plan.drafted_rows,
+            prefill=plan.prefill_cost,
             drafted=plan.drafted_rows,
             long=plan.long,
             waiting=plan.has_waiting_prompts,

@@ -31,8 +31,9 @@ from engine.tokenizer import Tokenizer
 
 _STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 """Default token budget of a step: enough rows that their products are worth reading the weights."""
-_TRIAL_ROWS = 64
-"""Number of prefill rows in the step that measures the cost of a row."""
+_TRIAL_ROWS, _TRIAL_KEYS = 64, 2048
+"""Number of prefill rows in the steps that measure the cost of a row, and of tokens before them in the step that
+measures the cost of attention."""
 _HOST_SHARE = 0.2
 """Maximum share of the host's free memory for offloaded KV blocks."""
 
@@ -203,17 +204,28 @@ def _warm_up(decoder: Decoder, step_budget: StepBudget, config: EngineConfig, *,
         fastest[rows] = min(fastest[rows], time.perf_counter() - began)
     for rows, seconds in fastest.items():
         step_budget.calibrate(rows, seconds)
+    keys = min(_TRIAL_KEYS, decoder.spec.window - _TRIAL_ROWS) // config.block_size * config.block_size
+    if keys > 0:
+        seconds = math.inf
+        for _ in range(2):
+            began = time.perf_counter()
+            _run_trial(decoder, [_TRIAL_ROWS], config.block_size, keys)
+            seconds = min(seconds, time.perf_counter() - began)
+        step_budget.calibrate_keys(_TRIAL_ROWS, keys, seconds)
 
 
-def _run_trial(decoder: Decoder, rows_by_sequence: list[int], block_size: int) -> None:
-    """Run a step of sequences with the given numbers of rows, without using its tokens."""
+def _run_trial(decoder: Decoder, rows_by_sequence: list[int], block_size: int, keys: int = 0) -> None:
+    """Run a step of sequences with the given numbers of rows, without using its tokens. `keys`: number of tokens before
+    these rows."""
     row_count, ends = sum(rows_by_sequence), torch.tensor(rows_by_sequence).cumsum(0)
-    blocks = -(-max(rows_by_sequence) // block_size)
+    blocks = -(-(keys + max(rows_by_sequence)) // block_size)
     batch = AttentionBatch(
-        positions=torch.cat([torch.arange(rows) for rows in rows_by_sequence]).clamp(max=decoder.spec.window - 1),
+        positions=torch.cat([torch.arange(rows) for rows in rows_by_sequence])
+        .add(keys)
+        .clamp(max=decoder.spec.window - 1),
         slots=torch.zeros(row_count, dtype=torch.int64),
         query_starts=torch.cat((torch.zeros(1, dtype=torch.int64), ends)).int(),
-        lengths=torch.tensor(rows_by_sequence, dtype=torch.int32),
+        lengths=torch.tensor(rows_by_sequence, dtype=torch.int32) + keys,
         block_tables=torch.full((len(rows_by_sequence), blocks), SCRATCH, dtype=torch.int32),
     )
     logits = decoder.forward(torch.zeros(row_count, dtype=torch.int64), batch, ends - 1)

@@ -37,7 +37,8 @@ class Plan:
     `rows`: number of rows. `empty_chunks`: number of chunks without rows, which only report.
     `decoding`: number of sequences that decode; `interactive`: how many of them are interactive. `drafted_rows`:
         number of drafted rows.
-    `long`: rows of deferrable prompts, see `StepAllowance`. `has_waiting_prompts`: whether a prompt got no rows.
+    `prefill_cost`, `long`: cost of the rows of prompts, and of deferrable ones, see `StepAllowance`.
+    `has_waiting_prompts`: whether a prompt got no rows.
     `over_budget`: sequences for which the step has no room. `out_of_memory`: sequences for whose prompts no blocks are
         free.
     """
@@ -50,7 +51,8 @@ class Plan:
     decoding: int = 0
     interactive: int = 0
     drafted_rows: int = 0
-    long: int = 0
+    prefill_cost: float = 0.0
+    long: float = 0.0
     has_waiting_prompts: bool = False
     over_budget: list[TokenSequence] = field(default_factory=list)
     out_of_memory: list[TokenSequence] = field(default_factory=list)
@@ -174,12 +176,17 @@ class StepScheduler:
     def _prefill(self, plan: Plan, prefills: list[TokenSequence], owners: list[TokenSequence]) -> None:
         room = self._step_tokens - plan.rows
         allowance = StepAllowance(room, room, room, room)
-        if self._step_budget is not None:
+        step_budget = self._step_budget
+        if step_budget is not None:
             mixed = any(sequence.is_interactive for sequence in prefills) and not all(
                 sequence.is_interactive for sequence in prefills
             )
-            allowance = self._step_budget.allow_rows(
-                plan.decoding, interactive=plan.interactive, mixed=mixed, drafted=plan.drafted_rows
+            allowance = step_budget.allow_rows(
+                plan.decoding,
+                interactive=plan.interactive,
+                mixed=mixed,
+                drafted=plan.drafted_rows,
+                alone=not plan.decoding and len(prefills) == 1,
             )
         first_rank = plan.chunks[0].sequence.rank if plan.chunks else math.inf
         prefill_rows = PrefillRows(allowance, step_rows=room, interactive=plan.interactive, first_rank=first_rank)
@@ -207,12 +214,18 @@ class StepScheduler:
                 plan.has_waiting_prompts = True
                 plan.over_budget.append(sequence)
                 continue
-            rows = self._add(plan, sequence, allowed, owners)
+            start = sequence.computed_tokens
+            affordable = int(allowed) if step_budget is None else step_budget.affordable_rows(allowed, start)
+            rows = self._add(plan, sequence, min(affordable, prefill_rows.step_rows), owners)
             if rows is None:
                 full = True
                 plan.out_of_memory.append(sequence)
                 continue
-            prefill_rows.take(kind, rows)
+            if rows:
+                chunk = plan.chunks[-1]
+                cost = float(rows) if step_budget is None else step_budget.cost(chunk.start, chunk.end)
+                prefill_rows.take(kind, rows, cost)
+                plan.prefill_cost += cost
         plan.long += prefill_rows.long_taken
 
     def _add(self, plan: Plan, sequence: TokenSequence, budget: int, owners: list[TokenSequence]) -> int | None:

@@ -1,8 +1,10 @@
 """Budget of prefill and draft rows in a step, from measured durations of steps."""
 
+import math
 from typing import NamedTuple
 
 _SMOOTHING = 0.2
+_MANY = 1 << 30
 _MIN_ROWS = 16
 """Minimum number of rows in a prefill chunk: fewer are not worth reading the weights."""
 _OUTLIER = 2.0
@@ -23,7 +25,7 @@ weights."""
 
 
 class StepAllowance(NamedTuple):
-    """Number of prefill rows that a step may carry.
+    """Number of prefill rows that a step may carry, counted by their cost (see `StepBudget.cost`).
 
     `total`: rows for all prompts together.
     `long`: rows for deferrable prompts: while an interactive sequence decodes, these are long prompts and the prompts
@@ -32,14 +34,15 @@ class StepAllowance(NamedTuple):
     `prefetch`: rows for prefetched prompts: no generation waits for them yet, because an input is missing.
     """
 
-    total: int
-    long: int
-    less_urgent: int
-    prefetch: int
+    total: float
+    long: float
+    less_urgent: float
+    prefetch: float
 
 
 class StepBudget:
-    """Owner of the cost model: a step takes `decode_seconds`, and `row_seconds` more for each row of prefill.
+    """Owner of the cost model: a step takes `decode_seconds`, and `row_seconds` more for each row of prefill, or a
+    multiple of that for a row that attends to many keys (see `cost`).
 
     While interactive sequences decode, they keep `decode_share` of their stand-alone speed on average. The rest of the
     time goes to background sequences, as many as that allows, and to long prompts and those of background calls. For
@@ -60,6 +63,8 @@ class StepBudget:
         self._max_step_seconds = max_step_seconds
         self.decode_seconds = 0.01
         self.row_seconds = 0.0005
+        self._key_rows = 0.0
+        """Time for which a row attends to one key, as a part of `row_seconds`."""
         self.stand_alone_seconds = 0.01
         """Duration of a step in which one or two sequences decode, in seconds."""
         self._few_seconds = 0.0
@@ -77,12 +82,17 @@ class StepBudget:
         """Number of rows of a step that takes the longest duration allowed."""
         return max(_MIN_ROWS, int(self._max_step_seconds / self.row_seconds))
 
-    def allow_rows(self, decoding: int, *, interactive: int, mixed: bool = False, drafted: int = 0) -> StepAllowance:
+    def allow_rows(
+        self, decoding: int, *, interactive: int, mixed: bool = False, drafted: int = 0, alone: bool = False
+    ) -> StepAllowance:
         """Return the prefill rows that the next step may carry, with `decoding` rows that decode, `interactive` of them
         interactive.
 
         `mixed`: whether prompts of interactive and of background calls wait. `drafted`: number of drafted rows.
+        `alone`: whether one prompt waits and nothing decodes. Then nobody waits for the end of a step.
         """
+        if alone:
+            return StepAllowance(math.inf, math.inf, math.inf, math.inf)
         total = max(_MIN_ROWS, int((1 if mixed else 2) * self._max_step_seconds / self.row_seconds))
         if not decoding:
             return StepAllowance(total, total, total, total)
@@ -124,6 +134,23 @@ class StepBudget:
         step's duration."""
         return max(0, int(share * self.decode_seconds / self.row_seconds) - decoding)
 
+    def cost(self, start: int, end: int) -> float:
+        """Return the cost of prefilling the tokens of a prompt from `start` to `end`, in rows that attend to few
+        keys. Each row attends to all tokens before it."""
+        return (end - start) * (1.0 + self._key_rows * (start + end) / 2)
+
+    def affordable_rows(self, cost: float, start: int) -> int:
+        """Return how many rows of a prompt, from `start` on, cost at most `cost`; some rows in any case."""
+        if cost == math.inf or not self._key_rows:
+            return _MANY if cost == math.inf else int(cost)
+        first = 1.0 + self._key_rows * start  # cost of the first row; each row costs `_key_rows` more
+        rows = (math.sqrt(first * first + 2 * self._key_rows * cost) - first) / self._key_rows
+        return max(int(rows), min(int(cost), _MIN_ROWS))
+
+    def calibrate_keys(self, rows: int, keys: int, seconds: float) -> None:
+        """Set the cost of attention from a trial step of many rows of one prompt, which attend to `keys` keys each."""
+        self._key_rows = max(0.0, seconds / (rows * self.row_seconds) - 1.0) / keys
+
     def calibrate(self, rows: int, seconds: float) -> None:
         """Set the estimates from a trial step of one decoding row, of at most `FEW_ROWS` decoding rows, or of many rows
         of one prompt."""
@@ -139,14 +166,14 @@ class StepBudget:
         *,
         decoding: int,
         interactive: int,
-        prefill: int,
-        long: int,
+        prefill: float,
+        long: float,
         waiting: bool,
         seconds: float,
         drafted: int = 0,
     ) -> None:
-        """Update the estimates with a step of `decoding` decoding rows, `interactive` of them interactive, and
-        `prefill` rows of prompts, `long` of them deferrable.
+        """Update the estimates with a step of `decoding` decoding rows, `interactive` of them interactive, and of
+        prompts' rows that cost `prefill`, deferrable ones `long`.
 
         `waiting`: whether a prompt got no rows. `drafted`: number of drafted rows. Their time does not count as
         decoding time, but the other sequences get their share of it.

@@ -34,25 +34,30 @@ class PromptKind(NamedTuple):
 
 
 class PrefillRows:
-    """Prefill rows that are left in one step, for each kind of prompt."""
+    """Prefill rows that are left in one step, for each kind of prompt.
+
+    They are counted as a step budget allows them: a row that attends to many keys counts as several (see
+    `StepBudget.cost`).
+    """
 
     def __init__(self, allowance: StepAllowance, *, step_rows: int, interactive: int, first_rank: float) -> None:
         """`step_rows`: rows for which the step has room. `interactive`: number of interactive sequences that decode in
         it. `first_rank`: lowest rank of a sequence that decodes in it."""
-        self.left = min(step_rows, allowance.total)
-        """Rows for prompts of any kind."""
-        self.long_taken = 0
+        self.step_rows = step_rows
+        """Number of rows for which the step has room, whatever they cost."""
+        self._left = float(allowance.total)
+        self.long_taken = 0.0
         """Rows that deferrable prompts have taken."""
         self._allowance = allowance
         self._interactive = interactive
         self._first_rank = first_rank + EQUAL_URGENCY_SECONDS
-        self._long = allowance.long
-        self._less_urgent = allowance.less_urgent
-        self._prefetch = allowance.prefetch
+        self._long = float(allowance.long)
+        self._less_urgent = float(allowance.less_urgent)
+        self._prefetch = float(allowance.prefetch)
 
     def has_room(self, rank: float) -> bool:
         """Return whether prompts of this rank can get rows. If not, those of higher ranks cannot either."""
-        return self.left > 0 and (rank <= self._first_rank or self._less_urgent > 0)
+        return self._left > 0 and self.step_rows > 0 and (rank <= self._first_rank or self._less_urgent > 0)
 
     def has_room_for(self, *, is_interactive: bool, is_prefetch: bool) -> bool:
         """Return whether a short prompt of this kind can get rows.
@@ -67,22 +72,23 @@ class PrefillRows:
         is_long = self._interactive > 0 and (prompt_tokens > self._allowance.total or not is_interactive)
         return PromptKind(is_long, rank > self._first_rank, is_prefetch)
 
-    def allowed(self, kind: PromptKind) -> int:
-        """Return the maximum number of rows for a prompt of this kind; 0 or less if it gets none."""
+    def allowed(self, kind: PromptKind) -> float:
+        """Return what the rows of a prompt of this kind may cost; 0 or less if it gets none."""
         return min(
-            self.left,
-            self._long if kind.is_long else self.left,
-            self._less_urgent if kind.is_less_urgent else self.left,
-            self._prefetch if kind.is_prefetch else self.left,
+            self._left,
+            self._long if kind.is_long else self._left,
+            self._less_urgent if kind.is_less_urgent else self._left,
+            self._prefetch if kind.is_prefetch else self._left,
         )
 
-    def take(self, kind: PromptKind, rows: int) -> None:
-        """Give rows to a prompt of this kind."""
-        self.left -= rows
+    def take(self, kind: PromptKind, rows: int, cost: float) -> None:
+        """Give rows, with their cost, to a prompt of this kind."""
+        self.step_rows -= rows
+        self._left -= cost
         if kind.is_less_urgent:
-            self._less_urgent -= rows
+            self._less_urgent -= cost
         if kind.is_prefetch:
-            self._prefetch -= rows
+            self._prefetch -= cost
         if kind.is_long:
-            self._long -= rows
-            self.long_taken += rows
+            self._long -= cost
+            self.long_taken += cost

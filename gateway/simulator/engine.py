@@ -96,7 +96,7 @@ class _Step:
     """Plan of a step: prompts with their rows, the rows of long prompts, and whether prompts had to wait."""
 
     chunks: list[tuple["SimulatedContext", int]] = field(default_factory=list)
-    long: int = 0
+    long: float = 0.0
     waiting: bool = False
 
 
@@ -278,13 +278,13 @@ class SimulatedEngine:
                 is_prefetch=context.sampling is None,
                 prompt_tokens=context.prompt,
             )
-            rows = min(context.needed_rows, prefill_rows.allowed(kind))
+            rows = min(context.needed_rows, int(prefill_rows.allowed(kind)), prefill_rows.step_rows)
             if rows < context.needed_rows:
                 step.waiting = True
                 again.append(context)
             if rows <= 0:
                 continue
-            prefill_rows.take(kind, rows)
+            prefill_rows.take(kind, rows, rows)
             step.chunks.append((context, rows))
             announced.update(context.hashes[: (context.length + rows) // _BLOCK - context.length // _BLOCK])
         step.long = prefill_rows.long_taken

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache
@@ -261,3 +263,33 @@ def test_drafting_sequences_leave_prompts_their_share(tokenizer: Tokenizer) -> N
     assert max(steps) <= 0.1 * 1.2
     assert with_prefill > 0.4 * speed, "the interactive sequences keep their share"
     assert clock.now - began < 2 * 4000 * clock.row / (1 - 0.6), "the prompt gets its share"
+
+
+def test_rows_that_attend_to_many_keys_cost_more() -> None:
+    budget = StepBudget(decode_share=0.65, max_step_seconds=0.1)
+    budget.calibrate(64, 0.0064)
+    assert budget.cost(1000, 1010) == 10, "unknown"
+    budget.calibrate_keys(64, 2000, 0.0192)  # three times as long
+    assert budget.cost(0, 0) == 0
+    assert budget.cost(2000, 2001) == pytest.approx(3.0, rel=0.001)
+    assert budget.cost(0, 512) == pytest.approx(512 * (1 + 256 / 1000))
+    budget.calibrate_keys(64, 2000, 0.001)
+    assert budget.cost(2000, 2001) == 1, "a faster trial was luck"
+
+
+@given(st.integers(0, 100_000), st.floats(0, 100_000), st.floats(0, 0.01))
+def test_affordable_rows_cost_at_most_what_is_allowed(start: int, allowed: float, key_rows: float) -> None:
+    budget = StepBudget(decode_share=0.65, max_step_seconds=0.1)
+    budget.calibrate(64, 0.0064)
+    budget.calibrate_keys(64, 1000, 0.0064 * (1 + 1000 * key_rows))
+    rows = budget.affordable_rows(allowed, start)
+    assert rows <= allowed
+    assert budget.cost(start, start + rows) <= allowed + 0.01 or rows <= 16, "some rows in any case"
+    assert budget.cost(start, start + rows + 2) > allowed
+
+
+def test_a_prompt_that_is_alone_gets_whole_steps(tokenizer: Tokenizer) -> None:
+    budget = StepBudget(decode_share=0.65, max_step_seconds=0.01)
+    assert budget.allow_rows(0, interactive=0).total < 100
+    allowance = budget.allow_rows(0, interactive=0, alone=True)
+    assert budget.affordable_rows(allowance.total, 5000) > 10_000

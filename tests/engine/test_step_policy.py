@@ -47,12 +47,12 @@ def test_prompts_never_get_more_rows_than_their_kind_may_have(
     given_rows = {"total": 0, "long": 0, "less urgent": 0, "prefetch": 0}
     for tokens, rank, is_interactive, is_prefetch in prompts:
         kind = rows.kind_of(rank=rank, is_interactive=is_interactive, is_prefetch=is_prefetch, prompt_tokens=tokens)
-        count = min(tokens, rows.allowed(kind))
+        count = min(tokens, int(rows.allowed(kind)), rows.step_rows)
         if count <= 0:
             continue
         assert rows.has_room(rank)
         assert rows.has_room_for(is_interactive=is_interactive, is_prefetch=is_prefetch) or tokens <= allowance.total
-        rows.take(kind, count)
+        rows.take(kind, count, count)
         is_long = interactive > 0 and (tokens > allowance.total or not is_interactive)
         given_rows["total"] += count
         given_rows["long"] += count * is_long
@@ -62,7 +62,7 @@ def test_prompts_never_get_more_rows_than_their_kind_may_have(
     assert given_rows["long"] <= allowance.long
     assert given_rows["less urgent"] <= allowance.less_urgent
     assert given_rows["prefetch"] <= allowance.prefetch
-    assert rows.left == min(step_rows, allowance.total) - given_rows["total"]
+    assert rows.step_rows == step_rows - given_rows["total"]
     assert rows.long_taken == given_rows["long"]
 
 
@@ -75,7 +75,7 @@ def test_prompts_without_room_get_no_rows(
         rank=rank, is_interactive=is_interactive, is_prefetch=is_prefetch, prompt_tokens=allowance.total + 1
     )
     if not rows.has_room(rank):
-        assert rows.allowed(long_prompt) <= 0
+        assert min(rows.allowed(long_prompt), rows.step_rows) <= 0
     if not rows.has_room_for(is_interactive=is_interactive, is_prefetch=is_prefetch):
         assert not is_interactive or is_prefetch, "a client's own prompt may be short"
         assert rows.allowed(long_prompt) <= 0
@@ -104,6 +104,17 @@ def test_ranks_that_hardly_differ_are_equally_urgent() -> None:
     for rank, allowed in ((4.0, 10), (5.0, 10), (5.0 + EQUAL_URGENCY_SECONDS, 10), (5.01, 3)):
         kind = rows.kind_of(rank=rank, is_interactive=False, is_prefetch=False, prompt_tokens=5)
         assert rows.allowed(kind) == allowed
-    rows.take(kind, 3)
+    rows.take(kind, 3, 3.0)
     assert rows.has_room(5.0)
     assert not rows.has_room(5.01), "nor can prompts of still higher ranks get rows"
+
+
+def test_rows_count_by_their_cost() -> None:
+    """Let a row over many keys cost five times as much: a step carries a fifth of the rows."""
+    rows = PrefillRows(StepAllowance(50, 50, 50, 50), step_rows=100, interactive=0, first_rank=0.0)
+    kind = rows.kind_of(rank=0.0, is_interactive=True, is_prefetch=False, prompt_tokens=5)
+    rows.take(kind, 8, 40.0)
+    assert rows.allowed(kind) == 10.0
+    assert rows.step_rows == 92
+    rows.take(kind, 2, 10.0)
+    assert not rows.has_room(0.0)
