@@ -53,7 +53,7 @@ def _linear_layers(kernels: Kernels) -> dict[int, float]:
             for layer in weights:
                 for inner, weight in layer:
                     kernels.linear(inputs[inner], weight)
-            kernels.logits(last, head)
+            kernels.linear_float32(last, head)
 
         durations[rows] = _time(step)
     return durations

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine import Engine, EngineConfig, SamplingParams
 
-_OPERATIONS = ("linear", "logits", "add_rms_norm", "rope_and_store", "attention", "gated")
+_OPERATIONS = ("linear", "linear_float32", "add_rms_norm", "rope_and_store", "attention", "gated")
 _STEPS = 40
 
 

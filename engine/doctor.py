@@ -137,14 +137,14 @@ def _run_checks(kernels: Kernels) -> list[Check]:
         packed, plain = kernels.pack(weight), exact.pack(weight.float())
         check(f"linear layer, {rows} rows", kernels.linear(x.to(device), packed), exact.linear(x.float(), plain))
     x, scale = normal(40, 576), torch.rand(576, generator=random)
-    copy = x.to(device, copy=True)
+    copy = x.to(device, torch.float32, copy=True)
     check("norm", kernels.add_rms_norm(copy, None, scale.to(device)), exact.add_rms_norm(x.float(), None, scale))
     x = normal(40, 3072)
     check("gated activation", kernels.gated(x.to(device)), exact.gated(x.float()))
     for length, rows in ((300, 1), (300, 100)):
         qkv = normal(length, 15 * 64)
         answers = []
-        for hand, provided in ((kernels, qkv.to(device)), (exact, qkv.float())):
+        for hand, provided in ((kernels, qkv.to(device, kernels.qkv_dtype)), (exact, qkv.float())):
             kv = hand.new_kv(1, 40)
             queries = hand.rope_and_store(
                 provided, Positions(None), kv.keys[0], kv.values[0], _stage_batch(hand, length, length)

@@ -32,9 +32,8 @@ def operations(
         return torch.randn(*size, generator=random).to(dtype).to(kernels.device)
 
     width = (shape.heads + 2 * shape.kv_heads) * shape.head_size
-    residual, x, qkv, gate_up = (
-        normal(rows, size) for size in (shape.hidden, shape.hidden, width, 2 * shape.intermediate)
-    )
+    residual, x = (normal(rows, shape.hidden).float() for _ in range(2))
+    qkv, gate_up = normal(rows, width), normal(rows, 2 * shape.intermediate)
     weight = torch.rand(shape.hidden, generator=random).to(kernels.device)
     table = torch.rand(64, shape.rotary_size, generator=random).to(kernels.device)
     kv = kernels.new_kv(1, 2 + rows // BLOCK)
@@ -48,7 +47,7 @@ def operations(
     staged = kernels.stage(torch.zeros(rows, dtype=torch.int64), batch, torch.tensor([rows - 1])).batch
     positions = Positions(table)
     return {
-        "add and norm": (lambda: kernels.add_rms_norm(residual, x, weight), 4 * residual.numel()),
+        "add and norm": (lambda: kernels.add_rms_norm(residual, x, weight), 7 * residual.numel()),
         "rope and store": (
             lambda: kernels.rope_and_store(qkv, positions, kv.keys[0], kv.values[0], staged),
             2 * qkv.numel(),

@@ -247,10 +247,11 @@ class FusedLayers(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the KV of all rows and compute the rows that get logits.
 
-        `residual`: (rows, hidden), changed in place. `logit_rows`: (m,) int64, ascending.
+        `residual`: (rows, hidden) float32, changed in place. `logit_rows`: (m,) int64, ascending.
 
         Returns for the rows of `logit_rows` the residual before the last layer's addition, and what that layer adds,
-        before its `mlp_out_norm`: both (m, hidden), valid until the next step. The last layer computes no other rows.
+        before its `mlp_out_norm`: both (m, hidden) float32, valid until the next step. The last layer computes no other
+        rows.
         """
 
 
@@ -261,6 +262,9 @@ class Kernels(Protocol):
     name: str
     device: torch.device
     kv_dtype: torch.dtype
+    qkv_dtype: torch.dtype
+    """Dtype of the queries, keys and values that `rope_and_store` accepts: float32 where a product in float32 costs
+    nothing more."""
     is_batch_invariant: bool
     """Whether a row's results are the same bit for bit whatever other rows are in the step; otherwise equal up to
     rounding."""
@@ -287,22 +291,23 @@ class Kernels(Protocol):
         """Return a pool of zeros. Pages of memory are allocated as they are written."""
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
-        """Pack an (out, in) weight and its (out,) bias for `linear` and `logits`. The originals may be freed
+        """Pack an (out, in) weight and its (out,) bias for `linear` and `linear_float32`. The originals may be freed
         afterwards."""
 
     def linear(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """Return the product, (rows, in) -> (rows, out)."""
 
-    def logits(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-        """Return the product in float32, (rows, in) -> (rows, out)."""
+    def linear_float32(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+        """Return the product in float32, (rows, in) -> (rows, out): for logits, and for what is added to the residual
+        stream or rotated."""
 
     def add_rms_norm(
         self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, inner: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Add `x` to `residual` in place and return the RMS norm of the sum (Zhang and Sennrich 2019).
 
-        `residual`, `x`: (rows, hidden); without `x`, return the norm of the residual.
-        `inner`: weight of a norm applied to `x` first; `x` may be overwritten then.
+        `residual`, `x`: (rows, hidden) float32; without `x`, return the norm of the residual.
+        `inner`: weight of a norm applied to `x` first.
         """
 
     def rope_and_store(
@@ -311,7 +316,7 @@ class Kernels(Protocol):
         """Normalise and rotate queries and keys, write keys and values to their KV slots, and return the
         queries.
 
-        `qkv`: (rows, (heads + 2 * kv_heads) * head_size). Returns (rows, heads, head_size).
+        `qkv`: (rows, (heads + 2 * kv_heads) * head_size), in `qkv_dtype`. Returns (rows, heads, head_size).
         """
 
     def attention(

@@ -42,7 +42,7 @@ class TorchKernels:
         self._block_size = block_size
         self._packs = dtype == torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.name = "torch, packed" if self._packs else "torch"
-        self.device, self.kv_dtype = torch.device("cpu"), kv_dtype or dtype
+        self.device, self.kv_dtype, self.qkv_dtype = torch.device("cpu"), kv_dtype or dtype, dtype
         self.recorded_sizes: Sequence[int] = ()
         self.is_batch_invariant = False  # the attention algorithm depends on the shape of the batch
         self._last_sample: SampledTokens | None = None
@@ -76,12 +76,12 @@ class TorchKernels:
             return result
         return F.linear(x, *weight)
 
-    def logits(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-        """See `Kernels.logits`."""
+    def linear_float32(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+        """See `Kernels.linear_float32`."""
         return self.linear(x, weight).float()
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), weight.shape, weight, self._shape.eps).to(x.dtype)
+        return F.rms_norm(x.float(), weight.shape, weight, self._shape.eps)
 
     def add_rms_norm(
         self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, inner: torch.Tensor | None = None
@@ -89,7 +89,7 @@ class TorchKernels:
         """See `Kernels.add_rms_norm`."""
         if x is not None:
             residual += x if inner is None else self._norm(x, inner)
-        return self._norm(residual, weight)
+        return self._norm(residual, weight).to(self._dtype)
 
     def rope_and_store(
         self, qkv: torch.Tensor, positions: Positions, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
@@ -98,9 +98,9 @@ class TorchKernels:
         heads, kv_heads, size = self._shape.heads, self._shape.kv_heads, self._shape.head_size
         q, k, v = torch.split(qkv.view(len(qkv), -1, size), [heads, kv_heads, kv_heads], dim=1)
         if positions.query_norm is not None:
-            q = self._norm(q, positions.query_norm)
+            q = self._norm(q, positions.query_norm).to(q.dtype)
         if positions.key_norm is not None:
-            k = self._norm(k, positions.key_norm)
+            k = self._norm(k, positions.key_norm).to(k.dtype)
         if positions.rotary is not None:
             angles = positions.rotary[batch.positions].unsqueeze(1)
             q, k = _rotate(q, angles), _rotate(k, angles)

@@ -123,12 +123,13 @@ class Decoder:
         residual = torch.nn.functional.embedding(tokens, self._embedding)
         if self.spec.embedding_scale != 1.0:
             residual *= torch.tensor(self.spec.embedding_scale, dtype=self.dtype)  # rounded, as in training
+        residual = residual.float()
         residual, delta = (self._fused or self._layer_by_layer)(residual, batch, logit_rows)
         if not len(logit_rows):
             return torch.empty(0, self.spec.vocabulary, device=residual.device)
         last = self._layers[-1].mlp_out_norm
         x = self.kernels.add_rms_norm(residual, delta, self._norm, last)
-        logits = self.kernels.logits(x, self._head)
+        logits = self.kernels.linear_float32(x, self._head)
         if cap := self.spec.logit_cap:
             logits = torch.tanh(logits / cap) * cap
         return logits
@@ -140,14 +141,15 @@ class Decoder:
         kernels = self.kernels
         delta: torch.Tensor | None = None
         inner: torch.Tensor | None = None
+        project = kernels.linear if kernels.qkv_dtype is self.dtype else kernels.linear_float32
         for layer, keys, values in zip(self._layers, self._kv.keys, self._kv.values, strict=True):
             x = kernels.add_rms_norm(residual, delta, layer.attention_norm, inner)
-            queries = kernels.rope_and_store(kernels.linear(x, layer.qkv), layer.positions, keys, values, batch)
+            queries = kernels.rope_and_store(project(x, layer.qkv), layer.positions, keys, values, batch)
             attended = kernels.attention(queries, keys, values, batch, layer.window)
             x = kernels.add_rms_norm(
-                residual, kernels.linear(attended, layer.output), layer.mlp_norm, layer.attention_out_norm
+                residual, kernels.linear_float32(attended, layer.output), layer.mlp_norm, layer.attention_out_norm
             )
-            delta = kernels.linear(kernels.gated(kernels.linear(x, layer.gate_up)), layer.down)
+            delta = kernels.linear_float32(kernels.gated(kernels.linear(x, layer.gate_up)), layer.down)
             inner = layer.mlp_out_norm
         assert delta is not None, "a decoder has layers"
         return residual[logit_rows], delta[logit_rows]

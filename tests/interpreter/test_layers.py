@@ -33,13 +33,13 @@ def close(got: torch.Tensor, wanted: torch.Tensor, error: float) -> None:
 @pytest.mark.parametrize("hidden", [64, 96, 1000])
 def test_norms(dtype: torch.dtype, adds: bool, inner: bool, hidden: int) -> None:
     actual, plain = implementations(dtype, hidden=hidden)
-    residual, x = torch.randn(2, 5, hidden).to(dtype)
+    residual, x = torch.randn(2, 5, hidden)
     weight, first = torch.rand(2, hidden)
-    own, wanted = residual.to(DEVICE, copy=True), residual.float()
+    own, wanted = residual.to(DEVICE, copy=True), residual.clone()
     got = actual.add_rms_norm(
         own, x.to(DEVICE) if adds else None, weight.to(DEVICE), first.to(DEVICE) if inner else None
     )
-    expected = plain.add_rms_norm(wanted, x.float() if adds else None, weight, first if inner else None)
+    expected = plain.add_rms_norm(wanted, x if adds else None, weight, first if inner else None)
     close(got, expected, ERRORS[dtype])
     close(own, wanted, ERRORS[dtype])
     assert adds or torch.equal(own.cpu(), residual)

@@ -8,20 +8,6 @@
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__) && !defined(MYNA_EMULATE_AMX)
 #define HAS_AMX
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-static int amx_answer = -1;  // threads may race; they write the same value
-
-// Linux saves the tile registers only for processes that request it.
-static int amx_permitted(void) {
-    int answer = amx_answer;
-    if (answer < 0) {
-        const int ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
-        answer = amx_answer = syscall(SYS_arch_prctl, ask, tile_data) == 0;
-    }
-    return answer;
-}
 
 #define tile_zero _tile_zero
 #define tile_loadd _tile_loadd
@@ -30,25 +16,15 @@ static int amx_permitted(void) {
 
 static void amx_load(const void *shape) { _tile_loadconfig(shape); }
 
-// Call at the end of a parallel region: switching threads with tiles in use is expensive.
-void amx_end(void) {
-    if (amx_permitted()) _tile_release();
-}
-
 #elif defined(MYNA_EMULATE_AMX)
 #define HAS_AMX
 static _Thread_local struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } amx_shape;
 static _Thread_local uint8_t amx_tile[8][16][64];
 
-static int amx_answer = 1;
-
-static int amx_permitted(void) { return amx_answer; }
 static void amx_load(const void *shape) {
     memcpy(&amx_shape, shape, 64);
     memset(amx_tile, 0, sizeof amx_tile);
 }
-void amx_end(void) { memset(&amx_shape, 0, sizeof amx_shape); }
-
 static void tile_zero(int t) { memset(amx_tile[t], 0, sizeof amx_tile[t]); }
 static void tile_loadd(int t, const void *from, int64_t stride) {
     for (int r = 0; r < amx_shape.rows[t]; r++)
@@ -65,26 +41,27 @@ static float amx_widen(uint16_t x) {
     return y;
 }
 static void tile_dpbf16ps(int c, int a, int b) {
-    for (int m = 0; m < amx_shape.rows[c]; m++)
-        for (int k = 0; k < amx_shape.bytes[a] / 4; k++)
-            for (int n = 0; n < amx_shape.bytes[c] / 4; n++) {
-                float sum;
-                uint16_t left[2], right[2];
-                memcpy(&sum, amx_tile[c][m] + n * 4, 4);
-                memcpy(left, amx_tile[a][m] + k * 4, 4);
-                memcpy(right, amx_tile[b][k] + n * 4, 4);
-                sum += amx_widen(left[0]) * amx_widen(right[0]) + amx_widen(left[1]) * amx_widen(right[1]);
-                memcpy(amx_tile[c][m] + n * 4, &sum, 4);
-            }
+    const int inner = amx_shape.bytes[a] / 4, columns = amx_shape.bytes[c] / 4;
+    for (int m = 0; m < amx_shape.rows[c]; m++) {
+        float sums[16];
+        memcpy(sums, amx_tile[c][m], 64);
+        for (int k = 0; k < inner; k++) {
+            uint16_t left[2], right[32];
+            memcpy(left, amx_tile[a][m] + k * 4, 4);
+            memcpy(right, amx_tile[b][k], 64);
+            const float first = amx_widen(left[0]), second = amx_widen(left[1]);
+            for (int n = 0; n < columns; n++)
+                sums[n] += first * amx_widen(right[2 * n]) + second * amx_widen(right[2 * n + 1]);
+        }
+        memcpy(amx_tile[c][m], sums, columns * 4);
+    }
 }
 
-#else
-void amx_end(void) {}
 #endif
 
 #ifdef HAS_AMX
 // Tiles 0-3: sums (16 floats a row), 4-5: inputs (32 bfloat16 a row), 6-7: weights (16 pairs of rows).
-static void amx_configure(int first_rows, int second_rows) {
+static __attribute__((unused)) void amx_configure(int first_rows, int second_rows) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape;
     memset(&shape, 0, sizeof shape);
     shape.palette = 1;

@@ -7,6 +7,7 @@
 
 #define _GNU_SOURCE
 #include "kernels.h"
+#include "amx.h"
 #include <omp.h>
 #include <stdlib.h>
 
@@ -31,6 +32,9 @@ typedef struct {
     float top;
     float total[LANES] __attribute__((aligned(64)));
     float sum[MAX_HEAD] __attribute__((aligned(64)));
+#ifdef HAS_AMX
+    bf16 copy[MAX_HEAD] __attribute__((aligned(64)));  // of the query, at a fixed distance from the next one's
+#endif
 #ifndef HAS_PAIR_PRODUCTS
     float wide[MAX_HEAD] __attribute__((aligned(64)));
 #endif
@@ -232,6 +236,120 @@ static void attend_any(int count, int fetch, Query *q, const Segment *segment, i
     switch (count) { ATTEND(1) ATTEND(2) ATTEND(3) ATTEND(4) ATTEND(5) ATTEND(6) }
 }
 
+#ifdef HAS_AMX
+// --------------------------------------------------------------------------------------------------- matrix tiles
+
+#define TILE_QUERIES 16
+
+// Copies the values of a segment's blocks one after another: a tile of 32 keys takes two of them.
+static void join_values(const Segment *segment, int blocks, const int64_t d, bf16 *to) {
+    for (int b = 0; b < blocks; b++) memcpy(to + b * BLOCK * d, segment->value[b], BLOCK * d * 2);
+    // the weights of a missing second block are zero, and zero times garbage may be NaN
+    if (blocks % 2) memset(to + blocks * BLOCK * d, 0, BLOCK * d * 2);
+}
+
+// The instructions take tile numbers only as literals, here the sum J and the tile B for keys or values.
+#define SCORE_TILE(J, B) \
+    if (J < now) { \
+        tile_loadd(B, segment->key[b + J] + e * BLOCK, BLOCK * 4); \
+        tile_dpbf16ps(J, 4, B); \
+    }
+#define STORE_SCORES(J) if (J < now) tile_stored(J, scores[0] + (b + J) * BLOCK, sizeof scores[0]);
+
+// Products of `count` queries with the keys of `blocks` blocks, not scaled.
+static void score_tiles(Query *q, const Segment *segment, int blocks, const int64_t d,
+                        float (*scores)[SEGMENT * BLOCK]) {
+    for (int b = 0; b < blocks; b += 4) {
+        const int now = blocks - b < 4 ? blocks - b : 4;
+        tile_zero(0);
+        tile_zero(1);
+        tile_zero(2);
+        tile_zero(3);
+        for (int64_t e = 0; e < d; e += 32) {
+            tile_loadd(4, q->copy + e, sizeof(Query));
+            SCORE_TILE(0, 6) SCORE_TILE(1, 7) SCORE_TILE(2, 6) SCORE_TILE(3, 7)
+        }
+        STORE_SCORES(0) STORE_SCORES(1) STORE_SCORES(2) STORE_SCORES(3)
+    }
+}
+
+// Turns products into weights, and updates maximum and sum of a query, as `score` and `soften` do together.
+INLINE float soften_products(Query *q, float *scores, int blocks, int64_t begin, float scale, float softcap,
+                             bf16 *weights) {
+    f32 top = splat(UNSEEN);
+    for (int b = 0; b < blocks; b++) {
+        int64_t at = begin + b * BLOCK, seen = q->visible - at;
+        f32 value = mul(load_f32(scores + b * BLOCK), splat(scale));
+        if (softcap != 0.0f)
+            value = mul(tanh_f32(divide(value, splat(softcap * LOG2_E))), splat(softcap * LOG2_E));
+        if (seen < BLOCK) value = keep_first(value, seen, UNSEEN);
+        if (q->first > at) value = drop_first(value, q->first - at, UNSEEN);
+        store_f32(scores + b * BLOCK, value);
+        top = larger(top, value);
+    }
+    float highest = largest_of(top), shrink = 1.0f;
+    if (highest > q->top) {
+        shrink = exp2f(q->top - highest);
+        q->top = highest;
+    }
+    f32 shift = splat(q->top), total = mul(load_f32(q->total), splat(shrink));
+    for (int b = 0; b < blocks; b++) {
+        f32 value = exp2_rough(sub(load_f32(scores + b * BLOCK), shift));
+        total = add(total, value);
+        store_bf16(weights + b * BLOCK, value);
+    }
+    if (blocks % 2) memset(weights + blocks * BLOCK, 0, BLOCK * 2);
+    store_f32(q->total, total);
+    return shrink;
+}
+
+#define LOAD_SUM(J) if (J < now) tile_loadd(J, q->sum + element + J * LANES, sizeof(Query));
+#define MIX_TILE(J, B) \
+    if (J < now) { \
+        tile_loadd(B, values + t * 2 * BLOCK * d + (element + J * LANES) * 2, d * 4); \
+        tile_dpbf16ps(J, 4, B); \
+    }
+#define STORE_SUM(J) if (J < now) tile_stored(J, q->sum + element + J * LANES, sizeof(Query));
+
+// sums += weights * values
+static void mix_tiles(Query *q, const bf16 *values, int blocks, const int64_t d,
+                      bf16 (*weights)[SEGMENT * BLOCK]) {
+    for (int64_t element = 0; element < d; element += 4 * LANES) {
+        const int now = d - element < 4 * LANES ? (int)((d - element) / LANES) : 4;
+        LOAD_SUM(0) LOAD_SUM(1) LOAD_SUM(2) LOAD_SUM(3)
+        for (int t = 0; t < (blocks + 1) / 2; t++) {
+            tile_loadd(4, weights[0] + t * 2 * BLOCK, sizeof weights[0]);
+            MIX_TILE(0, 6) MIX_TILE(1, 7) MIX_TILE(2, 6) MIX_TILE(3, 7)
+        }
+        STORE_SUM(0) STORE_SUM(1) STORE_SUM(2) STORE_SUM(3)
+    }
+}
+
+// Computes a segment for up to TILE_QUERIES queries. The tiles are configured for that many rows.
+static void attend_tiles(int count, Query *q, const Segment *segment, const bf16 *values, int blocks, int64_t begin,
+                         int64_t d, float scale, float softcap) {
+    float scores[TILE_QUERIES][SEGMENT * BLOCK] __attribute__((aligned(64)));
+    bf16 weights[TILE_QUERIES][SEGMENT * BLOCK] __attribute__((aligned(64)));
+    score_tiles(q, segment, blocks, d, scores);
+    for (int i = 0; i < count; i++) {
+        float shrink = soften_products(q + i, scores[i], blocks, begin, scale, softcap, weights[i]);
+        if (shrink != 1.0f)
+            for (int64_t e = 0; e < d; e += LANES) store_f32(q[i].sum + e, mul(load_f32(q[i].sum + e), splat(shrink)));
+    }
+    mix_tiles(q, values, blocks, d, weights);
+}
+
+static void prefetch_next(const Segment *segment, int blocks, int64_t d) {
+    for (int b = 0; b < blocks; b++)
+        for (int64_t at = 0; at < BLOCK * d; at += 32) {
+            prefetch_far(segment->next_key[b] + at);
+            prefetch_far(segment->next_value[b] + at);
+        }
+}
+#endif
+
+// -------------------------------------------------------------------------------------------------------- tasks
+
 typedef struct {
     const int32_t *table;
     int64_t row, first, visible;
@@ -248,6 +366,11 @@ INLINE int needed(const Row *row, int64_t begin) {
 static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Row *rows, int count,
                      int64_t kv_head, const AttentionShape *shape, Query *state) {
     const int64_t d = shape->d, kv_heads = shape->kv_heads, group = shape->heads / kv_heads;
+#ifdef HAS_AMX
+    const int tiles = amx_permitted();
+    int configured = 0;
+    bf16 joined[SEGMENT * BLOCK * MAX_HEAD] __attribute__((aligned(64)));
+#endif
     int64_t from = rows[0].first, to = 0;
     for (int r = 0; r < count; r++) {
         if (rows[r].first < from) from = rows[r].first;
@@ -259,6 +382,9 @@ static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, 
             q->query = queries + place;
 #else
             q->query = factors(queries + place, q->wide, d);
+#endif
+#ifdef HAS_AMX
+            if (tiles) memcpy(q->copy, queries + place, d * 2);
 #endif
             q->out = out + place;
             q->first = rows[r].first;
@@ -286,6 +412,20 @@ static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, 
                 segment.key[b] = keys + at, segment.value[b] = values + at;
                 segment.next_key[b] = keys + next, segment.next_value[b] = values + next;
             }
+#ifdef HAS_AMX
+            if (tiles) {
+                prefetch_next(&segment, blocks, d);
+                join_values(&segment, blocks, d, joined);
+                for (int64_t i = r * group; i < end * group; i += TILE_QUERIES) {
+                    int64_t left = end * group - i;
+                    int count = left < TILE_QUERIES ? (int)left : TILE_QUERIES;
+                    if (count != configured) amx_configure(configured = count, count);
+                    attend_tiles(count, state + i, &segment, joined, blocks, begin, d, shape->scale * LOG2_E,
+                                 shape->softcap);
+                }
+                continue;
+            }
+#endif
             for (int64_t i = r * group; i < end * group; i += QUERY_TILE) {
                 int64_t left = end * group - i;
                 attend_any(left < QUERY_TILE ? (int)left : QUERY_TILE, i == r * group, state + i, &segment, blocks,
@@ -329,7 +469,10 @@ void myna_attention(const bf16 *queries, const bf16 *keys, const bf16 *values, b
     Task *tasks = malloc(count_tasks(batch) * sizeof *tasks);
     int64_t count = plan_attention(batch, shape, places, tasks);
 #pragma omp parallel num_threads(shape->threads)
-    attention(queries, keys, values, out, batch, shape, window, places, tasks, count, state);
+    {
+        attention(queries, keys, values, out, batch, shape, window, places, tasks, count, state);
+        amx_end();
+    }
     free(places);
     free(tasks);
 }

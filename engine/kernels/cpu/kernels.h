@@ -40,7 +40,8 @@ INLINE InputRoom input_room_at(char *memory, int64_t rows, int64_t k) {
 
 // Functions without the prefix `myna_` are called by all threads of a parallel region, and end with a barrier.
 void linear(const bf16 *x, const Weight *w, InputRoom *room, void *y, int64_t m, int y_is_float);
-void amx_end(void);  // call at the end of a parallel region with linear layers
+int amx_permitted(void);
+void amx_end(void);  // call at the end of a parallel region with AMX: switching threads with tiles in use is expensive
 
 typedef struct {
     int64_t heads, kv_heads, d, threads;

@@ -159,7 +159,7 @@ class CpuKernels:
         self.name = f"C with {'AMX and ' if self._library.myna_has_amx() else ''}{instructions}"
         if self._quantize:
             self.name += ", weights in 8 bits"
-        self.device, self.kv_dtype = torch.device("cpu"), torch.bfloat16
+        self.device, self.kv_dtype, self.qkv_dtype = torch.device("cpu"), torch.bfloat16, torch.float32
         self.recorded_sizes: Sequence[int] = ()
         self.is_batch_invariant = True
 
@@ -176,7 +176,33 @@ class CpuKernels:
         random = torch.Generator().manual_seed(0)
         x, weight = (torch.randn(size, 96, generator=random).bfloat16() for size in (45, 64))
         expected = x.float() @ weight.float().T
-        return torch.allclose(self.logits(x, self._pack(weight, None, in_bytes=False)), expected, atol=0.05, rtol=0.02)
+        product = self.linear_float32(x, self._pack(weight, None, in_bytes=False))
+        return torch.allclose(product, expected, atol=0.05, rtol=0.02) and self._attention_works(random)
+
+    def _attention_works(self, random: torch.Generator) -> bool:
+        """Return whether attention is right for a prompt of 150 tokens: more than one segment, and part of a block."""
+        shape, rows = self._shape, 150
+        heads, group = shape.heads, shape.heads // shape.kv_heads
+        qkv = torch.randn(rows, heads + 2 * shape.kv_heads, shape.head_size, generator=random).bfloat16().float()
+        blocks = -(-rows // _BLOCK)
+        batch = AttentionBatch(
+            positions=torch.arange(rows),
+            slots=torch.arange(rows) + _BLOCK,
+            query_starts=torch.tensor([0, rows], dtype=torch.int32),
+            lengths=torch.tensor([rows], dtype=torch.int32),
+            block_tables=torch.arange(1, blocks + 1, dtype=torch.int32).unsqueeze(0),
+        )
+        kv = self.new_kv(1, blocks + 1)
+        queries = self.rope_and_store(qkv.flatten(1), Positions(None), kv.keys[0], kv.values[0], batch)
+        got = self.attention(queries, kv.keys[0], kv.values[0], batch).float().view(rows, heads, -1)
+        q, k, v = torch.split(qkv, [heads, shape.kv_heads, shape.kv_heads], dim=1)
+        scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1)) * shape.scale
+        if shape.softcap:
+            scores = shape.softcap * torch.tanh(scores / shape.softcap)
+        hidden = torch.ones(rows, rows, dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        expected = torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(group, 1))
+        return torch.allclose(got, expected, atol=0.05, rtol=0.05)
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Inside a block, keys and values are in pairs for the dot products."""
@@ -206,8 +232,8 @@ class CpuKernels:
         """See `Kernels.linear`."""
         return self._multiply(x, weight, torch.bfloat16)
 
-    def logits(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-        """See `Kernels.logits`."""
+    def linear_float32(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+        """See `Kernels.linear_float32`."""
         return self._multiply(x, weight, torch.float32)
 
     def _multiply(self, x: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -221,7 +247,7 @@ class CpuKernels:
         self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, inner: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `Kernels.add_rms_norm`."""
-        y = torch.empty_like(residual)
+        y = torch.empty(residual.shape, dtype=torch.bfloat16)
         self._library.myna_add_rms_norm(
             residual.data_ptr(),
             _address(x),
@@ -389,16 +415,16 @@ class _FusedLayers:
         )
         self._shape = shape
         self._state_address = state_address
-        self._scratch = torch.empty(0, dtype=torch.bfloat16)
+        self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def __call__(
         self, residual: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FusedLayers`."""
         c_struct, count = _batch(batch), len(logit_rows)
-        needed = self._library.myna_scratch(ctypes.byref(self._shape), ctypes.byref(c_struct), count) // 2
+        needed = self._library.myna_scratch(ctypes.byref(self._shape), ctypes.byref(c_struct), count)
         if len(self._scratch) < needed:
-            self._scratch = torch.empty(needed + needed // 4, dtype=torch.bfloat16)
+            self._scratch = torch.empty(needed + needed // 4, dtype=torch.uint8)
         address = self._library.myna_layers(
             residual.data_ptr(),
             self._layers,
@@ -409,6 +435,6 @@ class _FusedLayers:
             self._scratch.data_ptr(),
             self._state_address,
         )
-        start = (address - self._scratch.data_ptr()) // self._scratch.itemsize
-        owners = residual[:count]
-        return owners, self._scratch[start : start + owners.numel()].view(owners.shape)
+        start = address - self._scratch.data_ptr()
+        last = residual[:count]
+        return last, self._scratch[start : start + 4 * last.numel()].view(torch.float32).view(last.shape)

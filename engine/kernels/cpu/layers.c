@@ -3,35 +3,46 @@
 #include "kernels.h"
 #include <stdlib.h>
 
-// y = x / rms(x) * weight over `count` elements, a multiple of 16; x and y may be the same.
-INLINE void normalise(const bf16 *x, const float *weight, bf16 *y, int64_t count, float eps) {
+// Returns 1 / rms(x) over `count` floats, a multiple of 16.
+INLINE f32 inverse_rms(const float *x, int64_t count, float eps) {
     f32 squares = splat(0.0f);
     for (int64_t i = 0; i < count; i += LANES) {
-        f32 value = load_bf16(x + i);
+        f32 value = load_f32(x + i);
         squares = fma_f32(value, value, squares);
     }
-    f32 scale = splat(1.0f / sqrtf(sum_of(squares) / (float)count + eps));
-    for (int64_t i = 0; i < count; i += LANES)
-        store_bf16(y + i, mul(mul(load_bf16(x + i), scale), load_f32(weight + i)));
+    return splat(1.0f / sqrtf(sum_of(squares) / (float)count + eps));
 }
 
-// Adds x, if given, to the residual, after normalising it by `inner`, if given. y = norm of the residual.
-static void add_rms_norm(bf16 *residual, const bf16 *x, const float *inner, const float *weight, bf16 *y, int64_t rows,
-                         int64_t hidden, float eps) {
+// y = x / rms(x) * weight over `count` elements, a multiple of 16.
+INLINE void normalise(const float *x, const float *weight, float *y, int64_t count, float eps) {
+    f32 scale = inverse_rms(x, count, eps);
+    for (int64_t i = 0; i < count; i += LANES)
+        store_f32(y + i, mul(mul(load_f32(x + i), scale), load_f32(weight + i)));
+}
+
+// Adds x, if given, to the residual, after normalising it by `inner`, if given. y = norm of the residual. The residual
+// stream is float32: a sum of many layers' results would lose what bfloat16 rounds off.
+static void add_rms_norm(float *residual, const float *x, const float *inner, const float *weight, bf16 *y,
+                         int64_t rows, int64_t hidden, float eps) {
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-        bf16 *at = residual + r * hidden;
-        const bf16 *added = x ? x + r * hidden : NULL;
-        if (added && inner) {
-            normalise(added, inner, (bf16 *)added, hidden, eps);  // x may be overwritten
+        float *at = residual + r * hidden;
+        if (x) {
+            const float *added = x + r * hidden;
+            f32 scale = inner ? inverse_rms(added, hidden, eps) : splat(1.0f);
+            for (int64_t i = 0; i < hidden; i += LANES) {
+                f32 value = load_f32(added + i);
+                if (inner) value = mul(mul(value, scale), load_f32(inner + i));
+                store_f32(at + i, add(load_f32(at + i), value));
+            }
         }
-        for (int64_t i = 0; added && i < hidden; i += LANES)
-            store_bf16(at + i, add(load_bf16(at + i), load_bf16(added + i)));
-        normalise(at, weight, y + r * hidden, hidden, eps);
+        f32 scale = inverse_rms(at, hidden, eps);
+        for (int64_t i = 0; i < hidden; i += LANES)
+            store_bf16(y + r * hidden + i, mul(mul(load_f32(at + i), scale), load_f32(weight + i)));
     }
 }
 
-void myna_add_rms_norm(bf16 *residual, bf16 *x, const float *inner, const float *weight, bf16 *y, int64_t rows,
+void myna_add_rms_norm(float *residual, const float *x, const float *inner, const float *weight, bf16 *y, int64_t rows,
                        int64_t hidden, float eps) {
 #pragma omp parallel if (rows >= 16)
     add_rms_norm(residual, x, inner, weight, y, rows, hidden, eps);
@@ -65,15 +76,15 @@ void myna_gated(const bf16 *gate_up, bf16 *y, int64_t rows, int64_t size, int32_
 }
 
 // Rotates the first `rotated` elements, a multiple of 32, by their position's angles; the others stay.
-INLINE void rotate(const bf16 *from, const float *angles, bf16 *to, int64_t rotated, int64_t d) {
+INLINE void rotate(const float *from, const float *angles, bf16 *to, int64_t rotated, int64_t d) {
     if (!angles) rotated = 0;
     for (int64_t i = 0; i < rotated / 2; i += LANES) {
-        f32 first = load_bf16(from + i), second = load_bf16(from + i + rotated / 2);
+        f32 first = load_f32(from + i), second = load_f32(from + i + rotated / 2);
         f32 cosine = load_f32(angles + i), sine = load_f32(angles + i + rotated / 2);
         store_bf16(to + i, sub(mul(first, cosine), mul(second, sine)));
         store_bf16(to + i + rotated / 2, add(mul(second, cosine), mul(first, sine)));
     }
-    if (rotated < d) memmove(to + rotated, from + rotated, (d - rotated) * 2);
+    for (int64_t i = rotated; i < d; i += LANES) store_bf16(to + i, load_f32(from + i));
 }
 
 typedef struct {
@@ -82,16 +93,17 @@ typedef struct {
     int64_t rotated;
 } Positions;
 
-static void rope_and_store(const bf16 *qkv, const Positions *how, bf16 *keys, bf16 *values, bf16 *queries,
+static void rope_and_store(const float *qkv, const Positions *how, bf16 *keys, bf16 *values, bf16 *queries,
                            const Batch *batch, const AttentionShape *shape, float eps) {
     const int64_t heads = shape->heads, kv_heads = shape->kv_heads, d = shape->d;
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < batch->rows; r++) {
-        const bf16 *row = qkv + r * (heads + 2 * kv_heads) * d;
+        const float *row = qkv + r * (heads + 2 * kv_heads) * d;
         const float *angles = how->rotary ? how->rotary + batch->positions[r] * how->rotated : NULL;
-        bf16 normed[MAX_HEAD], rotated[MAX_HEAD];
+        float normed[MAX_HEAD];
+        bf16 rotated[MAX_HEAD];
         for (int64_t h = 0; h < heads; h++) {
-            const bf16 *from = row + h * d;
+            const float *from = row + h * d;
             if (how->query_norm) {
                 normalise(from, how->query_norm, normed, d, eps);
                 from = normed;
@@ -100,7 +112,7 @@ static void rope_and_store(const bf16 *qkv, const Positions *how, bf16 *keys, bf
         }
         int64_t block = batch->slots[r] / BLOCK, inside = batch->slots[r] % BLOCK;
         for (int64_t h = 0; h < kv_heads; h++) {
-            const bf16 *from = row + (heads + h) * d;
+            const float *from = row + (heads + h) * d;
             if (how->key_norm) {
                 normalise(from, how->key_norm, normed, d, eps);
                 from = normed;
@@ -109,13 +121,14 @@ static void rope_and_store(const bf16 *qkv, const Positions *how, bf16 *keys, bf
             bf16 *key = keys + block_of(block, h, kv_heads, d);
             for (int64_t i = 0; i < d; i += 2) memcpy(key + i * BLOCK + inside * 2, rotated + i, 4);
             from = row + (heads + kv_heads + h) * d;
+            for (int64_t i = 0; i < d; i += LANES) store_bf16(rotated + i, load_f32(from + i));
             bf16 *value = values + block_of(block, h, kv_heads, d) + (inside / 2) * d * 2 + inside % 2;
-            for (int64_t i = 0; i < d; i++) value[i * 2] = from[i];
+            for (int64_t i = 0; i < d; i++) value[i * 2] = rotated[i];
         }
     }
 }
 
-void myna_rope_and_store(const bf16 *qkv, const Positions *how, bf16 *keys, bf16 *values, bf16 *queries,
+void myna_rope_and_store(const float *qkv, const Positions *how, bf16 *keys, bf16 *values, bf16 *queries,
                          const Batch *batch, const AttentionShape *shape, float eps) {
 #pragma omp parallel if (batch->rows >= 16)
     rope_and_store(qkv, how, keys, values, queries, batch, shape, eps);
@@ -175,10 +188,10 @@ static LogitRows select_rows(const Batch *batch, const int64_t *rows, int64_t m,
     return selected;
 }
 
-// Moves some rows of x, ascending, to its front. All threads call it.
-static void move_to_front(bf16 *x, const int64_t *rows, int64_t m, int64_t size) {
+// Moves some rows of x, ascending, to its front. `size`: bytes of a row. All threads call it.
+static void move_to_front(void *x, const int64_t *rows, int64_t m, int64_t size) {
 #pragma omp single
-    for (int64_t i = 0; i < m; i++) memmove(x + i * size, x + rows[i] * size, size * 2);
+    for (int64_t i = 0; i < m; i++) memmove((char *)x + i * size, (char *)x + rows[i] * size, size);
 }
 
 // Returns the number of bytes of scratch memory that myna_layers needs.
@@ -186,24 +199,26 @@ int64_t myna_scratch(const Shape *shape, const Batch *batch, int64_t m) {
     int64_t q = shape->attention.heads * shape->attention.d, kv = shape->attention.kv_heads * shape->attention.d;
     int64_t widest = shape->hidden > shape->intermediate ? shape->hidden : shape->intermediate;
     if (q > widest) widest = q;
-    int64_t row = 2 * (2 * shape->hidden + 3 * q + 2 * kv + 3 * shape->intermediate);
+    int64_t row = 2 * (3 * shape->hidden + 4 * q + 4 * kv + 3 * shape->intermediate);
     return batch->rows * row + input_room_bytes(batch->rows, widest) + batch->rows * (int64_t)sizeof(Place) +
            count_tasks(batch) * (int64_t)myna_task_bytes() + selected_bytes(batch, m) + 16 * 64;
 }
 
 // Runs all layers over a batch in one parallel region: threads meet at barriers instead of being started for each
-// operation. residual (rows, hidden): the embeddings. At the end, its front holds for the m rows `logit_rows`, ascending,
+// operation. residual (rows, hidden), float32: the embeddings. At the end, its front holds for the m rows `logit_rows`, ascending,
 // the residual before the last layer's addition. Returns what that layer adds (m, hidden), in scratch, not yet
 // normalised by mlp_out_norm.
-bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const Batch *batch, const int64_t *logit_rows,
+float *myna_layers(float *residual, const Layer *layers, const Shape *shape, const Batch *batch, const int64_t *logit_rows,
                   int64_t m, char *scratch, void *state) {
     const Shape dims = *shape;
     int64_t rows = batch->rows;
     const int64_t q = dims.attention.heads * dims.attention.d, kv = dims.attention.kv_heads * dims.attention.d;
     int64_t widest = dims.hidden > dims.intermediate ? dims.hidden : dims.intermediate;
     if (q > widest) widest = q;
-    bf16 *normed = take(&scratch, rows * dims.hidden * 2), *delta = take(&scratch, rows * dims.hidden * 2);
-    bf16 *qkv = take(&scratch, rows * (q + 2 * kv) * 2), *queries = take(&scratch, rows * q * 2);
+    bf16 *normed = take(&scratch, rows * dims.hidden * 2);
+    float *delta = take(&scratch, rows * dims.hidden * 4);
+    float *qkv = take(&scratch, rows * (q + 2 * kv) * 4);
+    bf16 *queries = take(&scratch, rows * q * 2);
     bf16 *attended = take(&scratch, rows * q * 2);
     bf16 *gate_up = take(&scratch, rows * 2 * dims.intermediate * 2);
     bf16 *active = take(&scratch, rows * dims.intermediate * 2);
@@ -218,21 +233,21 @@ bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const
             const Layer *w = layers + l;
             add_rms_norm(residual, l ? delta : NULL, l ? w[-1].mlp_out_norm : NULL, w->attention_norm, normed, rows,
                          dims.hidden, dims.eps);
-            linear(normed, &w->qkv, &room, qkv, rows, 0);
+            linear(normed, &w->qkv, &room, qkv, rows, 1);
             rope_and_store(qkv, &w->positions, w->keys, w->values, queries, batch, &dims.attention, dims.eps);
             if (l + 1 == dims.layers && m < rows) {
-                move_to_front(queries, logit_rows, m, q);
-                move_to_front(residual, logit_rows, m, dims.hidden);
+                move_to_front(queries, logit_rows, m, q * 2);
+                move_to_front(residual, logit_rows, m, dims.hidden * 4);
                 batch = &selected.batch, rows = m, places = selected.places, tasks = selected.tasks, count = selected.count;
                 if (!m) break;
             }
             attention(queries, w->keys, w->values, attended, batch, &dims.attention, w->window, places, tasks, count,
                       state);
-            linear(attended, &w->output, &room, delta, rows, 0);
+            linear(attended, &w->output, &room, delta, rows, 1);
             add_rms_norm(residual, delta, w->attended_norm, w->mlp_norm, normed, rows, dims.hidden, dims.eps);
             linear(normed, &w->gate_up, &room, gate_up, rows, 0);
             gated(gate_up, active, rows, dims.intermediate, (int)dims.activation);
-            linear(active, &w->down, &room, delta, rows, 0);
+            linear(active, &w->down, &room, delta, rows, 1);
         }
         amx_end();
     }

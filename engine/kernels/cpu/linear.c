@@ -164,7 +164,7 @@ static void any_tile(int rows, int panels, const factor *x, const bf16 *w, int64
     }
 }
 
-// Rounds (rows, width) sums into y (…, n) from column `first` on.
+// Writes (rows, width) sums, plus the bias, into y (…, n) from column `first` on: rounded to bfloat16, or as floats.
 static void finish(const float *sums, int64_t rows, int64_t width, const Weight *w, int64_t first, void *y,
                    int64_t row, int y_is_float) {
     int64_t left = w->n - first, columns = left < width ? left : width;
@@ -382,20 +382,4 @@ void myna_linear(const bf16 *x, const Weight *w, void *y, int64_t m, int32_t y_i
         amx_end();
     }
     free(memory);
-}
-
-// Returns whether linear layers use AMX.
-int32_t myna_has_amx(void) {
-#ifdef HAS_AMX
-    return amx_permitted();
-#else
-    return 0;
-#endif
-}
-
-// Makes linear layers not use AMX.
-void myna_forbid_amx(void) {
-#ifdef HAS_AMX
-    amx_answer = 0;
-#endif
 }

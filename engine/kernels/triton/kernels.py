@@ -56,7 +56,7 @@ class TritonKernels:
     ) -> None:
         """Allocate the buffers. Raises EngineError if the device is not available, or too old."""
         self._shape, self._dtype, self._block = shape, dtype, block_size
-        self.device, self.kv_dtype = device, kv_dtype or dtype
+        self.device, self.kv_dtype, self.qkv_dtype = device, kv_dtype or dtype, dtype
         self._interpreted = is_interpreted()
         upcast = self._interpreted and dtype == torch.bfloat16
         if device.type == "cuda":
@@ -159,8 +159,8 @@ class TritonKernels:
         """See `Kernels.linear`."""
         return F.linear(x, *weight)
 
-    def logits(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-        """See `Kernels.logits`."""
+    def linear_float32(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+        """See `Kernels.linear_float32`."""
         return self.linear(x, weight).float()
 
     def add_rms_norm(
@@ -168,7 +168,7 @@ class TritonKernels:
     ) -> torch.Tensor:
         """See `Kernels.add_rms_norm`."""
         rows, hidden = residual.shape
-        out = torch.empty_like(residual)
+        out = torch.empty_like(residual, dtype=self._dtype)
         if rows:
             layers.add_rms_norm[(rows,)](
                 residual,

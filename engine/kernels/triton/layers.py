@@ -19,8 +19,8 @@ def _scaled(x, count, eps):
 
 @triton.jit
 def add_rms_norm(
-    residual,  # (rows, hidden), changed in place
-    x,  # (rows, hidden)
+    residual,  # (rows, hidden) float32, changed in place
+    x,  # (rows, hidden) float32
     weight,  # (hidden,) float32
     inner,  # (hidden,) float32
     out,  # (rows, hidden)
@@ -35,18 +35,15 @@ def add_rms_norm(
     offsets = tl.arange(0, PADDED)
     inside = offsets < hidden
     where = tl.program_id(0).to(tl.int64) * hidden + offsets
-    kind = residual.dtype.element_ty
-    total = tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
+    total = tl.load(residual + where, mask=inside, other=0.0)
     if ADDS:
-        added = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
+        added = tl.load(x + where, mask=inside, other=0.0)
         if INNER:
             added *= _scaled(added, hidden, eps) * tl.load(inner + offsets, mask=inside, other=0.0)
-            added = added.to(kind).to(tl.float32)
-        rounded = (total + added).to(kind)
-        tl.store(residual + where, rounded, mask=inside)
-        total = rounded.to(tl.float32)
+        total += added
+        tl.store(residual + where, total, mask=inside)
     total *= _scaled(total, hidden, eps) * tl.load(weight + offsets, mask=inside, other=0.0)
-    tl.store(out + where, total.to(kind), mask=inside)
+    tl.store(out + where, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

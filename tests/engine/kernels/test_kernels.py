@@ -80,7 +80,7 @@ def test_linear(implementation: Implementation, rows: int, inner: int, columns: 
     packed, biased = kernels.pack(weight), kernels.pack(weight, bias)
     assert close(kernels.linear(x, packed), expected, implementation.error)
     assert close(kernels.linear(x, biased), expected + bias.double(), implementation.error)
-    logits = kernels.logits(x, packed)
+    logits = kernels.linear_float32(x, packed)
     assert logits.dtype == F32
     assert close(logits, expected, implementation.error)
 
@@ -103,12 +103,12 @@ def test_linear_with_8_bit_weights(target: str, rows: int, inner: int, columns: 
     expected = x.double() @ weight.double().T
     packed = kernels.pack(weight)
     assert (packed.weight.scales is not None) == (inner % 64 == 0), "a weight of unsuitable size stays in bfloat16"
-    got = kernels.logits(x, packed)
+    got = kernels.linear_float32(x, packed)
     assert float((got.double() - expected).abs().max()) < 0.05 * float(expected.std()) * math.sqrt(
         math.log(got.numel())
     )
     for row in range(rows):
-        assert torch.equal(kernels.logits(x[row : row + 1].clone(), packed)[0], got[row])
+        assert torch.equal(kernels.linear_float32(x[row : row + 1].clone(), packed)[0], got[row])
 
 
 @every_target
@@ -119,7 +119,7 @@ def test_zeros_and_extremes_with_8_bit_weights(target: str) -> None:
     weight[1], weight[2], weight[3] = 3e4, -1e-30, -5.0
     x = torch.zeros(3, 64, dtype=BF16)
     x[1], x[2] = 2.0, -2.0
-    got = kernels.logits(x, kernels.pack(weight))
+    got = kernels.linear_float32(x, kernels.pack(weight))
     assert not got[0].any()
     for row, value in ((1, 2), (2, -2)):
         assert got[row, 1] == pytest.approx(value * 3e4 * 64, rel=0.01)
@@ -132,7 +132,7 @@ def test_zeros_and_extremes_with_8_bit_weights(target: str) -> None:
 def test_norms(implementation: Implementation, rows: int) -> None:
     torch.manual_seed(rows)
     kernels = implementation.make(layer_shape())
-    x, residual = torch.randn(rows, 64).to(implementation.dtype), torch.randn(rows, 64).to(implementation.dtype)
+    x, residual = torch.randn(2, rows, 64)
     weight, inner = torch.rand(64), torch.rand(64)
 
     def norm(value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -246,7 +246,7 @@ def check_attention(
     positions = Positions(rotary, *norms)
     whole, _ = make_batch([(length, length) for length, _ in sequences], size=size)
     qkv = torch.randn(sum(length for length, _ in sequences), (heads + 2 * kv_heads) * d).to(implementation.dtype)
-    queries = kernels.rope_and_store(qkv, positions, keys, values, whole)
+    queries = kernels.rope_and_store(qkv.to(kernels.qkv_dtype), positions, keys, values, whole)
 
     q, k, v = qkv.double().view(len(qkv), -1, d).split((heads, kv_heads, kv_heads), dim=1)
     if head_norms:
@@ -418,7 +418,9 @@ def test_attention_over_a_prefix_tree(implementation: Implementation) -> None:
         block_tables=torch.zeros(1, len(keys), dtype=torch.int32),
     )
     qkv = torch.cat((torch.zeros(len(keys) * SIZE, 6, 64, dtype=BF16), keys.flatten(0, 1), values.flatten(0, 1)), 1)
-    kernels.rope_and_store(qkv.flatten(1).contiguous(), Positions(None), kv.keys[0], kv.values[0], every)
+    kernels.rope_and_store(
+        qkv.flatten(1).contiguous().to(kernels.qkv_dtype), Positions(None), kv.keys[0], kv.values[0], every
+    )
     queries = torch.randn(16, 6, 64).to(BF16)
     batch = AttentionBatch(
         positions=torch.tensor(lengths) - 1,
@@ -491,7 +493,7 @@ def test_strided_inputs(implementation: Implementation) -> None:
     batch, blocks = make_batch([(9, 9)])
     rotary = rotary_table(Rope(64, 10000.0, "default", {}), 16)
     answers = []
-    qkv = torch.randn(9, 2 * 8 * 64).to(implementation.dtype)[:, ::2]
+    qkv = torch.randn(9, 2 * 8 * 64).to(kernels.qkv_dtype)[:, ::2]
     for rows in (qkv, qkv.contiguous()):
         kv = kernels.new_kv(1, blocks)
         queries = kernels.rope_and_store(rows, Positions(rotary), kv.keys[0], kv.values[0], batch)

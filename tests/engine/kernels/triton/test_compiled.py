@@ -106,8 +106,8 @@ def test_merging_fits(capability: int) -> None:
 @pytest.mark.parametrize("hidden", [576, 8192])
 def test_norms_fit(capability: int, hidden: int) -> None:
     types = {
-        **dict.fromkeys(("residual", "x", "out"), "*bf16"),
-        **dict.fromkeys(("weight", "inner"), "*fp32"),
+        "out": "*bf16",
+        **dict.fromkeys(("residual", "x", "weight", "inner"), "*fp32"),
         "hidden": "i32",
         "eps": "fp32",
     }
