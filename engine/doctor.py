@@ -21,7 +21,8 @@ from engine.kernels.reference import TorchKernels
 from engine.kv.sizing import free_memory
 
 _SHAPE = LayerShape(9, 3, 64, 64, 576, 1536, "silu", 0.125, 0.0, 1e-5)
-_ROWS = (1, 8, 32, 256)
+_ROWS = (1, 8, 16, 32, 128, 512)
+_ATTENTION_ROWS, _ATTENTION_KEYS = (16, 128, 512), 2000
 _LAYERS = 24
 _TOLERANCE = 0.02
 """Maximum error, relative to the largest value. bfloat16 has 8 significant bits."""
@@ -181,11 +182,13 @@ def _measure_speeds(kernels: Kernels) -> list[Speed]:
             found.append(Speed("linear layers, 1 row, weights read", 2e-9 * numbers / seconds, "GB/s"))
         else:
             found.append(Speed(f"linear layers, {rows} rows", 2e-9 * numbers * rows / seconds, "GFLOP/s"))
-    kv = kernels.new_kv(1, 300)
-    queries = torch.randn(256, 9, 64).bfloat16().to(kernels.device)
-    batch = _stage_batch(kernels, 4000, 256)
-    seconds = _time(lambda: kernels.attention(queries, kv.keys[0], kv.values[0], batch))
-    found.append(Speed("attention, 256 rows over 4,000 keys", 4e-9 * 256 * 4000 * 9 * 64 / seconds, "GFLOP/s"))
+    kv, keys = kernels.new_kv(1, 300), _ATTENTION_KEYS
+    for rows in _ATTENTION_ROWS:
+        queries = torch.randn(rows, 9, 64).bfloat16().to(kernels.device)
+        batch = _stage_batch(kernels, keys, rows)
+        seconds = _time(partial(kernels.attention, queries, kv.keys[0], kv.values[0], batch))
+        pairs = rows * (keys - (rows - 1) / 2)  # a row attends to the keys up to its own
+        found.append(Speed(f"attention, {rows} rows over {keys:,} keys", 4e-9 * pairs * 9 * 64 / seconds, "GFLOP/s"))
     return found
 
 
