@@ -119,7 +119,9 @@ class Session:
 
     def _unknown(self, name: str, known: Iterable[str], where: str | None) -> UnknownVariable:
         matches = difflib.get_close_matches(name, itertools.islice(known, _SUGGESTION_POOL), n=3)
-        hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in matches)}?" if matches else ""
+        hint = "; declare it, or send the call that makes it first"
+        if matches:
+            hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in matches)}?"
         return UnknownVariable(f"session {self.id} has no variable {name!r}{hint}", where)
 
     def _check_free(self, name: str, where: str) -> None:

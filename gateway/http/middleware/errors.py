@@ -55,7 +55,10 @@ def as_request_error(error: Exception) -> RequestError:
         case web.HTTPRequestEntityTooLarge():
             return RequestError(413, error.text or "the request body is too large", code="too_large")
         case web.HTTPNotFound():
-            return RequestError(404, "there is no such route", code="unknown_route")
+            message = (
+                "there is no such route; the base URL of OpenAI's API ends with /v1, and /openapi.json lists all routes"
+            )
+            return RequestError(404, message, code="unknown_route")
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"{error.method} is not allowed here; allowed: {allowed}"
