@@ -89,7 +89,7 @@ class StepBudget:
         interactive.
 
         `mixed`: whether prompts of interactive and of background calls wait. `drafted`: number of drafted rows.
-        `alone`: whether one prompt waits and nothing decodes. Then nobody waits for the end of a step.
+        `alone`: whether the only work is one prompt. A long step then delays no other request.
         """
         if alone:
             return StepAllowance(math.inf, math.inf, math.inf, math.inf)

@@ -108,6 +108,17 @@ typedef struct {
     const bf16 *next_key[SEGMENT], *next_value[SEGMENT];
 } Segment;
 
+// Scores of one query from its products with the keys of the block at position `at`: base-2 exponents, `UNSEEN` for the
+// positions that the query does not see.
+INLINE f32 score_of(const Query *q, f32 products, int64_t at, float scale, float softcap) {
+    int64_t seen = q->visible - at;
+    f32 score = mul(products, splat(scale));
+    if (softcap != 0.0f) score = mul(tanh_f32(divide(score, splat(softcap * LOG2_E))), splat(softcap * LOG2_E));
+    if (seen < BLOCK) score = keep_first(score, seen, UNSEEN);
+    if (q->first > at) score = drop_first(score, q->first - at, UNSEEN);
+    return score;
+}
+
 // Scores of `count` queries against `blocks` blocks of keys, scaled to base-2 exponents.
 INLINE void score(const int count, const int fetch, Query *q, const Segment *segment, int blocks, int64_t begin,
                   const int64_t d, float scale, float softcap, float (*scores)[SEGMENT * BLOCK]) {
@@ -146,26 +157,27 @@ INLINE void score(const int count, const int fetch, Query *q, const Segment *seg
 #pragma GCC unroll 4
             for (int j = 0; j < KEY_TILE; j++) {
                 if (j >= now) break;
-                int64_t at = begin + (b + j) * BLOCK, seen = q[i].visible - at;
-                f32 value = mul(s[i][j], splat(scale));
-                if (softcap != 0.0f)
-                    value = mul(tanh_f32(divide(value, splat(softcap * LOG2_E))), splat(softcap * LOG2_E));
-                if (seen < BLOCK) value = keep_first(value, seen, UNSEEN);
-                if (q[i].first > at) value = drop_first(value, q[i].first - at, UNSEEN);
+                f32 value = score_of(q + i, s[i][j], begin + (b + j) * BLOCK, scale, softcap);
                 store_f32(scores[i] + (b + j) * BLOCK, value);
             }
     }
+}
+
+// Updates the maximum of a query with the scores in `top`. Returns the factor of the sums before it.
+INLINE float raise_top(Query *q, f32 top) {
+    float highest = largest_of(top), shrink = 1.0f;
+    if (highest > q->top) {
+        shrink = exp2f(q->top - highest);
+        q->top = highest;
+    }
+    return shrink;
 }
 
 // Turns scores into weights, and updates maximum and sum. Returns the factor of the previous sums.
 INLINE float soften(Query *q, const float *scores, int blocks, factor *weights) {
     f32 top = load_f32(scores);  // there is at least one block
     for (int b = 1; b < blocks; b++) top = larger(top, load_f32(scores + b * BLOCK));
-    float highest = largest_of(top), shrink = 1.0f;
-    if (highest > q->top) {
-        shrink = exp2f(q->top - highest);
-        q->top = highest;
-    }
+    const float shrink = raise_top(q, top);
     f32 shift = splat(q->top), total = mul(load_f32(q->total), splat(shrink));
     for (int b = 0; b < blocks; b++) {
         f32 value = exp2_rough(sub(load_f32(scores + b * BLOCK), shift));
@@ -278,20 +290,11 @@ INLINE float soften_products(Query *q, float *scores, int blocks, int64_t begin,
                              bf16 *weights) {
     f32 top = splat(UNSEEN);
     for (int b = 0; b < blocks; b++) {
-        int64_t at = begin + b * BLOCK, seen = q->visible - at;
-        f32 value = mul(load_f32(scores + b * BLOCK), splat(scale));
-        if (softcap != 0.0f)
-            value = mul(tanh_f32(divide(value, splat(softcap * LOG2_E))), splat(softcap * LOG2_E));
-        if (seen < BLOCK) value = keep_first(value, seen, UNSEEN);
-        if (q->first > at) value = drop_first(value, q->first - at, UNSEEN);
+        f32 value = score_of(q, load_f32(scores + b * BLOCK), begin + b * BLOCK, scale, softcap);
         store_f32(scores + b * BLOCK, value);
         top = larger(top, value);
     }
-    float highest = largest_of(top), shrink = 1.0f;
-    if (highest > q->top) {
-        shrink = exp2f(q->top - highest);
-        q->top = highest;
-    }
+    const float shrink = raise_top(q, top);
     f32 shift = splat(q->top), total = mul(load_f32(q->total), splat(shrink));
     for (int b = 0; b < blocks; b++) {
         f32 value = exp2_rough(sub(load_f32(scores + b * BLOCK), shift));
