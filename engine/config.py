@@ -35,6 +35,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `decode_share`: share of its stand-alone speed that decoding keeps, on average, while long prompts prefill.
     `max_batch`: maximum number of sequences in a step.
     `threads`: number of threads; 0 uses every core that the process may use.
+    `tile_threads`: number of threads that multiply AMX tiles in linear layers; 0: all. Two hyper-threads of a core
+        share its tile unit, so a single one may be faster.
     `peers`: number of engines on the device, including this one. Where `threads` and `kv_tokens` are 0, the engines
         share cores and free memory equally.
     `overlap`: whether the engine prepares the next step while one runs. `auto`: only on a GPU, which does not need the
@@ -60,6 +62,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     decode_share: float = 0.65
     max_batch: int = 256
     threads: int = 0
+    tile_threads: int = 0
     peers: int = 1
     overlap: Literal["auto", "on", "off"] = "auto"
     speculation: Literal["auto", "on", "off"] = "auto"

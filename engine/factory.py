@@ -77,6 +77,7 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
         config.block_size,
         cache_folder,
         quantize=config.quantize,
+        tile_threads=config.tile_threads,
         kv_dtype=config.kv_dtype,
         device=device,
         limits=Limits(max(step_tokens, _TRIAL_ROWS), config.max_batch, 1 + spec.window // config.block_size),

@@ -34,14 +34,15 @@ def select_kernels(
     cache: Path,
     *,
     quantize: str = "none",
+    tile_threads: int = 0,
     kv_dtype: str = "auto",
     device: torch.device = _CPU,
     limits: Limits | None = None,
 ) -> Kernels:
     """Return the requested kernels, or the fastest ones for this device and model.
 
-    `requested`: auto, cpu, torch or triton. `quantize`: none or int8. `kv_dtype`: auto or fp8. `limits`: required for
-    Triton.
+    `requested`: auto, cpu, torch or triton. `quantize`: none or int8. `tile_threads`: see `EngineConfig`. `kv_dtype`:
+    auto or fp8. `limits`: required for Triton.
 
     Raises EngineError if the requested ones cannot run here.
     """
@@ -72,7 +73,7 @@ def select_kernels(
         )
     if requested != "torch":
         try:
-            return CpuKernels(cache, shape, dtype, block_size, quantize=quantize)
+            return CpuKernels(cache, shape, dtype, block_size, quantize=quantize, tile_threads=tile_threads)
         except KernelsUnavailable as error:
             if requested == "cpu" or quantize != "none":
                 raise EngineError(f"the cpu kernels cannot run here: {error}") from error

@@ -57,6 +57,11 @@ class EngineOptions(BaseSettings):
         "none", description="int8: quantize weights to 8 bits, faster and less exact"
     )
     threads: int = Field(0, ge=0, description="CPU threads per engine; 0: divide the cores among the engines")
+    tile_threads: int = Field(
+        0,
+        ge=0,
+        description="CPU threads per engine that multiply AMX tiles in linear layers, for measurements; 0: all threads",
+    )
     kv_tokens: int = Field(0, ge=0, description="size of each engine's KV cache in tokens; 0: as free memory allows")
     host_kv_tokens: int = Field(
         -1,

@@ -254,6 +254,7 @@ def engine_config(settings: EngineOptions, device: str, peers: int) -> EngineCon
         decode_share=settings.decode_share,
         max_batch=settings.max_batch,
         threads=settings.threads,
+        tile_threads=settings.tile_threads,
         peers=peers,
         speculation=settings.speculation,
         prefix_sharing=settings.prefix_sharing,

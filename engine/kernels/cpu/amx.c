@@ -35,6 +35,15 @@ int amx_permitted(void) { return amx_answer; }
 void amx_end(void) {}
 #endif
 
+static int64_t tile_thread_limit = 0;
+
+int64_t tile_threads(int64_t threads) {
+    return tile_thread_limit && tile_thread_limit < threads ? tile_thread_limit : threads;
+}
+
+// Limits the threads that multiply tiles in linear layers; 0: all threads. Two threads of one core share its tile unit.
+void myna_limit_tile_threads(int64_t limit) { tile_thread_limit = limit; }
+
 // Returns whether linear layers and attention use AMX.
 int32_t myna_has_amx(void) { return amx_permitted(); }
 

@@ -5,19 +5,22 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__) && !defined(MYNA_EMULATE_AMX)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__) && !defined(MYNA_EMULATE_AMX)
 #define HAS_AMX
 #include <immintrin.h>
 
 #define tile_zero _tile_zero
 #define tile_loadd _tile_loadd
+#define tile_stream_loadd _tile_stream_loadd  // for data that is not needed again soon
 #define tile_stored _tile_stored
 #define tile_dpbf16ps _tile_dpbf16ps
+#define tile_dpbssd _tile_dpbssd
 
 static void amx_load(const void *shape) { _tile_loadconfig(shape); }
 
 #elif defined(MYNA_EMULATE_AMX)
 #define HAS_AMX
+#define EMULATED static __attribute__((unused))
 static _Thread_local struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } amx_shape;
 static _Thread_local uint8_t amx_tile[8][16][64];
 
@@ -25,12 +28,13 @@ static void amx_load(const void *shape) {
     memcpy(&amx_shape, shape, 64);
     memset(amx_tile, 0, sizeof amx_tile);
 }
-static void tile_zero(int t) { memset(amx_tile[t], 0, sizeof amx_tile[t]); }
-static void tile_loadd(int t, const void *from, int64_t stride) {
+EMULATED void tile_zero(int t) { memset(amx_tile[t], 0, sizeof amx_tile[t]); }
+EMULATED void tile_loadd(int t, const void *from, int64_t stride) {
     for (int r = 0; r < amx_shape.rows[t]; r++)
         memcpy(amx_tile[t][r], (const char *)from + r * stride, amx_shape.bytes[t]);
 }
-static void tile_stored(int t, void *to, int64_t stride) {
+#define tile_stream_loadd tile_loadd
+EMULATED void tile_stored(int t, void *to, int64_t stride) {
     for (int r = 0; r < amx_shape.rows[t]; r++)
         memcpy((char *)to + r * stride, amx_tile[t][r], amx_shape.bytes[t]);
 }
@@ -40,7 +44,7 @@ static float amx_widen(uint16_t x) {
     memcpy(&y, &bits, 4);
     return y;
 }
-static void tile_dpbf16ps(int c, int a, int b) {
+EMULATED void tile_dpbf16ps(int c, int a, int b) {
     const int inner = amx_shape.bytes[a] / 4, columns = amx_shape.bytes[c] / 4;
     for (int m = 0; m < amx_shape.rows[c]; m++) {
         float sums[16];
@@ -56,11 +60,22 @@ static void tile_dpbf16ps(int c, int a, int b) {
         memcpy(amx_tile[c][m], sums, columns * 4);
     }
 }
+EMULATED void tile_dpbssd(int c, int a, int b) {
+    const int inner = amx_shape.bytes[a] / 4, columns = amx_shape.bytes[c] / 4;
+    for (int m = 0; m < amx_shape.rows[c]; m++)
+        for (int n = 0; n < columns; n++) {
+            int32_t sum;
+            memcpy(&sum, amx_tile[c][m] + n * 4, 4);
+            for (int k = 0; k < inner * 4; k++)
+                sum += (int8_t)amx_tile[a][m][k] * (int8_t)amx_tile[b][k / 4][n * 4 + k % 4];
+            memcpy(amx_tile[c][m] + n * 4, &sum, 4);
+        }
+}
 
 #endif
 
 #ifdef HAS_AMX
-// Tiles 0-3: sums (16 floats a row), 4-5: inputs (32 bfloat16 a row), 6-7: weights (16 pairs of rows).
+// Tiles 0-3: sums (16 a row), 4-5: inputs (32 bfloat16 or 64 bytes a row), 6-7: weights (16 rows of pairs or fours).
 static __attribute__((unused)) void amx_configure(int first_rows, int second_rows) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape;
     memset(&shape, 0, sizeof shape);

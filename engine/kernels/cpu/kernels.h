@@ -13,7 +13,7 @@
 #define MAX_HEAD 256
 
 // A packed (n, k) weight. bfloat16: panels (n / PANEL, k / 2, PANEL, 2), k even. 8-bit, if scales are given: (n /
-// PANEL, k / 4, PANEL, 4) of value + 128, with scales (n / PANEL, k / GROUP, PANEL).
+// PANEL, k / 4, PANEL, 4) of value + BYTE_ZERO, with scales (n / PANEL, k / GROUP, PANEL).
 typedef struct {
     const void *data;
     const float *scales;
@@ -21,26 +21,33 @@ typedef struct {
     int64_t n, k;
 } Weight;
 
-// Buffer for the inputs of a linear layer, as its products need them: 8-bit values from `quantise`, or floats. Both
-// share one place, since a weight needs one or the other. In 8 bits, rows that are multiplied together are contiguous:
-// one tile after another, each in the shape given here.
+// Buffer for the inputs of a linear layer, as its products need them: 8-bit values from `quantise`, floats, or bfloat16
+// in the order of matrix tiles. They share one place, since a weight needs one of them. In 8 bits, rows that are
+// multiplied together are contiguous: one tile after another, each in the shape given here.
 typedef struct {
-    int8_t *values;       // (k / 4, rows of the tile, 4)
+    int8_t *values;       // (k / 4, rows of the tile, 4); for matrix tiles (k / GROUP, rows of the tile, GROUP)
     float *scales;        // (k / GROUP, rows of the tile)
     int32_t *offsets;     // likewise: -128 times the sum of the values, which undoes the weights' + 128
     float *wide;          // (rows, k)
+    bf16 *tiles;          // (k / 32, rows of the tile, 32), one tile after another
 } InputRoom;
 
-INLINE int64_t input_room_bytes(int64_t rows, int64_t k) { return rows * k * 4 + 3 * 64; }
+// Rows with those that fill up the last of equal blocks of at most 32.
+INLINE int64_t padded_rows(int64_t rows) { return rows + (rows + 31) / 32; }
+
+INLINE int64_t input_room_bytes(int64_t rows, int64_t k) { return padded_rows(rows) * k * 4 + 3 * 64; }
 
 INLINE InputRoom input_room_at(char *memory, int64_t rows, int64_t k) {
-    const int64_t values = (rows * k + 63) / 64 * 64, each = (rows * (k / GROUP) * 4 + 63) / 64 * 64;
-    return (InputRoom){(int8_t *)memory, (float *)(memory + values), (int32_t *)(memory + values + each), (float *)memory};
+    const int64_t padded = padded_rows(rows), values = (padded * k + 63) / 64 * 64;
+    const int64_t each = (padded * (k / GROUP) * 4 + 63) / 64 * 64;
+    return (InputRoom){(int8_t *)memory, (float *)(memory + values), (int32_t *)(memory + values + each),
+                       (float *)memory, (bf16 *)memory};
 }
 
 // Functions without the prefix `myna_` are called by all threads of a parallel region, and end with a barrier.
 void linear(const bf16 *x, const Weight *w, InputRoom *room, void *y, int64_t m, int y_is_float);
 int amx_permitted(void);
+int64_t tile_threads(int64_t threads);  // how many of the threads multiply tiles
 void amx_end(void);  // call at the end of a parallel region with AMX: switching threads with tiles in use is expensive
 
 typedef struct {

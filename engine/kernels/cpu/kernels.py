@@ -45,6 +45,7 @@ _SIGNATURES = {
     "myna_instructions": [],
     "myna_has_amx": [],
     "myna_forbid_amx": [],
+    "myna_limit_tile_threads": [_SIZE],
 }
 _RESULTS = {
     "myna_attention_state": _SIZE,
@@ -117,9 +118,13 @@ class CpuKernels:
         block_size: int,
         *,
         quantize: str = "none",
+        tile_threads: int = 0,
         target: tuple[str, ...] | None = None,
     ) -> None:
         """Build and load the library. `target`: see `load`.
+
+        `tile_threads`: number of threads that multiply AMX tiles in linear layers; 0: all. The last value applies to
+        all kernels of the process.
 
         Raises KernelsUnavailable if it cannot be built or does not support the model.
         """
@@ -152,6 +157,7 @@ class CpuKernels:
         self._sampling: _SampleCall | None = None
         self._last_sample: SampledTokens | None = None
         self._sampling_scratch: NDArray[np.uint8] | None = None
+        self._library.myna_limit_tile_threads(tile_threads)
         if self._library.myna_has_amx() and not self._amx_works():
             log.warning("AMX gives wrong results on this CPU; using the kernels without it")
             self._library.myna_forbid_amx()
@@ -174,10 +180,12 @@ class CpuKernels:
     def _amx_works(self) -> bool:
         """Return whether AMX multiplies correctly: an emulator or a hypervisor may have implemented it wrongly."""
         random = torch.Generator().manual_seed(0)
-        x, weight = (torch.randn(size, 96, generator=random).bfloat16() for size in (45, 64))
-        expected = x.float() @ weight.float().T
-        product = self.linear_float32(x, self._pack(weight, None, in_bytes=False))
-        return torch.allclose(product, expected, atol=0.05, rtol=0.02) and self._attention_works(random)
+        for inner, in_bytes, error in ((96, False, 0.05), (192, True, 0.8)):
+            x, weight = (torch.randn(size, inner, generator=random).bfloat16() for size in (45, 64))
+            product = self.linear_float32(x, self._pack(weight, None, in_bytes=in_bytes))
+            if not torch.allclose(product, x.float() @ weight.float().T, atol=error, rtol=0.02):
+                return False
+        return self._attention_works(random)
 
     def _attention_works(self, random: torch.Generator) -> bool:
         """Return whether attention is right for a prompt of 150 tokens: more than one segment, and part of a block."""

@@ -1,10 +1,11 @@
-// Linear layers over packed weights: bfloat16 with dot products or AMX tiles, and 8-bit integers.
+// Linear layers over packed weights: bfloat16 and 8-bit integers with dot products. linear_tiles.c has those with AMX.
 
-#include "kernels.h"
 #include "amx.h"
+#include "linear.h"
 #include <stdlib.h>
 
 #define ROW_TILE TALL
+#define BYTE_TILE_ROWS 4  // rows from which 8-bit weights are multiplied by AMX tiles; the results are equal
 #if PARTS == 1
 #define BYTE_ROWS 6     // x 2 vectors of integers and as many of floats: all fit in registers
 #elif PARTS == 2
@@ -12,7 +13,6 @@
 #else
 #define BYTE_ROWS 2
 #endif
-#define MAX_ROWS 32      // maximum rows of a tile, including AMX tiles
 
 // Packs weight (n, k) into panels; columns beyond n are zero.
 void myna_pack(const bf16 *weight, bf16 *packed, int64_t n, int64_t k) {
@@ -54,7 +54,7 @@ void myna_pack_bytes(const bf16 *weight, uint8_t *packed, float *scales, int64_t
                 for (int64_t i = 0; i < GROUP; i++) {
                     int64_t at = g * GROUP + i;
                     float value = scale > 0 ? widen(from[i]) / scale : 0;
-                    packed[p * PANEL * k + (at / 4) * PANEL * 4 + c * 4 + at % 4] = (uint8_t)(128 + lrintf(value));
+                    packed[p * PANEL * k + (at / 4) * PANEL * 4 + c * 4 + at % 4] = (uint8_t)(BYTE_ZERO + lrintf(value));
                 }
             }
 }
@@ -64,34 +64,14 @@ INLINE int64_t tile_start(int64_t m, int64_t t, int64_t tiles) { return m * t / 
 
 INLINE int64_t byte_tiles(int64_t m) { return (m + BYTE_ROWS - 1) / BYTE_ROWS; }
 
-// Quantises x (m, k) to 8-bit values with a scale for each GROUP of a row, tile by tile as `byte_tile` reads them.
+// Quantises x (m, k), tile by tile as `byte_tile` reads them.
 static void quantise(const bf16 *x, InputRoom *to, int64_t m, int64_t k) {
     const int64_t groups = k / GROUP, tiles = byte_tiles(m);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tiles; t++) {
         const int64_t begin = tile_start(m, t, tiles), rows = tile_start(m, t + 1, tiles) - begin;
-        int8_t *values = to->values + begin * k;
-        float *scales = to->scales + begin * groups;
-        int32_t *offsets = to->offsets + begin * groups;
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t g = 0; g < groups; g++) {
-                const bf16 *from = x + (begin + r) * k + g * GROUP;
-                f32 most = splat(0.0f);
-                for (int64_t i = 0; i < GROUP; i += LANES) {
-                    f32 value = load_bf16(from + i);
-                    most = larger(most, larger(value, negative(value)));
-                }
-                float scale = largest_of(most) / 127, inverse = scale > 0 ? 1 / scale : 0;
-                int32_t sum = 0;
-                for (int64_t i = 0; i < GROUP; i += LANES) {
-                    int8_t bytes[LANES];
-                    sum += store_bytes(bytes, mul(load_bf16(from + i), splat(inverse)));
-                    for (int64_t four = 0; four < LANES; four += 4)
-                        memcpy(values + (g * GROUP + i + four) * rows + r * 4, bytes + four, 4);
-                }
-                scales[g * rows + r] = scale;
-                offsets[g * rows + r] = -128 * sum;
-            }
+        quantise_rows(x + begin * k, rows, k, rows, 4, rows * 4, to->values + begin * k, to->scales + begin * groups,
+                      to->offsets + begin * groups);
     }
 }
 
@@ -164,31 +144,6 @@ static void any_tile(int rows, int panels, const factor *x, const bf16 *w, int64
     }
 }
 
-// Writes (rows, width) sums, plus the bias, into y (…, n) from column `first` on: rounded to bfloat16, or as floats.
-static void finish(const float *sums, int64_t rows, int64_t width, const Weight *w, int64_t first, void *y,
-                   int64_t row, int y_is_float) {
-    int64_t left = w->n - first, columns = left < width ? left : width;
-    for (int64_t r = 0; r < rows; r++) {
-        float biased[2 * PANEL];
-        const float *from = sums + r * width;
-        if (w->bias) {
-            for (int64_t c = 0; c < columns; c++) biased[c] = from[c] + w->bias[first + c];
-            for (int64_t c = columns; c < width; c++) biased[c] = 0;
-            from = biased;
-        }
-        if (y_is_float) {
-            memcpy((float *)y + (row + r) * w->n + first, from, columns * 4);
-        } else if (columns == width) {
-            bf16 *to = (bf16 *)y + (row + r) * w->n + first;
-            for (int64_t c = 0; c < width; c += LANES) store_bf16(to + c, load_f32(from + c));
-        } else {
-            bf16 rounded[2 * PANEL];
-            for (int64_t c = 0; c < width; c += LANES) store_bf16(rounded + c, load_f32(from + c));
-            memcpy((bf16 *)y + (row + r) * w->n + first, rounded, columns * 2);
-        }
-    }
-}
-
 static void linear_pairs(const factor *x, const Weight *w, void *y, int64_t m, int y_is_float) {
     const bf16 *packed = w->data;
     const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, stride = PANEL * k;
@@ -233,7 +188,7 @@ INLINE void byte_tile(const int rows, const int panels, const int8_t *x, const f
 #pragma GCC unroll 4
             for (int c = 0; c < vectors; c++) {
                 const uint8_t *at = w + (c / 2) * panel_stride + i * PANEL * 4 + (c % 2) * LANES * 4;
-                column[c] = load_i32(at);
+                column[c] = flip_bits(load_i32(at), BYTE_FLIP);
                 if (!ahead) prefetch_near(at + 1536);
             }
             if (ahead) prefetch_far(ahead + i * 64);
@@ -299,72 +254,23 @@ static void linear_bytes(const InputRoom *x, const Weight *w, void *y, int64_t m
     }
 }
 
-#ifdef HAS_AMX
-// 2 x 2 AMX tiles: up to 32 rows by one panel. k is a multiple of 32.
-static void matrix_tile(const bf16 *x, const bf16 *w, int64_t k, int second_rows, float *out, int fetch) {
-    tile_zero(0);
-    tile_zero(1);
-    if (second_rows) {
-        tile_zero(2);
-        tile_zero(3);
-    }
-    for (int64_t i = 0; i < k; i += 32) {
-        const bf16 *at = w + i * PANEL;
-        if (fetch)
-            for (int line = 0; line < 32; line++) prefetch_near((const char *)at + 4096 + line * 64);
-        tile_loadd(4, x + i, k * 2);
-        tile_loadd(6, at, PANEL * 4);
-        tile_dpbf16ps(0, 4, 6);
-        tile_loadd(7, at + LANES * 2, PANEL * 4);
-        tile_dpbf16ps(1, 4, 7);
-        if (second_rows) {
-            tile_loadd(5, x + 16 * k + i, k * 2);
-            tile_dpbf16ps(2, 5, 6);
-            tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    tile_stored(0, out, PANEL * 4);
-    tile_stored(1, out + LANES, PANEL * 4);
-    if (second_rows) {
-        tile_stored(2, out + 16 * PANEL, PANEL * 4);
-        tile_stored(3, out + 16 * PANEL + LANES, PANEL * 4);
-    }
-}
-
-static void linear_matrix(const bf16 *x, const Weight *w, void *y, int64_t m, int y_is_float) {
-    const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, full = m / MAX_ROWS * MAX_ROWS;
-    // Full tiles first, then the rest, so that the tile configuration changes once and not for every panel.
-    for (int part = 0; part < 2; part++) {
-        int64_t from = part ? full : 0, to = part ? m : full;
-        if (from == to) continue;
-        int rows = to - from < MAX_ROWS ? (int)(to - from) : MAX_ROWS;
-        amx_configure(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0);
-#pragma omp for schedule(static)
-        for (int64_t p = 0; p < panels; p++) {
-            float out[MAX_ROWS * PANEL] __attribute__((aligned(64)));
-            for (int64_t r = from; r < to; r += rows) {
-                const bf16 *panel = (const bf16 *)w->data + p * PANEL * k;
-                matrix_tile(x + r * k, panel, k, rows > 16, out, to - from <= MAX_ROWS);
-                finish(out, rows, PANEL, w, p * PANEL, y, r, y_is_float);
-            }
-        }
-    }
-}
-#endif
-
 // Multiplies x (m, k) by w into y (m, n), bfloat16 or float32.
 void linear(const bf16 *x, const Weight *w, InputRoom *room, void *y, int64_t m, int y_is_float) {
+#ifdef HAS_AMX
+    if (amx_permitted() && w->scales && m >= BYTE_TILE_ROWS) {
+        linear_byte_tiles(x, w, room, y, m, y_is_float);
+        return;
+    }
+    if (amx_permitted() && !w->scales && w->k % 32 == 0) {
+        linear_tiles(x, w, room, y, m, y_is_float);
+        return;
+    }
+#endif
     if (w->scales) {
         quantise(x, room, m, w->k);
         linear_bytes(room, w, y, m, y_is_float);
         return;
     }
-#ifdef HAS_AMX
-    if (amx_permitted() && w->k % 32 == 0) {
-        linear_matrix(x, w, y, m, y_is_float);
-        return;
-    }
-#endif
 #ifdef HAS_PAIR_PRODUCTS
     linear_pairs(x, w, y, m, y_is_float);
 #else

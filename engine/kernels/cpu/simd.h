@@ -317,6 +317,12 @@ INLINE i32 load_i32(const void *from) {
     return y;
 }
 
+// x ^ bits in each lane; costs nothing if bits is 0.
+INLINE i32 flip_bits(i32 x, uint32_t bits) {
+    if (bits) EACH_PART x.p[part] ^= (int32_t)bits - (i32_part){0};
+    return x;
+}
+
 // Rounds to nearest; the results must fit into a byte. Returns their sum.
 INLINE int32_t store_bytes(int8_t *to, f32 x) {
 #if PARTS == 1

@@ -66,8 +66,8 @@ def close(got: torch.Tensor, expected: torch.Tensor, error: float) -> bool:
 
 
 @every_hand
-@pytest.mark.parametrize("rows", [1, 2, 7, 8, 13, 14, 15, 16, 17, 29, 33, 64, 81])
-@pytest.mark.parametrize(("inner", "columns"), [(64, 32), (96, 72), (576, 960), (80, 33)])
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 13, 14, 15, 16, 17, 29, 33, 64, 81, 300])
+@pytest.mark.parametrize(("inner", "columns"), [(64, 32), (96, 72), (576, 960), (80, 33), (672, 40)])
 def test_linear(implementation: Implementation, rows: int, inner: int, columns: int) -> None:
     torch.manual_seed(rows)
     kernels = implementation.make(layer_shape())
@@ -91,7 +91,7 @@ every_target = pytest.mark.parametrize(
 
 
 @every_target
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 13, 40])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 13, 16, 17, 33, 40, 70])
 @pytest.mark.parametrize(("inner", "columns"), [(64, 32), (576, 960), (128, 33), (96, 40)])
 def test_linear_with_8_bit_weights(target: str, rows: int, inner: int, columns: int) -> None:
     """Bound the error by that of the rounding: half a step of 1/127 for weights and for inputs, over independent
@@ -346,11 +346,12 @@ def test_rows_do_not_depend_on_their_neighbours(implementation: Implementation) 
     kernels = implementation.make(layer_shape())
     assert kernels.is_batch_invariant
     torch.manual_seed(1)
-    packed = kernels.pack(torch.randn(96, 64).to(BF16))
-    x = torch.randn(70, 64).to(BF16)
-    whole = kernels.linear(x, packed)
-    for rows in range(1, 70):
-        assert torch.equal(kernels.linear(x[:rows].contiguous(), packed), whole[:rows]), rows
+    for inner in (64, 672):  # with AMX: one chunk of inner elements, and several
+        packed = kernels.pack(torch.randn(96, inner).to(BF16))
+        x = torch.randn(330, inner).to(BF16)
+        whole = kernels.linear(x, packed)
+        for rows in (*range(1, 70), 256, 257, 288, 300):
+            assert torch.equal(kernels.linear(x[:rows].contiguous(), packed), whole[:rows]), (inner, rows)
 
 
 def single_row(batch: AttentionBatch, index: int, row: int) -> AttentionBatch:
@@ -461,6 +462,29 @@ def test_wrong_amx_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     assert torch.equal(kernels.linear(x, kernels.pack(weight)), plain.linear(x, plain.pack(weight))), (
         "now both run the same code"
     )
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_one_thread_for_all_tiles(quantize: str) -> None:
+    """The other threads have no panels then; each result is the same."""
+    target = (*(TARGETS["emulated AMX"][0] or ()), "-DMYNA_TEST_OF_TILE_THREADS")  # the limit holds for a whole library
+    torch.manual_seed(2)
+    x, weight = torch.randn(70, 192).to(BF16), torch.randn(200, 192).to(BF16)
+    results = []
+    for tile_threads in (0, 1, 2, 100):
+        kernels = CpuKernels(
+            Path(default_cache()),
+            layer_shape(),
+            BF16,
+            SIZE,
+            quantize=quantize,
+            tile_threads=tile_threads,
+            target=target,
+        )
+        results.append(kernels.linear(x, kernels.pack(weight)))
+    assert all(torch.equal(result, results[0]) for result in results)
+    expected = x.double() @ weight.double().T
+    assert close(results[0], expected, 2e-2)
 
 
 @pytest.mark.parametrize("size", [1, 4, 32])
