@@ -268,7 +268,7 @@ static void join_values(const Segment *segment, int blocks, const int64_t d, bf1
     }
 #define STORE_SCORES(J) if (J < now) tile_stored(J, scores[0] + (b + J) * BLOCK, sizeof scores[0]);
 
-// Products of `count` queries with the keys of `blocks` blocks, not scaled.
+// Products of the queries of a tile with the keys of `blocks` blocks, not scaled.
 static void score_tiles(Query *q, const Segment *segment, int blocks, const int64_t d,
                         float (*scores)[SEGMENT * BLOCK]) {
     for (int b = 0; b < blocks; b += 4) {
@@ -328,18 +328,37 @@ static void mix_tiles(Query *q, const bf16 *values, int blocks, const int64_t d,
     }
 }
 
-// Computes a segment for up to TILE_QUERIES queries. The tiles are configured for that many rows.
-static void attend_tiles(int count, Query *q, const Segment *segment, const bf16 *values, int blocks, int64_t begin,
-                         int64_t d, float scale, float softcap) {
-    float scores[TILE_QUERIES][SEGMENT * BLOCK] __attribute__((aligned(64)));
+static int tile_queries(int64_t queries, int64_t first) {
+    return queries - first < TILE_QUERIES ? (int)(queries - first) : TILE_QUERIES;
+}
+
+static void configure_for(int queries, int *configured) {
+    if (queries != *configured) amx_configure(*configured = queries, queries);
+}
+
+// Computes a segment for `queries` queries. Before the vector units turn the products of some queries into weights, the
+// tiles of the next queries are issued, so that both units work at the same time.
+static void attend_tiles(int64_t queries, Query *q, const Segment *segment, const bf16 *values, int blocks, int64_t begin,
+                         int64_t d, float scale, float softcap, int *configured) {
+    float scores[2][TILE_QUERIES][SEGMENT * BLOCK] __attribute__((aligned(64)));
     bf16 weights[TILE_QUERIES][SEGMENT * BLOCK] __attribute__((aligned(64)));
-    score_tiles(q, segment, blocks, d, scores);
-    for (int i = 0; i < count; i++) {
-        float shrink = soften_products(q + i, scores[i], blocks, begin, scale, softcap, weights[i]);
-        if (shrink != 1.0f)
-            for (int64_t e = 0; e < d; e += LANES) store_f32(q[i].sum + e, mul(load_f32(q[i].sum + e), splat(shrink)));
+    configure_for(tile_queries(queries, 0), configured);
+    score_tiles(q, segment, blocks, d, scores[0]);
+    for (int64_t i = 0, turn = 0; i < queries; i += TILE_QUERIES, turn ^= 1) {
+        const int count = tile_queries(queries, i);
+        const int64_t next = i + TILE_QUERIES;
+        if (next < queries) {
+            configure_for(tile_queries(queries, next), configured);
+            score_tiles(q + next, segment, blocks, d, scores[turn ^ 1]);
+        }
+        for (int64_t j = i; j < i + count; j++) {
+            float shrink = soften_products(q + j, scores[turn][j - i], blocks, begin, scale, softcap, weights[j - i]);
+            if (shrink != 1.0f)
+                for (int64_t e = 0; e < d; e += LANES) store_f32(q[j].sum + e, mul(load_f32(q[j].sum + e), splat(shrink)));
+        }
+        configure_for(count, configured);
+        mix_tiles(q + i, values, blocks, d, weights);
     }
-    mix_tiles(q, values, blocks, d, weights);
 }
 
 static void prefetch_next(const Segment *segment, int blocks, int64_t d) {
@@ -419,13 +438,8 @@ static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, 
             if (tiles) {
                 prefetch_next(&segment, blocks, d);
                 join_values(&segment, blocks, d, joined);
-                for (int64_t i = r * group; i < end * group; i += TILE_QUERIES) {
-                    int64_t left = end * group - i;
-                    int count = left < TILE_QUERIES ? (int)left : TILE_QUERIES;
-                    if (count != configured) amx_configure(configured = count, count);
-                    attend_tiles(count, state + i, &segment, joined, blocks, begin, d, shape->scale * LOG2_E,
-                                 shape->softcap);
-                }
+                attend_tiles((end - r) * group, state + r * group, &segment, joined, blocks, begin, d,
+                             shape->scale * LOG2_E, shape->softcap, &configured);
                 continue;
             }
 #endif

@@ -466,7 +466,7 @@ def test_wrong_amx_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 def test_one_thread_for_all_tiles(quantize: str) -> None:
-    """The other threads have no panels then; each result is the same."""
+    """Compare the results bit for bit: threads beyond the limit have no panels."""
     target = (*(TARGETS["emulated AMX"][0] or ()), "-DMYNA_TEST_OF_TILE_THREADS")  # the limit holds for a whole library
     torch.manual_seed(2)
     x, weight = torch.randn(70, 192).to(BF16), torch.randn(200, 192).to(BF16)
