@@ -1,6 +1,6 @@
 """POST /v1/chat/completions."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ChatCompletionRequest)
     target = await pipeline.admit(request, body.model, body.semantic)
     model, scope = target.model, target.scope
-    builder = ChatSpecBuilder(body, references=scope.is_named, deferred=scope.is_deferred)
+    builder = ChatSpecBuilder(body, references=scope.references, deferred=scope.is_deferred)
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
     parser_factory = tool_call_parser_factory(body, model)
     checker = answer_checker_of(body, parser_factory, target.services.schema_check_gate, scope.session.tenant)
@@ -57,12 +57,12 @@ async def create(request: web.Request) -> web.StreamResponse:
 class ChatSpecBuilder:
     """Builder of the call that a chat completion asks for.
 
-    `references`: whether `<<name>>` is a reference. `where`: path of the request in a larger one. `field`: the field
-    with the conversation; `places`: paths of the messages' contents, if these are not the usual ones.
+    `references`: names for which `<<name>>` is a reference. `where`: path of the request in a larger one. `field`: the
+    field with the conversation; `places`: paths of the messages' contents, if these are not the usual ones.
     """
 
     body: ChatCompletionRequest
-    references: bool
+    references: Container[str]
     deferred: bool
     where: str = ""
     field: str = "messages"
