@@ -20,6 +20,7 @@ from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import bool_param, choice_param, int_param
 from gateway.http.sse import EventStream
+from gateway.http.warnings import add_warning
 from gateway.responses import StoredResponse
 
 routes = web.RouteTableDef()
@@ -59,6 +60,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     except RequestError as error:
         error.param = _PARAMS.get(error.param or "", error.param)
         raise
+    add_warning(request, builder.warning)
     if body.background:
         running = await request.app[BACKGROUND].start(raw, body, model, scope, turn, spec)
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
