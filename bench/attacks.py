@@ -65,7 +65,7 @@ class Attacker:
 
     async def chat(self, text: str = "hi", *, session: str | None = None, **more: Any) -> tuple[int, Any]:
         """Request a short chat completion. Return the status and the body."""
-        headers = {} if session is None else {"X-Session-Id": session}
+        headers = {} if session is None else {"X-Semantic-Session": session}
         return await self.send("POST", "/v1/chat/completions", self.chat_body(text, **more), headers)
 
     async def send(
@@ -137,7 +137,7 @@ async def _surrogates(by: Attacker) -> None:
 @attack("surrogates in raw requests")
 async def _raw_surrogates(by: Attacker) -> None:
     for target in (b"/v1/sessions/\xed\xa0\x80", b"/v1/models/\xff\xfe", b"/v1/sessions?\xed\xa0\x80=\xff"):
-        for header in (b"X-Session-Id", b"X-Request-Id", b"Last-Event-ID", b"Authorization", b"Origin"):
+        for header in (b"X-Semantic-Session", b"X-Request-Id", b"Last-Event-ID", b"Authorization", b"Origin"):
             await _raw(by, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n" + header + b": \xed\xa0\x80\r\n\r\n")
 
 
@@ -850,11 +850,14 @@ async def _about_tokens(by: Attacker) -> None:
         await by.send("POST", path, {"model": by.model, "input": ["x" * 1_000] * 10_000})
 
 
+_SESSION_HEADERS = ("X-Semantic-Session", "X-Session-Id")
+
+
 @attack("headers of sessions")
 async def _session_headers(by: Attacker) -> None:
     names = ("", " ", "a" * 128, "a" * 129, ".", "..", "a/b", "a%00", "<<a>>", "\u00e9", "a" * 8_000, "a,b", "null")
     for name in names:
-        for header in ("X-Session-Id", "X-Semantic-Defer", "X-Request-Id", "Last-Event-ID", "Idempotency-Key"):
+        for header in (*_SESSION_HEADERS, "X-Semantic-Defer", "X-Request-Id", "Last-Event-ID", "Idempotency-Key"):
             await by.send("POST", "/v1/chat/completions", by.chat_body(), {header: name})
             await by.send(
                 "POST", "/v1/responses", {"model": by.model, "input": "x", "max_output_tokens": 1}, {header: name}
@@ -863,7 +866,7 @@ async def _session_headers(by: Attacker) -> None:
     async def some(part: int) -> None:
         for number in range(150):
             body = by.chat_body("<<nothing>>") if number % 3 else by.chat_body("x", max_tokens=1)
-            await by.send("POST", "/v1/chat/completions", body, {"X-Session-Id": f"{part}.{number}"})
+            await by.send("POST", "/v1/chat/completions", body, {_SESSION_HEADERS[number % 2]: f"{part}.{number}"})
 
     await asyncio.gather(*(some(part) for part in range(8)))
 
@@ -897,7 +900,7 @@ async def _large_elsewhere(by: Attacker) -> None:
         slots |= {"messages": [*messages, {"role": "assistant", "content": "<<s>>"}]}
         # encoded once: this process also measures the other key
         plain, named = [json.dumps(each).encode() for each in (body, {**body, **slots})]
-        header = {"X-Session-Id": f"large{number}"}
+        header = {"X-Semantic-Session": f"large{number}"}
         await asyncio.gather(
             *(by.send("POST", "/v1/chat/completions", plain) for _ in range(8)),
             *(by.send("POST", "/v1/chat/completions", named, header) for _ in range(8)),

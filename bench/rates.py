@@ -78,7 +78,7 @@ class Wire:
         assert self._writer is not None
         data = json.dumps(body).encode()
         self._writer.write(
-            f"POST {self._path}{path} HTTP/1.1\r\nHost: x\r\nX-Session-Id: {session}\r\n"
+            f"POST {self._path}{path} HTTP/1.1\r\nHost: x\r\nX-Semantic-Session: {session}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             + data
         )

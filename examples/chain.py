@@ -17,7 +17,9 @@ KEY = os.environ.get("OPENAI_API_KEY", "none")
 def main() -> None:
     """Send both calls, then wait for the last answer only."""
     session = f"chain-{uuid.uuid4().hex[:8]}"
-    deferred = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session, "X-Semantic-Defer": "true"})
+    deferred = OpenAI(
+        base_url=URL, api_key=KEY, default_headers={"X-Semantic-Session": session, "X-Semantic-Defer": "true"}
+    )
 
     def ask(prompt: str) -> str:
         answer = deferred.chat.completions.create(
@@ -31,7 +33,7 @@ def main() -> None:
     print(f"the second answer, for now: {summary}")
 
     # A call that is not deferred waits for the variables that it reads.
-    waiting = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session})
+    waiting = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Semantic-Session": session})
     title = waiting.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": f"Give this a title: {summary}"}],

@@ -7,7 +7,7 @@ session=chain-$$
 ask() { # output, prompt
     curl -sS "$url/chat/completions" \
         -H 'Content-Type: application/json' -H "Authorization: Bearer ${OPENAI_API_KEY:-none}" \
-        -H "X-Session-Id: $session" \
+        -H "X-Semantic-Session: $session" \
         -d "{\"model\": \"SmolLM2-135M-Instruct\", \"max_tokens\": 60, \"temperature\": 0,
              \"messages\": [{\"role\": \"user\", \"content\": \"$2\"}],
              \"semantic\": {\"output\": \"$1\", \"defer\": true}}"

@@ -23,8 +23,10 @@ PARTS = [
 def main() -> None:
     """Send all calls, then wait for the last answer only."""
     session = f"harbour-{uuid.uuid4().hex[:8]}"
-    deferred = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session, "X-Semantic-Defer": "true"})
-    waiting = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session})
+    deferred = OpenAI(
+        base_url=URL, api_key=KEY, default_headers={"X-Semantic-Session": session, "X-Semantic-Defer": "true"}
+    )
+    waiting = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Semantic-Session": session})
 
     def ask(client: OpenAI, prompt: str, max_tokens: int) -> str:
         answer = client.chat.completions.create(

@@ -29,7 +29,7 @@ def pieces(session: str, name: str) -> Iterator[str]:
 def main() -> None:
     """Send a deferred call for a story, then read the story twice."""
     session = f"story-{uuid.uuid4().hex[:8]}"
-    client = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session})
+    client = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Semantic-Session": session})
     client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "Tell a short story about a lighthouse."}],

@@ -117,7 +117,7 @@ class ChatMyna(ChatOpenAI):
         payload = super()._get_request_payload(messages, stop=stop, **kwargs)
         payload["model"] = payload.get("model") or self._first_model()
         if self.session is not None:
-            payload["extra_headers"] = {"X-Session-Id": self.session, **(payload.get("extra_headers") or {})}
+            payload["extra_headers"] = {"X-Semantic-Session": self.session, **(payload.get("extra_headers") or {})}
             if self._defers(payload):
                 body = payload.get("extra_body") or {}
                 semantic = {"defer": True, **(body.get("semantic") or {})}

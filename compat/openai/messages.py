@@ -16,6 +16,7 @@ from pydantic import (
 from compat.bounds import BoundedModel
 from compat.openai.base import Request, field_error
 from compat.openai.response_formats import enforced_schema
+from compat.openai.schemas.enforceable import unenforced_keywords
 from compat.openai.schemas.policy import Enforcement
 
 
@@ -205,6 +206,11 @@ class FunctionDefinition(Request):
         """Schema that constrains the arguments of a forced or strict tool call. Raises ValueError only if `strict`."""
         schema = {"type": "object", "properties": {}} if self.parameters is None else self.parameters
         return enforced_schema(schema, Enforcement.STRICT if self.strict else Enforcement.LENIENT)
+
+    @property
+    def unenforced(self) -> list[str]:
+        """Keywords of the schema that do not constrain the arguments of a forced tool call."""
+        return [] if self.strict or self.parameters is None else unenforced_keywords(self.parameters)
 
 
 class ToolDefinition(Request):

@@ -98,7 +98,7 @@ class App:
         if self.mode == "graph":
             self._calls.append(body)
             return (await self.texts(f"<<{output}>>"))[0] if needs_text else f"<<{output}>>"
-        answer = await self._exchange("POST", "/chat/completions", body, {"X-Session-Id": self.session})
+        answer = await self._exchange("POST", "/chat/completions", body, {"X-Semantic-Session": self.session})
         return str(answer["choices"][0]["message"]["content"])
 
     async def texts(self, *answers: str) -> list[str]:
@@ -106,7 +106,7 @@ class App:
         if self.mode == "client":
             return list(answers)
         names = [answer.strip("<>") for answer in answers]
-        header = {"X-Session-Id": self.session}
+        header = {"X-Semantic-Session": self.session}
         if self.mode == "graph":
             calls, self._calls = self._calls, []
             body = {"calls": calls, "outputs": names}

@@ -70,7 +70,7 @@ async def resolve(request: web.Request, model: str, semantic: Semantic | None) -
     request may not use it."""
     services = request.app[SERVICES]
     served = await services.models.get(model)
-    scope = scope_of(request, semantic)
+    scope = await scope_of(request, semantic)
     return Target(request, services, served, services.models.fallbacks_of(served), scope)
 
 

@@ -5,7 +5,12 @@ from typing import Any
 import msgspec
 from aiohttp import hdrs, web
 
-from gateway.api.semantic.extension import SESSION_HEADER, is_session_id
+from gateway.api.semantic.extension import (
+    is_session_id,
+    may_have_references,
+    session_header_of,
+    uses_variables,
+)
 from gateway.api.services import SERVICES
 from gateway.cluster.forwarding import RequestedSession
 from gateway.errors import RequestError
@@ -24,6 +29,7 @@ class _Body(msgspec.Struct):
     id: Any = None
     session: Any = None
     semantic: Any = None
+    previous_response_id: Any = None
 
 
 _body_of = msgspec.json.Decoder(_Body).decode
@@ -46,7 +52,8 @@ async def requested_session(request: web.Request) -> RequestedSession | None:
     if request.method != hdrs.METH_POST or route not in (_SESSIONS, _GRAPHS, *_CALLS):
         return None
     try:
-        body = _body_of(await read_body(request))
+        raw = await read_body(request)
+        body = _body_of(raw)
     except (RequestError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if route == _SESSIONS:
@@ -54,10 +61,16 @@ async def requested_session(request: web.Request) -> RequestedSession | None:
     in_body = body.session
     if route in _CALLS:
         in_body = body.semantic.get("session") if isinstance(body.semantic, dict) else None
-    header = request.headers.get(SESSION_HEADER)
+    _, header = session_header_of(request.headers)
     if in_body is not None:
         return RequestedSession(in_body, may_create=False) if _is_id(in_body) and header in (None, in_body) else None
-    return RequestedSession(header, may_create=True) if header is not None and is_session_id(header) else None
+    if header is None or not is_session_id(header):
+        return None
+    if route == _GRAPHS or uses_variables(request.headers, has_semantic=body.semantic is not None):
+        return RequestedSession(header, may_create=True)
+    # an agent's request is in the session only if it reads the session's variables or continues one of its responses
+    reads = may_have_references(raw) or body.previous_response_id is not None
+    return RequestedSession(header, may_create=False) if reads else None
 
 
 def is_session_list(request: web.Request) -> bool:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -50,6 +50,9 @@ class EngineTable(BaseModel):
     gpus: float | None = Field(None, ge=0, description="GPUs of each engine on Ray")
     linger: float = Field(300.0, gt=0, description="seconds without a gateway after which an engine on Ray exits")
     concurrency: int = Field(0, ge=0, description="maximum concurrent requests; 0: as the server reports, or 256")
+    tool_calls: Literal["repair", "refuse", "pass"] | None = Field(
+        None, description="treatment of malformed tool calls of the server; default: as --upstream-tool-calls"
+    )
 
     @model_validator(mode="after")
     def _names_an_engine(self) -> Self:

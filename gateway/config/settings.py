@@ -173,6 +173,11 @@ class ServeSettings(EngineOptions):
     engine_ca: Path | None = Field(
         None, description="PEM file with trusted CA certificates for tls:// and https:// engines"
     )
+    upstream_tool_calls: Literal["repair", "refuse", "pass"] = Field(
+        "repair",
+        description="tool calls of upstream servers whose arguments are not JSON; repair: make them JSON, "
+        "refuse: fail the call, pass: pass them on",
+    )
     alias: Annotated[list[str], NoDecode] = Field(
         [], description="NAME=MODEL: another name for a model; may be repeated"
     )

@@ -9,7 +9,7 @@ r"""Grammar of `<<name>>` references.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +25,20 @@ _REFERENCE = re.compile(rf"<<({_NAME})((?:\.[^.<>\s]++)*+)>>")  # a literal pref
 _WHOLE_NAME = re.compile(_NAME)
 
 
+class _EveryName:
+    """All names of variables."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+EVERY_NAME: Container[str] = _EveryName()
+"""The references of a request that uses variables: `<<name>>` is one for every name, and an unknown name is an
+error."""
+NO_NAME: Container[str] = frozenset()
+"""The references of a request without a session: all text is literal."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """Place in a prompt where a variable's value goes. `path` selects a part of a value that is JSON."""
@@ -36,22 +50,25 @@ class Reference:
         return f"<<{'.'.join((self.name, *self.path))}>>"
 
 
-def parse(text: str) -> Iterator[str | Reference]:
+def parse(text: str, names: Container[str] = EVERY_NAME) -> Iterator[str | Reference]:
     """Yield literal pieces and references of `text` in order; escapes are resolved, empty pieces left out.
 
+    `names`: names that are references. Other names are literal, and so are their escapes.
     Raises TooLarge if there are more than MAX_REFERENCES.
     """
     literal = ""
     end = found = 0
     for match in _REFERENCE.finditer(text):
         begin = match.start()
+        name, path = match.groups()
+        if name not in names:
+            continue
         if begin > end and text[begin - 1] == "\\":  # escaped
             literal += text[end : begin - 1] + match.group()
             end = match.end()
             continue
         literal += text[end:begin]
         end = match.end()
-        name, path = match.groups()
         found += 1
         check_references(found)
         if literal:
@@ -61,6 +78,11 @@ def parse(text: str) -> Iterator[str | Reference]:
     literal += text[end:]
     if literal:
         yield literal
+
+
+def find_names(text: str) -> Iterator[str]:
+    """Yield the name of everything in the text that has the form of a reference, escaped or not."""
+    return (match[1] for match in _REFERENCE.finditer(text))
 
 
 def check_references(count: int, maximum: int = MAX_REFERENCES, where: str | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from aiohttp import hdrs, web
 
 from gateway.http.slow_client import STREAM_SECONDS, wait_written
+from gateway.http.warnings import warning_headers
 from gateway.runtime.json_codec import encode_json
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -59,6 +60,7 @@ class EventStream:
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",
                 "x-request-id": request[REQUEST_ID],
+                **warning_headers(request),
             }
         )
 

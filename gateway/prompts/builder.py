@@ -1,10 +1,10 @@
 """The interface of prompt builders."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Self
 
-from gateway.graph.references import Reference, parse
+from gateway.graph.references import NO_NAME, Reference, parse
 from gateway.graph.segments import Input, Segment, Slot
 from gateway.prompts.prompt import ChatInput, Prompt
 from gateway.prompts.tool_calls.formats import ToolCallFormat
@@ -28,14 +28,21 @@ class PromptBuilder(ABC):
         """
 
     def completion(
-        self, text: str, answer: Slot, *, references: bool = False, add_bos: bool = True, where: str = "prompt"
+        self,
+        text: str,
+        answer: Slot,
+        *,
+        references: Container[str] = NO_NAME,
+        add_bos: bool = True,
+        where: str = "prompt",
     ) -> Prompt:
         """Return the prompt of a completion: a text that the answer continues. `where`: path of the text.
+        `references`: names for which `<<name>>` is a reference.
 
         The text is the client's own template: control tokens in it are control tokens, but those in values are not.
         `add_bos`: whether to put the model's BOS token in front.
         """
-        parts = parse(text) if references else [text]
+        parts = parse(text, references) if references else [text]
         pieces = [Input(piece, where) if isinstance(piece, Reference) else piece for piece in parts]
         return Prompt(self.template([*pieces, answer], add_bos=add_bos, where=where), field=where)
 

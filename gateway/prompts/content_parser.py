@@ -1,6 +1,6 @@
 """Split the contents of messages into texts, references, slots and media."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ Piece = str | Input | Slot | Media
 class ContentParser:
     """Owner of the references and slots that were found in the messages of one request."""
 
-    def __init__(self, references: bool, slots: Mapping[str, Slot]) -> None:
-        """`references`: whether `<<name>>` in a text is a reference. `slots`: the slots by name."""
+    def __init__(self, references: Container[str], slots: Mapping[str, Slot]) -> None:
+        """`references`: names for which `<<name>>` in a text is a reference. `slots`: the slots by name."""
         self._references = references
         self._slots = slots
         self.placed: set[str] = set()
@@ -63,7 +63,7 @@ class ContentParser:
             self._parts.append(str(text))
             return [str(text)]
         pieces: list[Piece] = []
-        for piece in parse(text):
+        for piece in parse(text, self._references):
             if isinstance(piece, str):
                 self._parts.append(piece)
                 pieces.append(piece)

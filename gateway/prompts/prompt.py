@@ -1,10 +1,11 @@
 """A prompt as segments, and the input that it is built from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import RequestError, field_path
+from gateway.graph.references import NO_NAME
 from gateway.graph.segments import Input, Segment, Slot
 from gateway.prompts.tool_calls.tools import Tools
 
@@ -27,13 +28,13 @@ class Prompt:
 class ChatInput:
     """A conversation, and how its prompt is built.
 
-    `messages`: as in the request; contents are strings or lists of parts. `references`: whether `<<name>>` in a text is
-    a reference. `slots`: slots that this call generates, by name. `template_options`: the client's
-    `chat_template_kwargs`. `upstream_fields`: fields, by name, that only upstream servers support.
+    `messages`: as in the request; contents are strings or lists of parts. `references`: names for which
+    `<<name>>` in a text is a reference. `slots`: slots that this call generates, by name. `template_options`: the
+    client's `chat_template_kwargs`. `upstream_fields`: fields, by name, that only upstream servers support.
     """
 
     messages: Sequence[Mapping[str, Any]]
-    references: bool = False
+    references: Container[str] = NO_NAME
     slots: Mapping[str, Slot] = field(default_factory=dict)
     tools: Tools | None = None
     add_generation_prompt: bool = True

@@ -161,9 +161,9 @@ class TemplatePromptBuilder(PromptBuilder):
             for message in chat.messages
             for part in ([message["content"]] if isinstance(message["content"], str) else message["content"])
         ]
-        minimum = sum(
-            self._tokenizer.minimum_tokens(text.strip()) for text in texts if not (chat.references and "<<" in text)
-        )
+        if chat.references:
+            texts = [text for text in texts if "<<" not in text]
+        minimum = sum(self._tokenizer.minimum_tokens(text.strip()) for text in texts)
         if minimum >= self._window:
             raise over_window(self._window, minimum, chat.path(chat.field))
 

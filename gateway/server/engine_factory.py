@@ -17,6 +17,7 @@ from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.openai.tokenizer import load_tokenizer
+from gateway.engines.openai.tool_calls import MalformedCalls
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import Engine
 from gateway.prompts.chat_template import TemplateRefused
@@ -101,6 +102,7 @@ class EngineFactory:
             timeout=table.timeout,
             concurrency=table.concurrency,
             tls=self.upstream_tls,
+            malformed=MalformedCalls(table.tool_calls or self._settings.upstream_tool_calls),
         )
         return Upstream(config, self._pool.notify_change, start_timeout=self._settings.engine_wait)
 

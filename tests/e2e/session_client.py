@@ -21,7 +21,7 @@ class SessionClient:
             base_url=f"{server.address}/v1",
             api_key="none",
             max_retries=0,
-            default_headers={"X-Session-Id": self.session},
+            default_headers={"X-Semantic-Session": self.session},
         )
 
     async def ask(self, content: str, semantic: dict[str, Any] | None = None, **options: Any) -> Any:

@@ -42,7 +42,7 @@ def defer(server: GatewayHarness, output: str, max_tokens: int = 4) -> httpx.Res
         "max_tokens": max_tokens,
         "semantic": {"output": output, "defer": True},
     }
-    return httpx.post(f"{server.address}/v1/chat/completions", json=body, headers={"X-Session-Id": "s"})
+    return httpx.post(f"{server.address}/v1/chat/completions", json=body, headers={"X-Semantic-Session": "s"})
 
 
 def wait(server: GatewayHarness, name: str) -> dict[str, object]:

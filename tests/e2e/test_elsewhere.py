@@ -33,7 +33,7 @@ async def ask(http: aiohttp.ClientSession, content: str, session: str | None = N
     }
     if semantic:
         body["semantic"] = semantic
-    headers = {"X-Session-Id": session} if session else {}
+    headers = {"X-Semantic-Session": session} if session else {}
     async with http.post("/v1/chat/completions", json=body, headers=headers) as response:
         answer = await response.json()
         assert response.status == 200, answer

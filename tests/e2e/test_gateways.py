@@ -71,7 +71,7 @@ class GatewayPair:
         options = {"max_tokens": 4, "temperature": 0, **options}
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **options}
         body["semantic"] = {"output": output, "defer": True, "transform": transform}
-        return await self.ask(gateway, "POST", "/chat/completions", body, **{"X-Session-Id": session})
+        return await self.ask(gateway, "POST", "/chat/completions", body, **{"X-Semantic-Session": session})
 
     async def value(self, gateway: GatewayHarness, session: str, name: str) -> Any:
         status, variable = await self.ask(gateway, "GET", f"/sessions/{session}/variables/{name}?wait=true&timeout=60")
@@ -262,7 +262,7 @@ async def test_a_surviving_gateway_finishes_background_responses(killable_pair: 
     inside = {**body, "semantic": {"output": "told"}}
     await killable_pair.ask(a, "POST", "/sessions", {"id": "s"})
     async with killable_pair.http.post(
-        f"{a.address}/v1/responses", json=inside, headers={"X-Session-Id": "s"}
+        f"{a.address}/v1/responses", json=inside, headers={"X-Semantic-Session": "s"}
     ) as response:
         ids.append((await response.json())["id"])
     for id in ids:
@@ -304,12 +304,32 @@ async def test_concurrent_calls_share_the_session_that_they_create(pair: Gateway
         assert names == {f"v{number}" for number in range(8)}
 
 
+async def test_an_agents_header_joins_a_session_only_for_names_that_it_knows(pair: GatewayPair) -> None:
+    await pair.defer(pair.servers[0], "agents", "bird")
+    bird = (await pair.value(pair.servers[0], "agents", "bird"))["value"]
+    prompts: dict[str, int] = {}
+    for gateway in pair.servers:
+        for session in ("agents", "unknown-to-all"):
+            headers = {"x-session-id": session, "x-session-affinity": session}
+            for text in ("Hi", "<<interface>> kernel<<<n>>>", "See <<bird>> <<interface>>"):
+                body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 1}
+                status, answer = await pair.ask(gateway, "POST", "/chat/completions", body, **headers)
+                assert status == 200, answer
+                joins = session == "agents" and "bird" in text
+                assert answer.get("semantic", {}).get("session") == (session if joins else None)
+                written = text.replace("<<bird>>", bird) if joins else text
+                assert prompts.setdefault(written, answer["usage"]["prompt_tokens"]) == answer["usage"]["prompt_tokens"]
+        graph = (await pair.ask(gateway, "GET", "/sessions/agents/graph"))[1]
+        assert len(graph["calls"]) == 2 + pair.servers.index(gateway)
+        assert (await pair.ask(gateway, "GET", "/sessions/unknown-to-all"))[0] == 404
+
+
 async def test_errors_are_the_same_at_both_gateways(pair: GatewayPair) -> None:
     a, b = pair.servers
     await pair.ask(a, "POST", "/sessions", {"id": "refuses"})
     bad = {"model": "tiny", "messages": [{"role": "user", "content": "<<nobody>>"}]}
     for gateway in (a, b):
-        headers = {"X-Session-Id": "refuses"}
+        headers = {"X-Semantic-Session": "refuses"}
         status, answer = await pair.ask(gateway, "POST", "/chat/completions", bad, **headers)
         assert (status, answer["error"]["code"]) == (400, "unknown_variable")
         assert answer["error"]["param"] == "messages.0.content"
@@ -319,7 +339,8 @@ async def test_errors_are_the_same_at_both_gateways(pair: GatewayPair) -> None:
         elsewhere = {**bad, "semantic": {"session": "another"}}
         answer = (await pair.ask(gateway, "POST", "/chat/completions", elsewhere, **headers))[1]
         assert answer["error"]["code"] == "session_conflict"
-        answer = (await pair.ask(gateway, "POST", "/chat/completions", bad, **{"X-Session-Id": "no id at all"}))[1]
+        headers = {"X-Semantic-Session": "no id at all"}
+        answer = (await pair.ask(gateway, "POST", "/chat/completions", bad, **headers))[1]
         assert answer["error"]["code"] == "invalid_value"
         async with pair.http.post(f"{gateway.address}/v1/sessions", data=b"{") as response:
             assert (response.status, (await response.json())["error"]["code"]) == (400, "invalid_json")

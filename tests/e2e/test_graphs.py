@@ -227,6 +227,6 @@ async def test_completions_refuse(api: SessionClient, body: dict[str, Any], code
 
 async def test_an_unknown_name_in_a_completion_is_refused(api: SessionClient) -> None:
     body = {"model": MODEL, "prompt": "<<no>>"}
-    async with api.http.post("/v1/completions", json=body, headers={"X-Session-Id": api.session}) as response:
+    async with api.http.post("/v1/completions", json=body, headers={"X-Semantic-Session": api.session}) as response:
         error = (await response.json())["error"]
     assert (response.status, error["code"], error["param"]) == (400, "unknown_variable", "prompt")

@@ -222,7 +222,7 @@ def test_a_client_that_does_not_read_does_not_delay_others(server: GatewayHarnes
     session = "slow-reader"
     body = {**CHAT, "stream": True, "max_tokens": 800, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
     content = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Session-Id: {session}\r\nContent-Length: {len(content)}"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Semantic-Session: {session}\r\nContent-Length: {len(content)}"
     with raw(server, buffer=4096) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + content)
         deadline = time.monotonic() + 120

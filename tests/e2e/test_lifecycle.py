@@ -193,7 +193,7 @@ def test_another_engine_runs_the_calls_of_a_dead_one(tiny: Path) -> None:
                 model="tiny",
                 messages=[{"role": "user", "content": f"Tell {name}"}],
                 max_tokens=1500,
-                extra_headers={"X-Session-Id": "s"},
+                extra_headers={"X-Semantic-Session": "s"},
                 extra_body={"ignore_eos": True, "semantic": {"output": name, "defer": True}},
             )
 
@@ -289,7 +289,7 @@ def test_keys_are_required_and_isolate_sessions(tiny: Path, tmp_path: Path) -> N
             headers = {"Authorization": f"Bearer {key}"}
             return httpx.request(method, f"{server.address}/v1{path}", headers=headers, json=body).status_code
 
-        server.client(api_key="first", default_headers={"X-Session-Id": "mine"}).chat.completions.create(
+        server.client(api_key="first", default_headers={"X-Semantic-Session": "mine"}).chat.completions.create(
             model="tiny", messages=MESSAGES, max_tokens=1
         )
         chat = {"model": "tiny", "messages": MESSAGES, "max_tokens": 1, "semantic": {"session": "mine"}}
@@ -314,7 +314,7 @@ def test_keys_are_required_and_isolate_sessions(tiny: Path, tmp_path: Path) -> N
 
 def test_the_number_of_unfinished_calls_is_limited(tiny: Path) -> None:
     with GatewayHarness("--model", str(tiny), "--max-calls", "1", "--kv-tokens", "65536") as server:
-        begun, fresh = (server.client(default_headers={"X-Session-Id": name}) for name in ("begun", "fresh"))
+        begun, fresh = (server.client(default_headers={"X-Semantic-Session": name}) for name in ("begun", "fresh"))
         begun.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)
         thread, got = start_long_answer(server, max_tokens=3000)
         with pytest.raises(openai.RateLimitError) as refusal:
@@ -334,7 +334,7 @@ def test_the_number_of_unfinished_calls_is_limited(tiny: Path) -> None:
 def test_sessions_expire(tiny: Path) -> None:
     with GatewayHarness("--model", str(tiny), "--session-ttl", "0.5") as server:
         assert httpx.post(f"{server.address}/v1/sessions", json={"id": "brief"}).status_code == 201
-        inside, outside = (respond(server, headers=headers) for headers in ({"X-Session-Id": "brief"}, {}))
+        inside, outside = (respond(server, headers=headers) for headers in ({"X-Semantic-Session": "brief"}, {}))
         deadline = time.monotonic() + 20
         status = 200
         while status == 200 and time.monotonic() < deadline:

@@ -105,12 +105,12 @@ def test_n_is_limited_and_excludes_slots(client: OpenAI) -> None:
     assert refused(client, n=129)[0] == "n"
     slots = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<<a>>"}], "n": 2}
     extra = {"semantic": {"slots": {"a": {}}}}
-    headers = {"X-Session-Id": "n-and-slots"}
+    headers = {"X-Semantic-Session": "n-and-slots"}
     assert refused(client, **slots, extra_body=extra, extra_headers=headers)[0] == "n"
 
 
 def test_n_deferred_answers_have_separate_references(client: OpenAI) -> None:
-    headers = {"X-Session-Id": "n-deferred"}
+    headers = {"X-Semantic-Session": "n-deferred"}
     answer = chat(client, n=2, temperature=1, extra_headers=headers, extra_body={"semantic": {"defer": True}})
     first, second = (choice.message.content for choice in answer.choices)
     assert first != second
@@ -199,7 +199,7 @@ def test_the_smallest_top_p_selects_the_most_likely_token(client: OpenAI) -> Non
     slot = {"semantic": {"slots": {"a": {"temperature": 2}}}}
     messages = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "<<a>>"}]
     for number, extra in enumerate((slot, {"semantic": {"slots": {"a": {"top_p": 0, "temperature": 2}}}})):
-        headers = {"X-Session-Id": f"smallest-nucleus-{number}"}
+        headers = {"X-Semantic-Session": f"smallest-nucleus-{number}"}
         answer = chat(client, messages=messages, top_p=0, extra_body=extra, extra_headers=headers)
         assert answer.choices[0].message.content == greedy
 
@@ -525,7 +525,7 @@ def test_results_of_tools_appear_in_the_prompt(client: OpenAI, server: GatewayHa
 
 
 def test_tools_work_inside_sessions(client: OpenAI) -> None:
-    headers = {"X-Session-Id": "tools-in-session"}
+    headers = {"X-Semantic-Session": "tools-in-session"}
 
     def ask(content: str, semantic: dict[str, Any], **options: Any) -> Any:
         return chat(client, content, extra_headers=headers, extra_body={"semantic": semantic}, **options)
@@ -546,7 +546,7 @@ def test_tools_work_inside_sessions(client: OpenAI) -> None:
 
 
 def test_references_in_tools_are_plain_text(client: OpenAI) -> None:
-    headers = {"X-Session-Id": "tools-with-brackets"}
+    headers = {"X-Semantic-Session": "tools-with-brackets"}
     tool: Any = {"type": "function", "function": {"name": "f", "description": "Reads <<nothing>>."}}
     called: Any = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "<<no>>"}'}}
     conversation: Any = [
@@ -565,7 +565,7 @@ def test_references_in_tools_are_plain_text(client: OpenAI) -> None:
 def test_a_forced_call_has_no_slots(client: OpenAI) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<<a>>"}]
     extra = {"semantic": {"slots": {"a": {}}}}
-    headers = {"X-Session-Id": "tools-and-slots"}
+    headers = {"X-Semantic-Session": "tools-and-slots"}
     options: Any = {"messages": messages, "tools": [ADD], "tool_choice": "required"}
     assert refused(client, **options, extra_body=extra, extra_headers=headers)[0] == "tool_choice"
 

@@ -59,7 +59,7 @@ class RayClient:
         }
         headers = {}
         if semantic:
-            body["semantic"], headers = semantic, {"X-Session-Id": self._session}
+            body["semantic"], headers = semantic, {"X-Semantic-Session": self._session}
         async with self._http.post(f"{self._url}/chat/completions", json=body, headers=headers) as response:
             answer = await response.json()
             assert response.status == 200, answer

@@ -36,7 +36,7 @@ async def test_a_reference_in_the_next_prompt_builds_the_graph(api: SessionClien
 
 
 async def test_a_header_defers_calls_of_an_unchanged_client(server: GatewayHarness, api: SessionClient) -> None:
-    headers = {"X-Session-Id": api.session, "X-Semantic-Defer": "true"}
+    headers = {"X-Semantic-Session": api.session, "X-Semantic-Defer": "true"}
     async with AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", default_headers=headers) as client:
         messages: Any = [{"role": "user", "content": "Name a colour."}]
         answer = await client.chat.completions.create(model=MODEL, messages=messages, max_tokens=5)
@@ -53,7 +53,7 @@ async def test_a_header_creates_the_session_at_first_use(server: GatewayHarness,
     assert (await api.call("GET", f"/sessions/{fresh}"))[0] == 404
     messages: Any = [{"role": "user", "content": "Hi"}]
     await api.openai.chat.completions.create(
-        model=MODEL, messages=messages, max_tokens=2, extra_headers={"X-Session-Id": fresh}
+        model=MODEL, messages=messages, max_tokens=2, extra_headers={"X-Semantic-Session": fresh}
     )
     status, session = await api.call("GET", f"/sessions/{fresh}")
     assert (status, session["object"], session["usage"]["calls_run"]) == (200, "session", 1)
@@ -187,7 +187,7 @@ async def test_unknown_sessions_and_variables_are_404(api: SessionClient) -> Non
         await api.openai.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "x"}],
-            extra_headers={"X-Session-Id": openai.omit},
+            extra_headers={"X-Semantic-Session": openai.omit},
             extra_body={"semantic": {"session": "none"}},
         )
 
@@ -577,7 +577,11 @@ async def test_a_subscriber_may_set_the_objective(api: SessionClient) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"X-Session-Id": "no spaces"}, {"X-Session-Id": "x" * 129}, {"X-Session-Id": "s", "X-Semantic-Defer": "yes"}],
+    [
+        {"X-Semantic-Session": "no spaces"},
+        {"X-Semantic-Session": "x" * 129},
+        {"X-Semantic-Session": "s", "X-Semantic-Defer": "yes"},
+    ],
 )
 async def test_headers_are_checked(api: SessionClient, headers: dict[str, str]) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}

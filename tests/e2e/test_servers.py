@@ -32,7 +32,7 @@ async def gateway(*arguments: str, env: dict[str, str] | None = None) -> AsyncIt
 
 @asynccontextmanager
 async def asking(server: GatewayHarness, session: str | None = None) -> AsyncIterator[AsyncOpenAI]:
-    headers = {"X-Session-Id": session} if session else {}
+    headers = {"X-Semantic-Session": session} if session else {}
     async with AsyncOpenAI(
         base_url=f"{server.address}/v1", api_key="none", max_retries=0, default_headers=headers
     ) as client:

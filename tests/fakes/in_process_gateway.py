@@ -11,6 +11,7 @@ from gateway.api.responses.background import BACKGROUND
 from gateway.app import build_app, build_services
 from gateway.config.settings import ServeSettings
 from gateway.engines.openai.engine import OpenAIEngine
+from gateway.engines.openai.tool_calls import MalformedCalls
 from gateway.engines.openai.upstream import Upstream, UpstreamConfig
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NullSink
@@ -27,14 +28,18 @@ ScriptedGateway = tuple[GatewayClient, ScriptedServer, Callable[[], int]]
 
 @asynccontextmanager
 async def gateway_before(
-    server: ScriptedServer, tokenizer: Tokenizer | None = None, kind: str = "openai", **settings: Any
+    server: ScriptedServer,
+    tokenizer: Tokenizer | None = None,
+    kind: str = "openai",
+    malformed: MalformedCalls = MalformedCalls.REPAIR,
+    **settings: Any,
 ) -> AsyncIterator[tuple[GatewayClient, Callable[[], int]]]:
     """Yield a client of the gateway, and a function that counts unfinished calls.
 
     `tokenizer`: for a server that receives tokens.
     """
     chosen = ServeSettings(journal="memory", **settings)
-    upstream = Upstream(UpstreamConfig("there", kind, server.url), lambda: None)
+    upstream = Upstream(UpstreamConfig("there", kind, server.url, malformed=malformed), lambda: None)
     await upstream.start()
     pool = EnginePool(1.0)
     pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))

@@ -18,6 +18,19 @@ def make_enforceable(schema: Any, enforcement: Enforcement = Enforcement.STRICT)
         raise
 
 
+def unenforced_keywords(schema: Any) -> list[str]:
+    """Return the keywords that lenient enforcement drops; all keywords of the schema if it drops the whole schema."""
+    if not isinstance(schema, dict):
+        return []
+    rewriter = SchemaRewriter(schema, Enforcement.LENIENT)
+    try:
+        check_size(schema)
+        rewriter.document()
+    except Unenforceable:
+        return list(schema)
+    return rewriter.dropped
+
+
 def _make_enforceable(schema: Any, enforcement: Enforcement) -> dict[str, Any]:
     if schema is True:
         return {}

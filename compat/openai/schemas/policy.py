@@ -25,11 +25,14 @@ class RefusalPolicy:
     def __init__(self, enforcement: Enforcement) -> None:
         self.is_strict = enforcement is Enforcement.STRICT
         self.is_lenient = enforcement is Enforcement.LENIENT
+        self.dropped: dict[str, None] = {}
+        """Keywords that were dropped, in order."""
 
     def refuse(self, keyword: str, why: str = "is not supported") -> None:
         """Raise Unenforceable for a keyword, if the enforcement is strict; otherwise the caller drops it."""
         if self.is_strict:
             raise Unenforceable(f"{keyword} {why}")
+        self.dropped[keyword] = None
 
     def refuse_number(self, keyword: str, value: Any) -> None:
         """Raise Unenforceable for a number that a float cannot represent, unless the enforcement is lenient.
@@ -38,3 +41,4 @@ class RefusalPolicy:
         """
         if not self.is_lenient:
             raise Unenforceable(f"{keyword}: {value} cannot be represented exactly; integers up to 2^53 always can")
+        self.dropped[keyword] = None

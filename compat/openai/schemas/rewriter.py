@@ -46,6 +46,11 @@ class SchemaRewriter:
         text = json.dumps(root)
         self._values = ValueRewriter(self._policy, plain=plain, joins=any(f'"{key}"' in text for key in JOINING))
 
+    @property
+    def dropped(self) -> list[str]:
+        """Return the keywords that were dropped."""
+        return list(self._policy.dropped)
+
     def document(self) -> dict[str, Any]:
         """Return the whole schema. Raises Unenforceable if the policy does not allow to drop a keyword, or no finite
         value is valid."""

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from aiohttp import web
 from compat.openai import ChatCompletion, ChatCompletionRequest, Message
 from gateway.api import pipeline
 from gateway.api.call_spec import new_spec
-from gateway.api.openai.tools import constrain_tool_calls, tool_call_parser_factory, tools_of
+from gateway.api.openai.tools import constrain_tool_calls, tool_call_parser_factory, tools_of, unenforced_warning
 from gateway.api.sampling import answer_slot, named_slots, request_sampling
 from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
@@ -19,6 +19,7 @@ from gateway.graph.call import CallSpec
 from gateway.graph.segments import Slot
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
+from gateway.http.warnings import add_warning
 from gateway.prompts.prompt import ChatInput, Prompt
 from gateway.prompts.served_models import ServedModel
 
@@ -44,8 +45,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ChatCompletionRequest)
     target = await pipeline.admit(request, body.model, body.semantic)
     model, scope = target.model, target.scope
-    builder = ChatSpecBuilder(body, references=scope.is_named, deferred=scope.is_deferred)
+    builder = ChatSpecBuilder(body, references=scope.references, deferred=scope.is_deferred)
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
+    add_warning(request, builder.warning)
     parser_factory = tool_call_parser_factory(body, model)
     checker = answer_checker_of(body, parser_factory, target.services.schema_check_gate, scope.session.tenant)
     serializer = ChatSerializer(body, model, scope, parser_factory, checker)
@@ -57,16 +59,18 @@ async def create(request: web.Request) -> web.StreamResponse:
 class ChatSpecBuilder:
     """Builder of the call that a chat completion asks for.
 
-    `references`: whether `<<name>>` is a reference. `where`: path of the request in a larger one. `field`: the field
-    with the conversation; `places`: paths of the messages' contents, if these are not the usual ones.
+    `references`: names for which `<<name>>` is a reference. `where`: path of the request in a larger one. `field`: the
+    field with the conversation; `places`: paths of the messages' contents, if these are not the usual ones.
     """
 
     body: ChatCompletionRequest
-    references: bool
+    references: Container[str]
     deferred: bool
     where: str = ""
     field: str = "messages"
     places: Sequence[str] = ()
+    warning: str = ""
+    """Part of the request that does not apply, once the call is built."""
 
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
@@ -81,6 +85,7 @@ class ChatSpecBuilder:
                     400, message, code="unsupported_with_semantic", param=field_path(where, "tool_choice")
                 )
             sampling = constrain_tool_calls(sampling, tools, model)
+            self.warning = unenforced_warning(body, model)
         prompt = chat_prompt(
             model,
             body.messages,

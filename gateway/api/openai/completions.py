@@ -1,7 +1,7 @@
 """POST /v1/completions: continue a text without a chat template."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -41,7 +41,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     target = await pipeline.admit(request, body.model, body.semantic)
     model, fallbacks, scope = target.model, target.fallbacks, target.scope
     specs = await pipeline.offload_if_long(
-        lambda: _specs(body, model, fallbacks, references=scope.is_named, deferred=scope.is_deferred),
+        lambda: _specs(body, model, fallbacks, references=scope.references, deferred=scope.is_deferred),
         sum(map(len, body.prompts)),
         model,
         *fallbacks,
@@ -52,7 +52,12 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 
 def _specs(
-    body: CompletionRequest, model: ServedModel, fallbacks: Sequence[ServedModel], *, references: bool, deferred: bool
+    body: CompletionRequest,
+    model: ServedModel,
+    fallbacks: Sequence[ServedModel],
+    *,
+    references: Container[str],
+    deferred: bool,
 ) -> list[CallSpec]:
     """Return the calls of all prompts. Raises RequestError and GraphError; changes nothing."""
     if (body.semantic or NO_EXTENSION).slots:
@@ -76,14 +81,14 @@ class CompletionSpecBuilder:
     body: CompletionRequest
     prompt: str | list[int]
     where: str
-    references: bool
+    references: Container[str]
     deferred: bool
 
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
         body, prompt = self.body, self.prompt
         sampling = request_sampling(body, model)
-        answer = answer_slot(body.semantic or NO_EXTENSION, sampling, heals=self.references)
+        answer = answer_slot(body.semantic or NO_EXTENSION, sampling, heals=bool(self.references))
         if isinstance(prompt, str):
             built = model.prompts.completion(prompt, answer, references=self.references, where=self.where)
         elif not isinstance(model.prompts, TemplatePromptBuilder):

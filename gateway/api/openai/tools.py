@@ -20,9 +20,10 @@ ToolCallParserFactory = Callable[[], ToolCallParser]
 class _ToolCallParserFactory:
     names: list[str]
     forced: bool
+    repairs: bool
 
     def __call__(self) -> ToolCallParser:
-        return ToolCallParser(self.names, forced=self.forced)
+        return ToolCallParser(self.names, forced=self.forced, repairs=self.repairs)
 
 
 def tools_of(body: ChatCompletionRequest) -> Tools | None:
@@ -57,7 +58,22 @@ def tool_call_parser_factory(body: ChatCompletionRequest, model: ServedModel) ->
     # a transform may replace the text of a tool call by any other text
     transformed = body.semantic is not None and body.semantic.transform is not None
     forced = _is_forced(body) and not model.is_passthrough and not transformed
-    return _ToolCallParserFactory([tool.function.name for tool in body.tools], forced)
+    # the engine of an upstream server repairs its tool calls, unless the operator wants them as they are
+    return _ToolCallParserFactory([tool.function.name for tool in body.tools], forced, not model.is_passthrough)
+
+
+def unenforced_warning(body: ChatCompletionRequest, model: ServedModel) -> str:
+    """Return a warning that names the keywords of schemas which do not constrain a forced tool call; "" if there is
+    nothing to say."""
+    if not body.tools or not _is_forced(body) or model.is_passthrough:
+        return ""
+    parts = []
+    for tool in body.tools:
+        if isinstance(body.tool_choice, NamedTool) and tool.function.name != body.tool_choice.function.name:
+            continue
+        if keywords := tool.function.unenforced:
+            parts.append(f"{tool.function.name}: {', '.join(keywords)}")
+    return f"not enforced in the arguments of {'; '.join(parts)}" if parts else ""
 
 
 def _is_forced(body: ChatCompletionRequest) -> bool:

@@ -18,8 +18,10 @@ from compat.openai.responses import (
     items_of,
     to_messages,
 )
+from gateway.api.semantic.extension import Scope, agent_scope
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
+from gateway.graph.session import Session
 from gateway.prompts.tool_calls.description import Verbatim
 from gateway.responses import ResponseStore, StoredResponse, StoredTurn
 from gateway.runtime.json_codec import encode_json
@@ -53,29 +55,38 @@ class Turn:
         tenant: str,
         body: ResponseRequest,
         previous_turns: Sequence[StoredTurn],
-        session: str | None,
+        scope: Scope,
     ) -> None:
         """`previous_turns`: the turns before it, oldest first. See `load`."""
         self._store = response_store
         self._tenant = tenant
         self._body = body
         self._previous_turns = previous_turns
-        self._session = session
+        self.scope = scope
+        """The scope of the request. It is the session of the turns before if these belong to one."""
         self.is_stored = response_store.is_enabled
         """Whether the response is stored."""
 
     @classmethod
     async def load(
-        cls, response_store: ResponseStore, tenant: str, body: ResponseRequest, session: str | None, *, deferred: bool
+        cls,
+        response_store: ResponseStore,
+        tenant: str,
+        body: ResponseRequest,
+        scope: Scope,
+        agent_session: Session | None = None,
     ) -> "Turn":
-        """Return the turn of a request. `session`: id of the request's session, if it has a name. Raises RequestError
-        and GraphError."""
+        """Return the turn of a request. `agent_session`: the session that `X-Session-Id` names; see
+        `find_agent_session`. Raises RequestError and GraphError."""
         id = body.previous_response_id
         previous_turns = [] if id is None else await response_store.load_conversation(tenant, id)
         if id is not None:
-            _check(id, previous_turns, session)
-        turn = cls(response_store, tenant, body, previous_turns, session)
-        reason = "a deferred response cannot be stored; use its reference to continue" if deferred else None
+            before = previous_turns[-1].session if previous_turns else None
+            if agent_session is not None and not scope.is_named and before == agent_session.id:
+                scope = agent_scope(agent_session, frozenset(agent_session.variables))
+            _check(id, previous_turns, scope.session.id if scope.is_named else None)
+        turn = cls(response_store, tenant, body, previous_turns, scope)
+        reason = "a deferred response cannot be stored; use its reference to continue" if scope.is_deferred else None
         if not response_store.is_enabled:
             reason = "this server does not store responses"
         for name, is_requested in (("background", body.background), ("store", body.store)):
@@ -126,7 +137,8 @@ class Turn:
         if slots:
             input = encode_json(_items(input)[:-1])
         before = self._body.previous_response_id
-        return StoredResponse(self._tenant, response.id, input, encode_json(response), before, self._session)
+        session = self.scope.session.id if self.scope.is_named else None
+        return StoredResponse(self._tenant, response.id, input, encode_json(response), before, session)
 
 
 def new_response_id() -> str:

@@ -11,7 +11,7 @@ from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.builder import last_event_of, replay_events, stored_response
 from gateway.api.responses.conversations import Turn, not_found_message
 from gateway.api.schema_checks import answer_checker_of
-from gateway.api.semantic.extension import SESSION_HEADERS
+from gateway.api.semantic.extension import SESSION_HEADERS, find_agent_session
 from gateway.api.serializers.responses import ResponseSerializer
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
@@ -20,6 +20,7 @@ from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import bool_param, choice_param, int_param
 from gateway.http.sse import EventStream
+from gateway.http.warnings import add_warning
 from gateway.responses import StoredResponse
 
 routes = web.RouteTableDef()
@@ -44,21 +45,22 @@ async def create(request: web.Request) -> web.StreamResponse:
     """
     body = await read_json(request, ResponseRequest)
     target = await pipeline.resolve(request, body.model, body.semantic)
-    services, model, scope = target.services, target.model, target.scope
-    session = scope.session.id if scope.is_named else None
-    turn = await Turn.load(services.response_store, request[TENANT], body, session, deferred=scope.is_deferred)
+    services, model = target.services, target.model
+    turn = await Turn.load(services.response_store, request[TENANT], body, target.scope, find_agent_session(request))
+    scope = target.scope = turn.scope
     pipeline.check_admission(target)
     reserve_bytes(request, turn.size)
     messages, places = await pipeline.offload_if_long(lambda: turn.messages_with_paths, turn.size, model)
     raw = await request.read()
     chat = body.chat.model_copy(update={"messages": messages})
-    builder = ChatSpecBuilder(chat, scope.is_named, scope.is_deferred, field="input", places=places)
+    builder = ChatSpecBuilder(chat, scope.references, scope.is_deferred, field="input", places=places)
     length = len(raw) + sum([message.length for message in messages])
     try:
         spec = await pipeline.build_spec(builder, model, target.fallbacks, length)
     except RequestError as error:
         error.param = _PARAMS.get(error.param or "", error.param)
         raise
+    add_warning(request, builder.warning)
     if body.background:
         running = await request.app[BACKGROUND].start(raw, body, model, scope, turn, spec)
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)

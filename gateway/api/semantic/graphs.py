@@ -23,6 +23,7 @@ from gateway.api.pipeline import build_spec
 from gateway.api.semantic.diagrams import dot, mermaid
 from gateway.api.semantic.events import describe_event
 from gateway.api.semantic.extension import (
+    AGENT_SESSION_HEADER,
     SESSION_HEADER,
     SESSION_HEADERS,
     describe_failure,
@@ -38,7 +39,7 @@ from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
 from gateway.graph.events import CallChanged, VariableChanged
 from gateway.graph.prefix_hash import prefix_hashes
-from gateway.graph.references import check_references
+from gateway.graph.references import EVERY_NAME, check_references
 from gateway.graph.session import Addition, Session, VariableSpec
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.json_body import read_json, validate, validate_async
@@ -64,7 +65,7 @@ _BATCH = 20
     GraphAnswer,
     body=GraphRequest,
     others={EVENTS: None},
-    headers={SESSION_HEADER: SESSION_HEADERS[SESSION_HEADER]},
+    headers={name: SESSION_HEADERS[name] for name in (SESSION_HEADER, AGENT_SESSION_HEADER)},
     errors=(404, 409, 410, 429, 503),
 )
 async def run(request: web.Request) -> web.StreamResponse:
@@ -124,7 +125,7 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         model = await models.get(chat.model, where)
         deferred = semantic is not None and bool(semantic.defer)
         length = sum([message.length for message in chat.messages])
-        builder = ChatSpecBuilder(chat, references=True, deferred=deferred, where=where)
+        builder = ChatSpecBuilder(chat, references=EVERY_NAME, deferred=deferred, where=where)
         specs.append(await build_spec(builder, model, models.fallbacks_of(model), max(length, average)))
         references += len(specs[-1].references)
         check_references(references, _MAX_REFERENCES, where)

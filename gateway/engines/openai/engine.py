@@ -19,9 +19,11 @@ from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.engines.openai.concurrency import ConcurrencySlot
 from gateway.engines.openai.stream_parser import LONGEST_ANSWER, AnswerParser, InvalidAnswer, ReportedUsage
+from gateway.engines.openai.tool_calls import MalformedToolCall
 from gateway.engines.openai.upstream import Upstream
 from gateway.engines.protocol import (
     ContextRefused,
+    EngineFailure,
     EngineLost,
     EventCallback,
     PrefillResult,
@@ -266,7 +268,7 @@ class OpenAIContext:
                 if not prefilled:
                     on_event(PrefillResult(math.ceil(self._size * self._engine.tokens_per_unit), 0, held=held))
                     prefilled = True
-                answer = AnswerParser(is_streamed=_is_stream(response))
+                answer = AnswerParser(is_streamed=_is_stream(response), malformed=self._upstream.config.malformed)
                 await self._read(response, answer, receive)
             except (ContextRefused, EngineLost) as error:
                 new_changes = self._changes_after(str(error), body, changes)
@@ -305,6 +307,9 @@ class OpenAIContext:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.has_ended:
                 raise self._upstream.connection_error(error, self._tenant) from error
+        except MalformedToolCall as error:
+            self._upstream.record_success()
+            raise EngineFailure(f"engine {self._engine.name} sent a malformed tool call: {error}") from error
         except InvalidAnswer as error:
             self._upstream.record_failure(self._tenant)
             raise self._upstream.lost_error(f"sent an invalid answer: {error}") from error

@@ -1,8 +1,7 @@
 """Parse the answers of upstream servers, streamed or whole: chat completions and completions.
 
-Structured tool calls become text, in a format that `gateway.prompts.tool_calls` parses."""
+Structured tool calls become text; see `tool_calls`."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gateway.engines.openai.tool_calls import MalformedCalls, ToolCallFragment, ToolCallWriter
 from gateway.engines.protocol import ContextRefused, Logprob
 from gateway.graph.variable import Piece
 
@@ -17,8 +17,6 @@ _LONGEST_EVENT = 4 << 20
 """Maximum size of one event, in bytes."""
 LONGEST_ANSWER = 256 << 20
 """Maximum size of an answer, in bytes of JSON or of events."""
-_TOOL_CALL_BEGIN, _TOOL_CALL_END = "<tool_call>\n", "\n</tool_call>"
-"""Text form of tool calls, in Hermes' format, which `gateway.prompts.tool_calls` parses."""
 _TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
 _TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
 
@@ -32,21 +30,11 @@ class ReportedUsage(NamedTuple):
     reasoning: int = 0
 
 
-class _Function(msgspec.Struct):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _ToolCall(msgspec.Struct):
-    index: int = 0
-    function: _Function = msgspec.field(default_factory=_Function)
-
-
 class _Message(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[_ToolCall] | None = None
+    tool_calls: list[ToolCallFragment] | None = None
 
 
 class _Top(msgspec.Struct):
@@ -174,22 +162,22 @@ ParsedPiece = tuple[Piece, Sequence[int], str | None]
 class AnswerParser:
     """Incremental parser of one answer."""
 
-    def __init__(self, *, is_streamed: bool) -> None:
-        """`is_streamed`: the answer arrives as server-sent events, otherwise as one JSON document."""
+    def __init__(self, *, is_streamed: bool, malformed: MalformedCalls = MalformedCalls.REPAIR) -> None:
+        """`is_streamed`: the answer arrives as server-sent events, otherwise as one JSON document. `malformed`:
+        treatment of malformed tool calls."""
         self.is_streamed = is_streamed
         self.usage: ReportedUsage | None = None
         """Token counts as reported by the server, if they are valid."""
         self.has_ended = False
         self._events = SseParser()
-        self._tool_call_count = 0
-        """Number of tool calls whose text has begun."""
+        self._tool_calls = ToolCallWriter(malformed)
         self._size = 0
         """Number of bytes that have arrived."""
 
     def feed(self, data: bytes) -> Iterator[ParsedPiece]:
         """Parse data, and yield its pieces.
 
-        Raises InvalidAnswer, or ContextRefused if the server reports an error in the request.
+        Raises InvalidAnswer; ContextRefused if the server reports an error in the request; MalformedToolCall.
         """
         self._size += len(data)
         if self._size > LONGEST_ANSWER and not self.has_ended:
@@ -217,14 +205,14 @@ class AnswerParser:
         else:
             text, reasoning = message.content or "", message.reasoning_content or message.reasoning or ""
             if message.tool_calls:
-                text += self._tool_calls_text(message.tool_calls)
+                text += self._tool_calls.add(message.tool_calls, whole=choice.delta is None)
         finish = None
         if choice.finish_reason:
             if choice.finish_reason == "abort":
                 raise ValueError("the server aborted the answer")
             finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"
-            if self._tool_call_count and finish != "length":  # a tool call that was cut off gets no end
-                text += "}" + _TOOL_CALL_END
+            if self._tool_calls.count:
+                text += self._tool_calls.finish(cut=finish == "length")
             self.has_ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries
         ids = choice.token_ids or ()
@@ -234,16 +222,6 @@ class AnswerParser:
             tokens = len(ids) or len(entries) or int(bool(text or reasoning))
             return Piece(text, tokens, entries, reasoning), ids, finish
         return None
-
-    def _tool_calls_text(self, tool_calls: Sequence[_ToolCall]) -> str:
-        text = ""
-        for tool_call in tool_calls:
-            if tool_call.index >= self._tool_call_count:
-                text += "}" + _TOOL_CALL_END + "\n" if self._tool_call_count else ""
-                self._tool_call_count = tool_call.index + 1
-                text += f'{_TOOL_CALL_BEGIN}{{"name": {json.dumps(tool_call.function.name or "")}, "arguments": '
-            text += tool_call.function.arguments or ""
-        return text
 
 
 _FINISHES = ("stop", "length", "content_filter")

@@ -19,6 +19,7 @@ from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.openai.concurrency import ConcurrencyLimiter
 from gateway.engines.openai.profiles import Profile, profile_of
 from gateway.engines.openai.stream_parser import refusal_of
+from gateway.engines.openai.tool_calls import MalformedCalls
 from gateway.engines.protocol import EngineBusy, EngineFailure, EngineLost
 from gateway.http_client.errors import ConnectError, ConnectionBroken, ResponseTimeout
 from gateway.http_client.pool import ConnectionPool
@@ -53,7 +54,7 @@ class UpstreamConfig:
 
     `url`: with or without its `/v1`. `models`: models to use; if empty, all that the server lists. `timeout`: seconds
     of silence, before or within an answer, after which the request is aborted. `concurrency`: maximum number of
-    concurrent requests; 0 leaves it to the server.
+    concurrent requests; 0 leaves it to the server. `malformed`: treatment of malformed tool calls.
     """
 
     name: str
@@ -64,6 +65,7 @@ class UpstreamConfig:
     timeout: float = 300.0
     concurrency: int = 0
     tls: ssl.SSLContext | None = None
+    malformed: MalformedCalls = MalformedCalls.REPAIR
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gateway.graph.ids import new_id
 from gateway.http.json_body import release_body
 from gateway.http.slow_client import SlowClient
 from gateway.http.sse import REQUEST_ID
+from gateway.http.warnings import warning_headers
 from gateway.runtime.json_codec import encode_json
 from gateway.scheduler import Overloaded, Stopping
 from gateway.telemetry.metrics import count_request
@@ -89,6 +90,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         release_body(request)
     if not response.prepared:
         response.headers["x-request-id"] = request_id
+        response.headers.update(warning_headers(request))
     route = request.match_info.route.resource
     name = "unknown" if route is None else route.canonical
     count_request(request.method, name, response.status)

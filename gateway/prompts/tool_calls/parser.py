@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.prompts.tool_calls.json_scanner import JsonScanner
+from gateway.prompts.tool_calls.arguments import ArgumentsReader
 from gateway.runtime.suffix_overlap import suffix_overlap
 
 
@@ -72,8 +72,10 @@ class ToolCallParser:
     arguments. `behind` follows the arguments. In `plain`, no tool call follows.
     """
 
-    def __init__(self, names: Sequence[str], *, forced: bool) -> None:
-        """`names`: names of the tools. `forced`: whether the answer consists of tool calls only."""
+    def __init__(self, names: Sequence[str], *, forced: bool, repairs: bool = True) -> None:
+        """`names`: names of the tools. `forced`: whether the answer consists of tool calls only. `repairs`: whether
+        arguments that are not JSON are repaired."""
+        self._repairs = repairs and not forced  # a forced tool call is constrained to its schema
         self._names = frozenset(names)
         self._forced = forced
         self._state = "between" if forced else "text"
@@ -87,7 +89,10 @@ class ToolCallParser:
         self._after_call = False
         """Whether no text was emitted since the end of a tool call."""
         self._calls = 0
-        self._scan = JsonScanner()
+        self._arguments = self._new_reader()
+
+    def _new_reader(self) -> ArgumentsReader:
+        return ArgumentsReader(_CLOSE if self._marked else "", repairs=self._repairs)
 
     @property
     def calls(self) -> int:
@@ -111,9 +116,9 @@ class ToolCallParser:
         """Return the events at the end of the text. `cut`: whether a token limit ended it, perhaps within a tool
         call."""
         found = list(self._find(last=True, cut=cut))
-        if self._buffer or self._pending_mark:
+        if self._buffer or self._pending_mark or (self._state == "arguments" and self._arguments.held):
             if self._state == "arguments":
-                found.append(ToolCallArguments(self._calls - 1, self._buffer))
+                found.append(ToolCallArguments(self._calls - 1, self._arguments.held + self._buffer))
             elif not self._hides(cut) and (self._calls == 0 or (self._pending_mark + self._buffer).strip(" \n\t,[]")):
                 found.append(AnswerText(self._pending_mark + self._buffer))
         self._buffer = self._pending_mark = ""
@@ -132,11 +137,11 @@ class ToolCallParser:
                 case "between":
                     yield from self._between(last=last, cut=cut)
                 case "arguments":
-                    piece, ended = self._scan.split(self._buffer)
-                    self._buffer = self._buffer[len(piece) :]
+                    piece = self._arguments.push(self._buffer)
+                    self._buffer = self._buffer[self._arguments.consumed :]
                     if piece:
                         yield ToolCallArguments(self._calls - 1, piece)
-                    if ended:
+                    if self._arguments.has_ended:
                         self._state = "behind"
                 case "behind":
                     self._buffer = self._buffer.lstrip()
@@ -185,14 +190,14 @@ class ToolCallParser:
             yield ToolCallStart(self._calls, name)
             self._calls += 1
             self._buffer, self._pending_mark = rest[head.end() :], ""
-            self._state, self._scan = "arguments", JsonScanner()
+            self._state, self._arguments = "arguments", self._new_reader()
             return
         if last and self._hides(cut) and (_HEAD_BEGINS.fullmatch(rest) or rest in _MARKS_BEGIN):
             named = _NAMED.match(rest)
             if named is not None and (name := _name(named[1])) in self._names:
                 yield ToolCallStart(self._calls, name)
                 self._calls += 1
-                self._state = "arguments"
+                self._state, self._arguments = "arguments", self._new_reader()
             self._buffer = self._pending_mark = ""
             return
         growing = not rest or rest.startswith("{") or (self._marked and _CLOSE.startswith(rest))

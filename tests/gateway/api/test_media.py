@@ -41,7 +41,7 @@ def content(server: ScriptedServer) -> Any:
     return server.asked[-1]["messages"][-1]["content"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"X-Session-Id": "plain"}])
+@pytest.mark.parametrize("headers", [{}, {"X-Semantic-Session": "plain"}])
 async def test_parts_are_forwarded_unchanged(scripted_gateway: ScriptedGateway, headers: dict[str, str]) -> None:
     client, server, _ = scripted_gateway
     for parts in ([IMAGE], [text("What is it?"), IMAGE], [IMAGE, text("and"), SOUND, text("?")], [IMAGE, IMAGE]):
@@ -51,7 +51,7 @@ async def test_parts_are_forwarded_unchanged(scripted_gateway: ScriptedGateway, 
 
 async def test_texts_between_images_may_contain_references(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
-    headers = {"X-Session-Id": "among"}
+    headers = {"X-Semantic-Session": "among"}
     server.script = [says("a <<cat>>"), says("yes")]
     await ask(client, "An animal?", semantic={"output": "animal", "defer": True}, headers=headers)
     await ask(client, [text("Is this <<animal>>?"), IMAGE, text("\\<<animal>> is literal.")], headers=headers)
@@ -63,7 +63,7 @@ async def test_texts_between_images_may_contain_references(scripted_gateway: Scr
 async def test_a_large_image_is_forwarded(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     large = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 300_000}}
-    for headers in ({}, {"X-Session-Id": "large"}):
+    for headers in ({}, {"X-Semantic-Session": "large"}):
         await ask(client, [text("What is it?"), large], headers=headers)
         assert content(server) == [text("What is it?"), large]
 
@@ -79,7 +79,7 @@ async def test_a_response_accepts_images_and_can_be_continued(scripted_gateway: 
     file = {"type": "file", "file": {"file_data": "data:application/pdf;base64,QUJD", "filename": "a.pdf"}}
     first = await ask(client, parts, path="responses")
     assert content(server) == [text("What is <<it>>?"), IMAGE, file]
-    await ask(client, "Sure?", path="responses", previous_response_id=first["id"], headers={"X-Session-Id": "on"})
+    await ask(client, "Sure?", path="responses", previous_response_id=first["id"], headers={"X-Semantic-Session": "on"})
     assert server.asked[-1]["messages"][0]["content"] == [text("What is <<it>>?"), IMAGE, file]
 
 

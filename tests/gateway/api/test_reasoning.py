@@ -72,7 +72,7 @@ async def test_an_answer_without_reasoning_has_no_such_field(scripted_gateway: S
 
 async def test_reasoning_is_not_part_of_a_value(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
-    headers = {"X-Session-Id": "thoughts"}
+    headers = {"X-Semantic-Session": "thoughts"}
     server.script = [thinks("Hm. "), thinks("Hm. ", answer="  Three.  "), thinks("Hm.", answer="Done.")]
     await ask(client, headers=headers, semantic={"output": "a", "defer": True})
     told = await ask(client, headers=headers, semantic={"output": "b", "transform": {"strip": True}})
@@ -213,7 +213,7 @@ async def test_a_model_that_receives_tokens_reasons_in_its_text(tokenizer: Token
         events = await events_of(client)
         assert [item.type for item in events[-1].response.output] == ["reasoning", "message"]
         assert events[-1].response.output_text == "Two."
-        headers = {"X-Session-Id": "tokens"}
+        headers = {"X-Semantic-Session": "tokens"}
         await ask(client, headers=headers, semantic={"output": "a"})
         await ask(client, headers=headers, messages=[{"role": "user", "content": "<<a>>!"}])
         assert tokenizer.decode(server.asked[-1]["prompt"]) == "user: Two.!\nassistant:"

@@ -15,7 +15,8 @@ from gateway.http.middleware.auth import TENANT
 from gateway.responses import MemoryDatabase, SqliteResponseStore, StoredResponse
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
-HEADER = {"X-Session-Id": "mine"}
+HEADER = {"X-Semantic-Session": "mine"}
+AGENT = {"X-Session-Id": "mine"}
 
 
 async def named(method: str, path: str, body: Any = None, headers: Any = None) -> tuple[RequestedSession | None, bool]:
@@ -65,7 +66,18 @@ async def named(method: str, path: str, body: Any = None, headers: Any = None) -
         ("POST", CHAT, {"session": "mine"}, None, None),
         ("POST", CHAT, {"semantic": "mine"}, HEADER, RequestedSession("mine", True)),
         ("POST", CHAT, {}, HEADER, RequestedSession("mine", True)),
-        ("POST", CHAT, {}, {"X-Session-Id": "not an id/"}, None),
+        ("POST", CHAT, {}, {"X-Semantic-Session": "not an id/"}, None),
+        ("POST", CHAT, {}, AGENT, None),
+        ("POST", CHAT, {"messages": "cout << x"}, AGENT, None),
+        ("POST", CHAT, {"messages": "<<interface>>"}, AGENT, RequestedSession("mine", False)),
+        ("POST", CHAT, b'{"messages": "\\u003c\\u003Cx>>"}', AGENT, RequestedSession("mine", False)),
+        ("POST", CHAT, {"messages": "<<x>>"}, {"X-Session-Id": "no/id"}, None),
+        ("POST", CHAT, {"semantic": {}}, AGENT, RequestedSession("mine", True)),
+        ("POST", CHAT, {}, {**AGENT, "X-Semantic-Defer": "true"}, RequestedSession("mine", True)),
+        ("POST", CHAT, {}, {**AGENT, "X-Semantic-Session": "other"}, RequestedSession("other", True)),
+        ("POST", CHAT, {"semantic": {"session": "other"}}, AGENT, None),
+        ("POST", RESPONSES, {"previous_response_id": "resp_done"}, AGENT, RequestedSession("mine", False)),
+        ("POST", "/v1/graphs", {}, AGENT, RequestedSession("mine", True)),
         ("POST", CHAT, b"{", HEADER, None),
         ("POST", CHAT, b"\xff", HEADER, None),
         ("POST", COMPLETIONS, {}, HEADER, RequestedSession("mine", True)),

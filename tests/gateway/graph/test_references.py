@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.graph.errors import BadReference, TooLarge, UnresolvedPath
-from gateway.graph.references import MAX_REFERENCES, Reference, check_name, parse, resolve
+from gateway.graph.references import MAX_REFERENCES, NO_NAME, Reference, check_name, find_names, parse, resolve
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,63}", fullmatch=True)
 keys = st.text(st.characters(exclude_characters=".<>", exclude_categories=["Z", "C"]), min_size=1, max_size=8)
@@ -54,6 +54,23 @@ def test_written_references_are_parsed_back(parts: list[str | Reference]) -> Non
         elif part != "":
             merged.append(part)
     assert list(parse("".join(str(part) for part in parts))) == merged
+
+
+@given(text=st.text("<>\\ab._ 0", max_size=40))
+def test_names_that_are_no_references_are_literal_text(text: str) -> None:
+    assert "".join(str(piece) for piece in parse(text, NO_NAME)) == text
+    assert all(isinstance(piece, str) or piece.name == "a" for piece in parse(text, frozenset("a")))
+    if "a" not in find_names(text):
+        assert "".join(str(piece) for piece in parse(text, frozenset("a"))) == text
+
+
+def test_known_names_among_unknown_ones_are_references() -> None:
+    text = r"<<interface>> <<a.b>> \<<a>> \<<interface>> kernel<<<n>>>"
+    pieces = ["<<interface>> ", Reference("a", ("b",)), r" <<a>> \<<interface>> kernel<<<n>>>"]
+    assert list(parse(text, frozenset("a"))) == pieces
+    many = "<<b>>" * (MAX_REFERENCES + 1)
+    assert list(parse(many, frozenset("a"))) == [many]
+    assert set(find_names(text)) == {"interface", "a", "n"}
 
 
 @given(text=st.text("<>\\ab._ 0", max_size=40))

@@ -7,7 +7,7 @@ import pytest
 
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from gateway.graph.references import Reference
+from gateway.graph.references import EVERY_NAME, Reference
 from gateway.graph.segments import Input, Slot, Text
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
@@ -42,10 +42,12 @@ def test_a_completion_continues_the_clients_text(kind: str, characters: Tokenize
     bos = "<s>" if kind == "tokens" else ""  # an upstream server adds its own
     assert texts(builder, characters, "Say <<a>>!") == [f"{bos}Say <<a>>!"], "without a session there are no references"
     where = "calls.1.prompt"
-    split = texts(builder, characters, r"Say <<a.0>> \<<b>>", references=True, where=where)
+    split = texts(builder, characters, r"Say <<a.0>> \<<b>>", references=EVERY_NAME, where=where)
     assert split == [f"{bos}Say ", Input(Reference("a", ("0",)), where), " <<b>>"]
     assert texts(builder, characters, "x", add_bos=False) == ["x"]
-    assert texts(builder, characters, "<<a>>", references=True, add_bos=False) == [Input(Reference("a"), "prompt")]
+    assert texts(builder, characters, "<<a>>", references=EVERY_NAME, add_bos=False) == [
+        Input(Reference("a"), "prompt")
+    ]
 
 
 def test_control_tokens_in_a_clients_own_template_are_control_tokens(characters: Tokenizer) -> None:

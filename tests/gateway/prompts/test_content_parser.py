@@ -1,5 +1,6 @@
 """Tests of gateway/prompts/content_parser.py: contents of messages become texts, references, slots and media."""
 
+from collections.abc import Container
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.sampling_params import SamplingParams
 from gateway.graph.errors import SlotWithoutPlace, TooLarge
-from gateway.graph.references import MAX_REFERENCES, Reference
+from gateway.graph.references import EVERY_NAME, MAX_REFERENCES, NO_NAME, Reference
 from gateway.graph.segments import Input, Slot
 from gateway.prompts.content_parser import ContentParser, Media
 from gateway.prompts.tool_calls.description import Verbatim
@@ -18,7 +19,9 @@ NOTE = Slot("note", SamplingParams(), where="semantic.slots.note")
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
-def parse(content: Any, *, assistant: bool = False, references: bool = True, slots: Any = None) -> list[Any]:
+def parse(
+    content: Any, *, assistant: bool = False, references: Container[str] = EVERY_NAME, slots: Any = None
+) -> list[Any]:
     return ContentParser(references, slots or {}).parse(content, "m", is_assistant=assistant)
 
 
@@ -28,7 +31,7 @@ def reference(name: str, *path: str, where: str = "m") -> Input:
 
 def test_texts_and_references() -> None:
     assert parse("Say <<a>> and <<b.0>>!") == ["Say ", reference("a"), " and ", reference("b", "0"), "!"]
-    assert parse("Say <<a>>", references=False) == ["Say <<a>>"]
+    assert parse("Say <<a>>", references=NO_NAME) == ["Say <<a>>"]
     assert parse("") == []
 
 
@@ -50,7 +53,7 @@ def test_texts_of_the_server_have_no_references_and_do_not_shift_the_paths_of_th
 
 
 def test_the_first_place_of_a_slot_in_an_assistant_message_is_where_it_is_generated() -> None:
-    parser = ContentParser(True, {"plan": PLAN, "note": NOTE})
+    parser = ContentParser(EVERY_NAME, {"plan": PLAN, "note": NOTE})
     assert parser.parse("<<plan>>", "m", is_assistant=False) == [reference("plan")], "a user's message only reads it"
     with pytest.raises(SlotWithoutPlace, match="no assistant message contains <<plan>>") as refusal:
         parser.check_slots()
@@ -66,7 +69,7 @@ def test_the_first_place_of_a_slot_in_an_assistant_message_is_where_it_is_genera
 
 
 def test_the_parts_of_the_answer_are_those_of_the_last_content_with_slots() -> None:
-    parser = ContentParser(True, {"plan": PLAN})
+    parser = ContentParser(EVERY_NAME, {"plan": PLAN})
     parser.parse(["It is", "<<plan>>!"], "m", is_assistant=True)
     assert parser.answer_parts() == ["It is", "\n", reference("plan", where="m.1.text"), "!"]
     parser.parse("Go on, <<plan>>.", "m", is_assistant=False)
@@ -74,7 +77,7 @@ def test_the_parts_of_the_answer_are_those_of_the_last_content_with_slots() -> N
 
 
 def test_references_of_all_messages_together_are_limited() -> None:
-    parser = ContentParser(True, {})
+    parser = ContentParser(EVERY_NAME, {})
     half = "<<a>>" * (MAX_REFERENCES // 2)
     for _ in range(2):
         parser.parse(half, "m", is_assistant=False)

@@ -1,12 +1,14 @@
 """Pieces of a prompt for an upstream server are joined to the messages that a client would have sent by hand."""
 
 import hashlib
+from collections.abc import Container
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.sampling_params import SamplingParams
+from gateway.graph.references import EVERY_NAME, NO_NAME
 from gateway.graph.segments import Input, Messages, PromptContent, Segment, Slot, json_of, update_digest
 from gateway.prompts.message_join import join_messages
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
@@ -68,8 +70,8 @@ def texts_joined(messages: Any) -> list[Any]:
 def test_a_prompt_with_references_equals_the_same_prompt_by_hand(messages: list[Any], continues: bool) -> None:
     builder = PassthroughPromptBuilder()
     options: dict[str, Any] = {"continue_final_message": continues, "template_options": {"b": 1}}
-    cut = filled(list(builder.chat(ChatInput(messages, references=True, **options), ANSWER).segments))
-    whole = filled(list(builder.chat(ChatInput(pasted(messages), references=True, **options), ANSWER).segments))
+    cut = filled(list(builder.chat(ChatInput(messages, references=EVERY_NAME, **options), ANSWER).segments))
+    whole = filled(list(builder.chat(ChatInput(pasted(messages), references=EVERY_NAME, **options), ANSWER).segments))
     plain = filled(list(builder.chat(ChatInput(pasted(messages), **options), ANSWER).segments))
     by_reference, by_hand, sent = (
         join_messages([piece for piece in pieces if isinstance(piece, str | Messages)])
@@ -95,8 +97,8 @@ def test_different_prompts_have_different_digests() -> None:
     )
 
 
-@given(CONVERSATIONS, st.booleans())
-def test_the_builder_computes_a_digest_for_each_json_value(messages: list[Any], references: bool) -> None:
+@given(CONVERSATIONS, st.sampled_from([NO_NAME, EVERY_NAME]))
+def test_the_builder_computes_a_digest_for_each_json_value(messages: list[Any], references: Container[str]) -> None:
     chat = ChatInput(messages, references=references, template_options={"b": 1})
     for segment in PassthroughPromptBuilder().chat(chat, ANSWER).segments:
         if isinstance(segment, Messages):

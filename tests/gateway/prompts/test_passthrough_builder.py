@@ -1,6 +1,7 @@
 """Tests of gateway/prompts/passthrough_builder.py: messages are forwarded as the client sent them."""
 
 import json
+from collections.abc import Container
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.prefix_hash import prefix_keys
-from gateway.graph.references import Reference
+from gateway.graph.references import EVERY_NAME, NO_NAME, Reference
 from gateway.graph.segments import Characters, Input, Messages, Slot
 from gateway.graph.session import Session
 from gateway.prompts.passthrough_builder import MEDIA_WEIGHT, PassthroughPromptBuilder
@@ -38,14 +39,14 @@ def test_message_passthrough_is_the_same_with_and_without_references(
             ),
             ANSWER,
         )
-        for references in (False, True)
+        for references in (NO_NAME, EVERY_NAME)
     )
     assert plain.segments == named.segments
     assert plain.segments[-1] is named.segments[-1] is ANSWER
 
 
-@pytest.mark.parametrize("references", [False, True])
-def test_the_weight_of_an_image_does_not_depend_on_its_size(references: bool) -> None:
+@pytest.mark.parametrize("references", [NO_NAME, EVERY_NAME])
+def test_the_weight_of_an_image_does_not_depend_on_its_size(references: Container[str]) -> None:
     prompts = PassthroughPromptBuilder()
     weights = []
     for length in (100, 1_000_000):
@@ -94,7 +95,7 @@ def test_messages_are_forwarded_with_all_their_fields() -> None:
 
 def test_messages_are_cut_at_references() -> None:
     messages = [*user("Hi."), {"role": "user", "name": "me", "content": ["Read <<a>>", IMAGE, "<<b>>"]}]
-    first, a, middle, b, last, answer = PROMPTS.chat(ChatInput(messages, references=True), ANSWER).segments
+    first, a, middle, b, last, answer = PROMPTS.chat(ChatInput(messages, references=EVERY_NAME), ANSWER).segments
     assert (a, b) == (
         Input(Reference("a"), "messages.1.content.0.text"),
         Input(Reference("b"), "messages.1.content.2.text"),
@@ -115,16 +116,16 @@ def test_messages_are_cut_at_references() -> None:
 
 def test_a_last_message_with_slots_is_the_answer() -> None:
     messages = [*user("Plan."), {"role": "assistant", "content": "Plan: <<plan>>. Of <<it>>"}]
-    prompt = PROMPTS.chat(ChatInput(messages, references=True, slots={"plan": PLAN}), ANSWER)
+    prompt = PROMPTS.chat(ChatInput(messages, references=EVERY_NAME, slots={"plan": PLAN}), ANSWER)
     before, slot = prompt.segments
     assert slot is PLAN, "text behind the last slot is not sent"
     assert isinstance(before, Messages)
     assert before.is_open
     where = "messages.1.content"
     assert prompt.parts == ["Plan: ", Input(Reference("plan"), where), ". Of ", Input(Reference("it"), where)]
-    chat = ChatInput(messages, references=True, slots={"plan": PLAN}, add_generation_prompt=False)
+    chat = ChatInput(messages, references=EVERY_NAME, slots={"plan": PLAN}, add_generation_prompt=False)
     assert PROMPTS.chat(chat, ANSWER).segments == prompt.segments, "the slots need no generation prompt"
-    later = PROMPTS.chat(ChatInput([*messages, *user("Go on.")], references=True, slots={"plan": PLAN}), ANSWER)
+    later = PROMPTS.chat(ChatInput([*messages, *user("Go on.")], references=EVERY_NAME, slots={"plan": PLAN}), ANSWER)
     assert later.parts is None
     assert later.segments[-1] is ANSWER
     assert PLAN in later.segments
@@ -132,10 +133,10 @@ def test_a_last_message_with_slots_is_the_answer() -> None:
 
 def test_slots_need_a_place_and_no_continuation() -> None:
     with pytest.raises(SlotWithoutPlace, match="<<plan>>"):
-        PROMPTS.chat(ChatInput(user("<<plan>>"), references=True, slots={"plan": PLAN}), ANSWER)
+        PROMPTS.chat(ChatInput(user("<<plan>>"), references=EVERY_NAME, slots={"plan": PLAN}), ANSWER)
     chat = ChatInput(
         [{"role": "assistant", "content": "<<plan>>"}],
-        references=True,
+        references=EVERY_NAME,
         slots={"plan": PLAN},
         continue_final_message=True,
         where="calls.1",
@@ -145,7 +146,7 @@ def test_slots_need_a_place_and_no_continuation() -> None:
     assert refusal.value.param == "calls.1.continue_final_message"
 
 
-@pytest.mark.parametrize("references", [False, True])
+@pytest.mark.parametrize("references", [NO_NAME, EVERY_NAME])
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
@@ -158,7 +159,9 @@ def test_slots_need_a_place_and_no_continuation() -> None:
         ({"tools": Tools([Tool("now")])}, {"tools": [Tool("now").as_upstream()]}),
     ],
 )
-def test_fields_of_the_upstream_request(options: dict[str, Any], fields: dict[str, Any], references: bool) -> None:
+def test_fields_of_the_upstream_request(
+    options: dict[str, Any], fields: dict[str, Any], references: Container[str]
+) -> None:
     segments = PROMPTS.chat(ChatInput(user("x"), references=references, **options), ANSWER).segments
     assert isinstance(segments[0], Messages)
     assert segments[0].fields == fields
@@ -175,7 +178,7 @@ def test_fields_of_the_upstream_request(options: dict[str, Any], fields: dict[st
     ],
 )
 def test_sizes_are_about_those_of_the_request(messages: list[dict[str, Any]]) -> None:
-    for references in (False, True):
+    for references in (NO_NAME, EVERY_NAME):
         tools = Tools([Tool("look", "z" * 300)])
         segments = PROMPTS.chat(ChatInput(messages, references=references, tools=tools), ANSWER).segments
         known = [segment for segment in segments if isinstance(segment, Messages)]
@@ -185,6 +188,6 @@ def test_sizes_are_about_those_of_the_request(messages: list[dict[str, Any]]) ->
 
 
 def test_a_completion_forwards_the_text() -> None:
-    prompt = PROMPTS.completion("Say <<a>>!", ANSWER, references=True)
+    prompt = PROMPTS.completion("Say <<a>>!", ANSWER, references=EVERY_NAME)
     assert prompt.segments == [Characters("Say "), Input(Reference("a"), "prompt"), Characters("!"), ANSWER]
     assert PROMPTS.unbounded() is PROMPTS, "the upstream server limits the length"

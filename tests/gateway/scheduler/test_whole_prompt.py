@@ -14,6 +14,7 @@ from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec
 from gateway.graph.errors import GraphError
+from gateway.graph.references import EVERY_NAME
 from gateway.graph.segments import Slot
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece
@@ -127,7 +128,7 @@ async def check_conversations(
                 graph.set_values(graph.add_variable(name, values[name]))
             else:
                 producers.append((name, producer_of(graph, name)))
-        prompt = builder.chat(ChatInput(messages, references=True), ANSWER)
+        prompt = builder.chat(ChatInput(messages, references=EVERY_NAME), ANSWER)
         expected = builder.chat(ChatInput(conversation(by_hand)), ANSWER)
 
         def set_values(producers: Any = tuple(producers), values: Mapping[str, str] = values) -> None:
@@ -188,7 +189,7 @@ async def test_every_call_ends_whatever_the_order_of_its_slots(tokenizer: Tokeni
         slots = {name: Slot(name, GREEDY, heals=True) for name in source.sample(["s", "t", "u"], source.randint(0, 3))}
         names = [*slots, "early", "late"]
         try:
-            chat = ChatInput(random_turns(source, names), references=True, slots=slots)
+            chat = ChatInput(random_turns(source, names), references=EVERY_NAME, slots=slots)
             prompt = builder.chat(chat, ANSWER)
             graph = session()
             graph.set_values(graph.add_variable("early", "five"))

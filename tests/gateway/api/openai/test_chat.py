@@ -68,7 +68,7 @@ async def test_upstream_servers_receive_arguments_unchanged(scripted_gateway: Sc
     client, server, _ = scripted_gateway
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
-    for headers in ({}, {"X-Session-Id": "s"}):
+    for headers in ({}, {"X-Semantic-Session": "s"}):
         body = {"model": "fake", "messages": messages}
         async with client.post("/v1/chat/completions", json=body, headers=headers) as answer:
             assert answer.status == 200

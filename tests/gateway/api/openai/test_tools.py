@@ -8,7 +8,7 @@ import pytest
 from compat.openai import ChatCompletionRequest
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from gateway.api.openai.tools import constrain_tool_calls, tool_call_parser_factory, tools_of
+from gateway.api.openai.tools import constrain_tool_calls, tool_call_parser_factory, tools_of, unenforced_warning
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.template_builder import TemplatePromptBuilder
@@ -126,3 +126,26 @@ def test_an_upstream_server_constrains_calls_itself() -> None:
     tools = tools_of(request(ADD, tool_choice="required"))
     assert tools is not None
     assert constrain_tool_calls(SamplingParams(stop=("x",)), tools, ELSEWHERE) == SamplingParams(stop=("x",))
+
+
+UNIQUE = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True, "items": {"not": {}}}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        ({"tool_choice": "required"}, "not enforced in the arguments of tag: uniqueItems, not"),
+        ({"tool_choice": {"type": "function", "function": {"name": "tag"}}}, "tag: uniqueItems, not"),
+        ({"tool_choice": NAMED}, ""),
+        ({"tool_choice": "auto"}, ""),
+        ({"tool_choice": "none"}, ""),
+    ],
+)
+def test_a_warning_names_keywords_that_do_not_constrain_a_forced_call(
+    local: ServedModel, fields: dict[str, Any], warning: str
+) -> None:
+    tag = {"type": "function", "function": {"name": "tag", "parameters": UNIQUE}}
+    said = unenforced_warning(request(ADD, tag, **fields), local)
+    assert said.endswith(warning)
+    assert bool(said) == bool(warning)
+    assert unenforced_warning(request(ADD, tag, **fields), ELSEWHERE) == ""

@@ -210,7 +210,7 @@ async def test_a_client_that_arrives_while_the_response_is_stored_reads_all_of_i
 
 async def test_the_stream_of_a_cancelled_response_ends(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
-    go_on, headers = asyncio.Event(), {"X-Session-Id": "run"}
+    go_on, headers = asyncio.Event(), {"X-Semantic-Session": "run"}
     server.script = [held(go_on, "Ti", "ber"), says("Rome")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
     second = await ask(client, background=True, input="Where is <<river>>?", headers=headers)
@@ -284,7 +284,7 @@ async def test_a_refusal_of_the_engine_fails_the_response(scripted_gateway: Scri
 
 async def test_responses_of_a_session_read_and_produce_variables(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
-    headers = {"X-Session-Id": "run"}
+    headers = {"X-Semantic-Session": "run"}
     server.script = [says("Tiber"), says("Rome"), says("so")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
     second = await ask(client, background=True, input="Where is <<river>>?", headers=headers)
@@ -305,7 +305,7 @@ async def test_responses_of_a_session_read_and_produce_variables(scripted_gatewa
 
 async def test_the_call_of_a_cancelled_response_continues_for_other_readers(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
-    headers, go_on = {"X-Session-Id": "run"}, asyncio.Event()
+    headers, go_on = {"X-Semantic-Session": "run"}, asyncio.Event()
     server.script = [held(go_on, "Ti", "ber"), says("Rome")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
     await begun(client, first["id"])
@@ -319,7 +319,7 @@ async def test_the_call_of_a_cancelled_response_continues_for_other_readers(scri
 async def test_the_call_of_a_cancelled_response_without_other_readers_stops(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "Ti", "ber")]
-    first = await ask(client, background=True, semantic={"output": "river"}, headers={"X-Session-Id": "run"})
+    first = await ask(client, background=True, semantic={"output": "river"}, headers={"X-Semantic-Session": "run"})
     await begun(client, first["id"])
     assert (await get(client, first["id"], what="/cancel", method="POST"))["status"] == "cancelled"
     async with asyncio.timeout(5):
@@ -340,7 +340,7 @@ async def test_the_end_of_a_session_ends_its_responses(scripted_gateway: Scripte
     client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "a"), held(asyncio.Event(), "b")]
     own = await ask(client, background=True)
-    inside = await ask(client, background=True, headers={"X-Session-Id": "run"})
+    inside = await ask(client, background=True, headers={"X-Semantic-Session": "run"})
     for id in (own["id"], inside["id"]):
         await begun(client, id)
     for id in (own["id"], "run"):
@@ -378,9 +378,9 @@ async def test_a_response_without_its_call_fails(scripted_gateway: ScriptedGatew
     ("more", "param"),
     [
         ({"store": False}, "background"),
-        ({"headers": {"X-Session-Id": "s", "X-Semantic-Defer": "true"}}, "background"),
+        ({"headers": {"X-Semantic-Session": "s", "X-Semantic-Defer": "true"}}, "background"),
         ({"previous_response_id": "resp_none"}, "previous_response_id"),
-        ({"input": "<<nobody>>", "headers": {"X-Session-Id": "s"}}, "input"),
+        ({"input": "<<nobody>>", "headers": {"X-Semantic-Session": "s"}}, "input"),
         ({"semantic": {"output": "a"}}, "semantic.output"),
     ],
 )

@@ -7,8 +7,10 @@ import pytest
 
 from compat.openai.responses import ResponseRequest
 from gateway.api.responses.conversations import Turn, new_response_id, not_found_message
+from gateway.api.semantic.extension import Scope
 from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
+from gateway.graph.session import Session
 from gateway.http.json_body import encode_json
 from gateway.responses import MemoryDatabase, SqliteResponseStore, StoredResponse
 
@@ -27,10 +29,12 @@ def stored(id: str, input: Any, text: str, before: str | None = None, **more: An
 
 
 async def begin(
-    store: SqliteResponseStore, session: str | None = None, /, *, deferred: bool = False, **body: Any
+    store: SqliteResponseStore, session: str | None = None, /, *, deferred: bool = False, agent: str = "", **body: Any
 ) -> Turn:
+    """Load a turn in the session. `agent`: id of the session that an agent's header names."""
     request = ResponseRequest.model_validate({"model": "m", "input": "new", **body})
-    return await Turn.load(store, "t", request, session, deferred=deferred)
+    scope = Scope(Session(session or "", "t", 0.0, 60.0), session is not None, deferred)
+    return await Turn.load(store, "t", request, scope, Session(agent, "t", 0.0, 60.0) if agent else None)
 
 
 async def test_earlier_turns_come_before_the_new_input(store: SqliteResponseStore) -> None:
@@ -74,6 +78,17 @@ async def test_a_response_of_a_session_is_continued_only_there(store: SqliteResp
     for session in (None, "other"):
         with pytest.raises((RequestError, GraphError)):
             await begin(store, session, previous_response_id="r1")
+
+
+async def test_an_agents_header_suffices_to_continue_a_response_of_its_session(store: SqliteResponseStore) -> None:
+    await store.add(stored("r1", "first", "one", session="s"))
+    await store.add(stored("r2", "first", "one"))
+    turn = await begin(store, agent="s", previous_response_id="r1")
+    assert (turn.scope.session.id, turn.scope.is_named) == ("s", True)
+    assert not (await begin(store, agent="s", previous_response_id="r2")).scope.is_named
+    with pytest.raises(RequestError) as refused:
+        await begin(store, agent="other", previous_response_id="r1")
+    assert refused.value.code == "session_conflict"
 
 
 @pytest.mark.parametrize(

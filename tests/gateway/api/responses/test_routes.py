@@ -191,7 +191,7 @@ async def test_references_are_replaced_only_in_their_session(scripted_gateway: S
     client, server, _ = scripted_gateway
     server.script = [says("a <<river>>"), says("ok"), says("Tiber"), says("fine"), says("so"), says("done")]
     plain = await ask(client, input="Literal <<river>>")
-    headers = {"X-Session-Id": "rivers"}
+    headers = {"X-Semantic-Session": "rivers"}
     await ask(client, input="And?", previous_response_id=plain["id"], headers=headers)
     assert [text for _, text in asked(server)] == ["Literal <<river>>", "a <<river>>", "And?"], "neither is one"
     await ask(client, input="Name one.", semantic={"output": "river"}, headers=headers)
@@ -199,20 +199,20 @@ async def test_references_are_replaced_only_in_their_session(scripted_gateway: S
     assert asked(server) == [("user", "About Tiber")]
     await ask(client, input="More", previous_response_id=inside["id"], headers=headers)
     assert [text for _, text in asked(server)] == ["About Tiber", "fine", "More"]
-    for elsewhere in ({}, {"X-Session-Id": "others"}):
+    for elsewhere in ({}, {"X-Semantic-Session": "others"}):
         refused = await ask(client, 400, input="More", previous_response_id=inside["id"], headers=elsewhere)
         assert refused["error"]["code"] == "session_conflict"
 
 
 async def test_a_deferred_answer_is_its_reference(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
-    headers = {"X-Session-Id": "later", "X-Semantic-Defer": "true"}
+    headers = {"X-Semantic-Session": "later", "X-Semantic-Defer": "true"}
     server.script = [says("a cat"), says("meow")]
     first = await ask(client, headers=headers)
     (part,) = first["output"][0]["content"]
     assert part["text"] == f"<<{first['semantic']['output']}>>"
     assert (first["status"], first["store"], first["usage"]["total_tokens"]) == ("completed", False, 0)
-    await ask(client, input=f"Sing of {part['text']}", headers={"X-Session-Id": "later"})
+    await ask(client, input=f"Sing of {part['text']}", headers={"X-Semantic-Session": "later"})
     assert asked(server) == [("user", "Sing of a cat")]
     refused = await ask(client, 400, store=True, headers=headers)
     assert refused["error"]["param"] == "store"
@@ -250,7 +250,7 @@ PLACES = [
 async def test_an_error_names_the_place_of_an_unknown_reference(
     scripted_gateway: ScriptedGateway, body: dict[str, Any], param: str
 ) -> None:
-    refused = await ask(scripted_gateway[0], 400, **body, headers={"X-Session-Id": "places"})
+    refused = await ask(scripted_gateway[0], 400, **body, headers={"X-Semantic-Session": "places"})
     assert (refused["error"]["code"], refused["error"]["param"]) == ("unknown_variable", param)
 
 

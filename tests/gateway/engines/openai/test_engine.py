@@ -16,6 +16,7 @@ from gateway.engines.protocol import (
     TokenDelta,
     Urgency,
 )
+from gateway.graph.references import EVERY_NAME
 from gateway.graph.segments import Input, Messages, Slot
 from gateway.prompts.prompt import ChatInput
 from gateway.prompts.tool_calls.tools import Tool, Tools
@@ -99,7 +100,7 @@ async def test_a_slot_behind_text_continues_the_message(server: ScriptedServer) 
     upstream = await connected(server, "vllm")
     slots = {name: Slot(name, SamplingParams(max_tokens=3)) for name in ("colour", "number")}
     messages = [*HELLO, {"role": "assistant", "content": "It is <<colour>>, and <<number>>."}]
-    prompt = PROMPTS.chat(ChatInput(messages, references=True, slots=slots), ANSWER)
+    prompt = PROMPTS.chat(ChatInput(messages, references=EVERY_NAME, slots=slots), ANSWER)
     context = OpenAIEngine("there", upstream, "fake").open("", URGENT)
     events: list[ContextEvent] = []
     for segment in prompt.segments:

@@ -1,0 +1,28 @@
+"""Warnings in the header of an answer: parts of a request that were accepted and do not apply."""
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+WARNING_HEADER = "x-myna-warning"
+"""Header of an answer with the warnings of its request."""
+
+_WARNINGS = web.RequestKey("warnings", str)
+_LONGEST = 1_000
+"""Maximum length of the header, in characters."""
+
+
+def add_warning(request: web.Request, warning: str) -> None:
+    """Add a warning to the header of the answer, unless it is empty. Call it before the answer begins."""
+    if warning:
+        before = request.get(_WARNINGS)
+        request[_WARNINGS] = warning if before is None else f"{before}; {warning}"
+
+
+def warning_headers(request: web.Request) -> Mapping[str, str]:
+    """Return the header with the warnings of a request; none if there are none."""
+    if _WARNINGS not in request:
+        return {}
+    text = request[_WARNINGS]
+    shown = "".join(character if " " <= character <= "~" else "?" for character in text[: _LONGEST + 1])
+    return {WARNING_HEADER: shown if len(shown) <= _LONGEST else shown[: _LONGEST - 3] + "..."}
