@@ -19,6 +19,9 @@ from compat.openai.response_formats import enforced_schema
 from compat.openai.schemas.enforceable import unenforced_keywords
 from compat.openai.schemas.policy import Enforcement
 
+MAX_TOOLS = 512
+"""Maximum number of tools of a request. OpenAI allows 128; agents with several MCP servers send more."""
+
 
 class TextPart(Request):
     """A text part of a message's content."""

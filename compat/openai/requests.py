@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from compat.bounds import MAX_STOP_TOKENS, TokenCount, check_biases
 from compat.openai.base import LimitedSamplingFields, Metadata, Request, SamplingFields, field_error
-from compat.openai.messages import Message, NamedTool, TextPart, ToolDefinition
+from compat.openai.messages import MAX_TOOLS, Message, NamedTool, TextPart, ToolDefinition
 from compat.openai.response_formats import (
     OutputConstraint,
     ResponseFormat,
@@ -21,8 +21,18 @@ from compat.openai.semantic import Semantic
 
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
-ServiceTier = Literal["auto", "default", "flex", "priority", "scale"]
+ServiceTier = Literal["auto", "default", "flex", "priority", "scale", "fast", "ultrafast"]
 CacheRetention = Literal["in_memory", "in-memory", "24h"]
+
+
+class CacheOptions(Request):
+    """Hints for the prompt cache, without effect: the server itself decides what stays in the cache."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Annotated[str, Field(max_length=32)] | None = None
+    comparison_response_id: str | None = None
+    prewarm: bool | None = None
+
 
 MAX_CHOICES = 128
 """Maximum number of answers to one prompt."""
@@ -179,7 +189,7 @@ class ChatCompletionRequest(_Choices):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    tools: list[ToolDefinition] | None = Field(None, max_length=128)
+    tools: list[ToolDefinition] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     # how messages become a prompt
@@ -196,10 +206,12 @@ class ChatCompletionRequest(_Choices):
     prediction: Prediction | None = None
     # only with the value that has no effect
     modalities: list[Literal["text"]] | None = None
-    store: Literal[False] | None = None
-    # hints without effect: all requests have the same tier, and the server itself decides what stays in the cache
+    # hints without effect: chat completions are never stored, all requests have the same tier, and the server itself
+    # decides what stays in the cache
+    store: bool | None = None
     service_tier: ServiceTier | None = None
     prompt_cache_retention: CacheRetention | None = None
+    prompt_cache_options: CacheOptions | None = None
     # accepted and ignored: only OpenAI's own service uses them
     metadata: Metadata | None = None
     safety_identifier: str | None = None

@@ -3,6 +3,8 @@
 from compat.openai.responses.events import (
     ArgumentsDelta,
     ArgumentsDone,
+    InputDelta,
+    InputDone,
     ItemEvent,
     ItemEventType,
     PartEvent,
@@ -16,11 +18,16 @@ from compat.openai.responses.events import (
 )
 from compat.openai.responses.items import input_items_with_ids, items_of, to_messages
 from compat.openai.responses.objects import (
+    CompactedResponse,
+    CompactionBody,
+    ConversationReference,
+    CustomToolCall,
     Deleted,
     ErrorCode,
     FunctionToolCall,
     IncompleteDetails,
     InputItems,
+    InputTokens,
     InputTokensDetails,
     ItemStatus,
     OutputItem,
@@ -35,17 +42,31 @@ from compat.openai.responses.objects import (
     ResponseUsage,
     Status,
     TextConfig,
+    ToolCallItem,
+    ToolSearchCall,
 )
+from compat.openai.responses.opaque import write_compaction, write_reasoning
 from compat.openai.responses.requests import ResponseRequest
+from compat.openai.responses.tools import INPUT_FIELD, CustomFunction, FlatTool, ToolKind
 
 __all__ = [
+    "INPUT_FIELD",
     "ArgumentsDelta",
     "ArgumentsDone",
+    "CompactedResponse",
+    "CompactionBody",
+    "ConversationReference",
+    "CustomFunction",
+    "CustomToolCall",
     "Deleted",
     "ErrorCode",
+    "FlatTool",
     "FunctionToolCall",
     "IncompleteDetails",
+    "InputDelta",
+    "InputDone",
     "InputItems",
+    "InputTokens",
     "InputTokensDetails",
     "ItemEvent",
     "ItemEventType",
@@ -71,7 +92,12 @@ __all__ = [
     "TextConfig",
     "TextDelta",
     "TextDone",
+    "ToolCallItem",
+    "ToolKind",
+    "ToolSearchCall",
     "input_items_with_ids",
     "items_of",
     "to_messages",
+    "write_compaction",
+    "write_reasoning",
 ]

@@ -98,3 +98,19 @@ class ArgumentsDone(_ItemEvent, frozen=True, kw_only=True):
     item_id: str
     name: str
     arguments: str
+
+
+class InputDelta(_ItemEvent, frozen=True, kw_only=True):
+    """More input of a custom tool."""
+
+    type: Literal["response.custom_tool_call_input.delta"] = "response.custom_tool_call_input.delta"
+    item_id: str
+    delta: str
+
+
+class InputDone(_ItemEvent, frozen=True, kw_only=True):
+    """End of the input of a custom tool, with all of it."""
+
+    type: Literal["response.custom_tool_call_input.done"] = "response.custom_tool_call_input.done"
+    item_id: str
+    input: str

@@ -1,12 +1,25 @@
 """Input items of a response: messages, function calls and their outputs."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field, JsonValue, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
+from compat.bounds import BoundedModel
 from compat.openai.base import FIELD_ERROR, Request, field_error
-from compat.openai.messages import CalledFunction, Message, ToolCall
+from compat.openai.messages import MAX_TOOLS, CalledFunction, Message, ToolCall
+from compat.openai.responses.opaque import read_compaction, read_reasoning
+from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, arguments_of_input, flat_name
 
 ItemState = Literal["in_progress", "completed", "incomplete"] | None
 
@@ -81,28 +94,103 @@ class MessageItem(Request):
     phase: str | None = None
 
 
-class FunctionCallItem(CalledFunction):
-    """A tool call of the model."""
+class _CallerFields(Request):
+    """Fields of a call that have no effect: its caller is always the model, and the client may answer it later."""
+
+    caller: JsonValue = None
+    async_: bool | None = Field(None, alias="async")
+    created_by: str | None = None
+
+
+class FunctionCallItem(CalledFunction, _CallerFields):
+    """A tool call of the model. `namespace`: that of the tool."""
 
     type: Literal["function_call"]
     call_id: str
     id: str | None = None
     status: ItemState = None
-    caller: None = None
-    namespace: None = None
+    namespace: str | None = None
+
+    @property
+    def tool_call(self) -> ToolCall:
+        """The call as the model knows it."""
+        name = flat_name(self.namespace, self.name)
+        return ToolCall(id=self.call_id, function=CalledFunction(name=name, arguments=self.arguments))
 
 
-class FunctionCallOutputItem(Request):
+class CustomCallItem(_CallerFields):
+    """A call of a custom tool."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+    id: str | None = None
+    status: ItemState = None
+    namespace: str | None = None
+
+    @property
+    def tool_call(self) -> ToolCall:
+        """The call as the model knows it."""
+        name = flat_name(self.namespace, self.name)
+        return ToolCall(id=self.call_id, function=CalledFunction(name=name, arguments=arguments_of_input(self.input)))
+
+
+class SearchCallItem(_CallerFields):
+    """A search for tools by the model, which the client runs."""
+
+    type: Literal["tool_search_call"]
+    call_id: str | None = None
+    arguments: JsonValue = None
+    execution: Literal["server", "client"] | None = None
+    id: str | None = None
+    status: ItemState = None
+
+    @property
+    def tool_call(self) -> ToolCall:
+        """The call as the model knows it."""
+        arguments = self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments or {})
+        return ToolCall(id=self.call_id or SEARCH_NAME, function=CalledFunction(name=SEARCH_NAME, arguments=arguments))
+
+
+class ToolOutputItem(_CallerFields):
     """The output of a tool call."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: str | list[InputPart]
     id: str | None = None
     status: ItemState = None
-    caller: None = None
-    namespace: None = None
+    namespace: str | None = None
     name: str | None = None
+
+
+class SearchOutputItem(Request):
+    """The tools that a search has found. The model may call them from here on."""
+
+    type: Literal["tool_search_output"]
+    call_id: str | None = None
+    tools: list[ResponseTool] = Field(max_length=MAX_TOOLS)
+    execution: Literal["server", "client"] | None = None
+    id: str | None = None
+    status: ItemState = None
+    created_by: str | None = None
+
+    @property
+    def description(self) -> str:
+        """The result of the search as the model reads it."""
+        names = [getattr(tool, "name", tool.type) for tool in self.tools]
+        return json.dumps({"found": names})
+
+
+class AdditionalToolsItem(Request):
+    """Tools that the model may call from here on, besides those of the request."""
+
+    type: Literal["additional_tools"]
+    tools: list[ResponseTool] = Field(max_length=MAX_TOOLS)
+    role: str | None = None
+    id: str | None = None
+    status: ItemState = None
 
 
 class ReasoningPart(Request):
@@ -113,7 +201,8 @@ class ReasoningPart(Request):
 
 
 class ReasoningInput(Request):
-    """The model's reasoning in an earlier response. Encrypted content is ignored."""
+    """The model's reasoning in an earlier response, as a text or as the content that this server encoded. Encrypted
+    content of other servers is ignored."""
 
     type: Literal["reasoning"]
     summary: list[ReasoningPart] = Field(default_factory=list)
@@ -125,22 +214,85 @@ class ReasoningInput(Request):
     @property
     def reasoning_text(self) -> str:
         """The complete reasoning."""
-        return "".join([part.text for part in self.content or ()])
+        return "".join([part.text for part in self.content or ()]) or read_reasoning(self.encrypted_content or "")
+
+
+class CompactionItem(Request):
+    """A summary of earlier items, which this server encoded."""
+
+    type: Literal["compaction"]
+    encrypted_content: str
+    id: str | None = None
+    created_by: str | None = None
+    status: ItemState = None
+
+    @field_validator("encrypted_content")
+    @classmethod
+    def _is_ours(cls, content: str) -> str:
+        if read_compaction(content) is None:
+            raise ValueError("this summary was not made by this server; send the conversation itself")
+        return content
+
+    @property
+    def summary(self) -> str:
+        """Summary of the items."""
+        return read_compaction(self.encrypted_content) or ""
+
+
+HostedCallType = Literal[
+    "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_list_tools"
+]
+
+
+class HostedCallItem(BoundedModel):
+    """A call of a tool that OpenAI ran, in the history of a conversation that OpenAI answered before. It is omitted."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    type: HostedCallType
+
+
+class ItemReference(Request):
+    """A reference to an item that the server has stored. It is replaced by the item before the model is asked."""
+
+    type: Literal["item_reference"] | None = None
+    id: Annotated[str, Field(min_length=1, max_length=128)]
 
 
 def _kind(item: Any) -> Any:
-    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    if isinstance(item, dict):
+        kind = item.get("type")
+        if kind is None:
+            return "item_reference" if item.keys() <= {"id", "type"} and "id" in item else "message"
+    else:
+        kind = getattr(item, "type", None) or ("item_reference" if isinstance(item, ItemReference) else None)
+    if kind == "custom_tool_call_output":
+        return "function_call_output"
+    return "hosted_call" if isinstance(kind, str) and kind in get_args(HostedCallType) else kind
+
+
+_LISTED_TYPES = (
+    "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, tool_search_call, "
+    "tool_search_output, additional_tools, reasoning, compaction or item_reference"
+)
 
 
 InputItem = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
-    | Annotated[ReasoningInput, Tag("reasoning")],
+    | Annotated[CustomCallItem, Tag("custom_tool_call")]
+    | Annotated[SearchCallItem, Tag("tool_search_call")]
+    | Annotated[ToolOutputItem, Tag("function_call_output")]
+    | Annotated[SearchOutputItem, Tag("tool_search_output")]
+    | Annotated[AdditionalToolsItem, Tag("additional_tools")]
+    | Annotated[ReasoningInput, Tag("reasoning")]
+    | Annotated[CompactionItem, Tag("compaction")]
+    | Annotated[HostedCallItem, Tag("hosted_call")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(
         _kind,
         custom_error_type=FIELD_ERROR,
-        custom_error_message="an item's type must be message, function_call, function_call_output or reasoning",
+        custom_error_message=f"an item's type must be {_LISTED_TYPES}",
         custom_error_context={"field": "type"},
     ),
 ]
@@ -160,12 +312,23 @@ def input_items_with_ids(input: Any, id: str) -> list[dict[str, Any]]:
     return [_complete_item(item, f"{id}_{index}") for index, item in enumerate(items)]
 
 
-_ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "tool_search_call": "tsc",
+    "tool_search_output": "tso",
+    "additional_tools": "at",
+    "reasoning": "rs",
+    "compaction": "cmp",
+}
 
 
 def _complete_item(item: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     kind = item.get("type") or "message"
-    complete: dict[str, Any] = {"id": f"{_ID_PREFIXES[kind]}_{suffix}", "type": kind, "status": "completed"}
+    complete: dict[str, Any] = {"id": f"{_ID_PREFIXES.get(kind, 'item')}_{suffix}", "type": kind, "status": "completed"}
     complete |= {name: value for name, value in item.items() if value is not None}
     if kind == "message" and isinstance(complete["content"], str):
         part_type = "output_text" if complete["role"] == "assistant" else "input_text"
@@ -174,7 +337,20 @@ def _complete_item(item: Mapping[str, Any], suffix: str) -> dict[str, Any]:
         complete["content"] = [{"annotations": [], **part} for part in complete["content"]]
     if kind == "reasoning":
         complete.setdefault("summary", [])
+    if kind in ("tool_search_call", "tool_search_output"):
+        complete.setdefault("execution", "client")
+    if kind == "compaction":
+        del complete["status"]
     return complete
+
+
+def found_tools(items: Sequence[InputItem]) -> list[ResponseTool]:
+    """Return the tools that these items add to those of the request: tools that a search has found, and others."""
+    return [tool for item in items if isinstance(item, SearchOutputItem | AdditionalToolsItem) for tool in item.tools]
+
+
+SUMMARY_INTRODUCTION = "Summary of the conversation so far:"
+"""Text before the summary of a compacted conversation."""
 
 
 def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], list[str]]:
@@ -188,33 +364,46 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
     can_join = False
     tool_calls: list[ToolCall] = []  # those of the last message, while further ones may join it
     reasoning: str | None = None
+
+    def add(message: dict[str, Any], path: str) -> None:
+        paths.append(path)
+        messages.append(_message(message, path))
+
     for index, item in enumerate(items):
-        if not isinstance(item, FunctionCallItem):
+        path = f"{where}.{index}"
+        if not isinstance(item, FunctionCallItem | CustomCallItem | SearchCallItem):
             tool_calls = []
         match item:
             case MessageItem():
-                paths.append(f"{where}.{index}.content")
-                messages.append(_message({"role": item.role, "content": _parts(item.content)}, paths[-1]))
+                add({"role": item.role, "content": _parts(item.content)}, f"{path}.content")
                 can_join = item.role == "assistant"
                 reasoning = reasoning if can_join else None
-            case FunctionCallItem():
-                tool_call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
+            case FunctionCallItem() | CustomCallItem() | SearchCallItem():
                 if not can_join:
                     messages.append(Message.model_construct(role="assistant"))
-                    paths.append(f"{where}.{index}")
+                    paths.append(path)
                 if not tool_calls:
                     before = messages[-1]
                     update = {"tool_calls": tool_calls, "reasoning_content": before.reasoning_content or reasoning}
                     messages[-1] = before.model_copy(update=update)
-                tool_calls.append(tool_call)
+                tool_calls.append(item.tool_call)
                 can_join, reasoning = True, None
-            case FunctionCallOutputItem():
-                answer = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}
-                paths.append(f"{where}.{index}.output")
-                messages.append(_message(answer, paths[-1]))
+            case ToolOutputItem():
+                output = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}
+                add(output, f"{path}.output")
+                can_join, reasoning = False, None
+            case SearchOutputItem():
+                call_id = item.call_id or SEARCH_NAME
+                add({"role": "tool", "content": item.description, "tool_call_id": call_id}, path)
+                can_join, reasoning = False, None
+            case CompactionItem():
+                content = f"{SUMMARY_INTRODUCTION}\n{item.summary}"
+                add({"role": "user", "content": content}, f"{path}.encrypted_content")
                 can_join, reasoning = False, None
             case ReasoningInput():
                 can_join, reasoning = False, item.reasoning_text or None
+            case ItemReference():
+                raise field_error(path, "a reference to an item is possible in the input of a response alone")
     return messages, paths
 
 

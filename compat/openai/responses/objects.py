@@ -8,7 +8,7 @@ from compat.openai.answers import SemanticInfo, TokenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
-ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
+ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt", "context_length_exceeded"]
 
 
 class OutputText(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,13 +30,37 @@ class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
 
 
 class FunctionToolCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
-    """A tool call that the client has to run, with arguments as JSON. Its output refers to `call_id`."""
+    """A tool call that the client has to run, with arguments as JSON. Its output refers to `call_id`. `namespace`:
+    omitted if the tool has none."""
 
     id: str
     call_id: str
     name: str
     arguments: str
     status: ItemStatus
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class CustomToolCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="custom_tool_call"):
+    """A call of a custom tool that the client has to run, with a text as input. `namespace`: omitted if the tool has
+    none."""
+
+    id: str
+    call_id: str
+    name: str
+    input: str
+    status: ItemStatus
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ToolSearchCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="tool_search_call"):
+    """A search for tools that the client has to run. `arguments`: JSON, or a text if the model wrote no JSON."""
+
+    id: str
+    call_id: str
+    arguments: Any
+    status: ItemStatus
+    execution: Literal["client"] = "client"
 
 
 class ReasoningText(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,15 +71,24 @@ class ReasoningText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
-    """The model's reasoning."""
+    """The model's reasoning. `encrypted_content`: the reasoning for the client to send back, if it has requested it."""
 
     id: str
     summary: list[Any] = []
     content: list[ReasoningText]
     status: ItemStatus
+    encrypted_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
-OutputItem = OutputMessage | FunctionToolCall | ReasoningItem
+class CompactionBody(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="compaction"):
+    """A summary of a conversation, for the client to send back."""
+
+    id: str
+    encrypted_content: str
+
+
+ToolCallItem = FunctionToolCall | CustomToolCall | ToolSearchCall
+OutputItem = OutputMessage | ToolCallItem | ReasoningItem
 
 
 class ResponseError(msgspec.Struct, frozen=True):
@@ -112,6 +145,12 @@ class ReasoningConfig(msgspec.Struct, frozen=True):
     summary: None = None
 
 
+class ConversationReference(msgspec.Struct, frozen=True):
+    """The conversation that the response was added to."""
+
+    id: str
+
+
 class Response(msgspec.Struct, frozen=True, kw_only=True):
     """Response to POST /v1/responses. Times are seconds of the Unix clock. `usage` is set at the end.
     `schema_violation`: where the answer violates a schema that was sent without `strict`; omitted if it does not, or
@@ -123,6 +162,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     completed_at: int | None = None
     background: bool = False
+    conversation: ConversationReference | None = None
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
@@ -162,6 +202,23 @@ class InputItems(msgspec.Struct, frozen=True, kw_only=True):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    """POST /v1/responses/input_tokens: number of tokens of the prompt."""
+
+    input_tokens: int
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+
+
+class CompactedResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/responses/compact: the items that replace a conversation."""
+
+    id: str
+    object: Literal["response.compaction"] = "response.compaction"
+    created_at: int
+    output: list[dict[str, Any]]
+    usage: ResponseUsage
 
 
 class Deleted(msgspec.Struct, frozen=True):

@@ -1,17 +1,27 @@
 """Request of POST /v1/responses, and its conversion to a chat completion."""
 
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from compat.bounds import TokenCount
 from compat.openai.base import FIELD_ERROR, Metadata, Request, field_error
-from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
-from compat.openai.requests import CacheRetention, ChatCompletionRequest, Generation, ServiceTier
+from compat.openai.messages import MAX_TOOLS, Message, NamedFunction, NamedTool
+from compat.openai.requests import CacheOptions, CacheRetention, ChatCompletionRequest, Generation, ServiceTier
 from compat.openai.response_formats import JsonSchema, ResponseFormat, enforced_schema
-from compat.openai.responses.items import InputItem, to_messages
+from compat.openai.responses.items import InputItem, ItemReference, found_tools, to_messages
+from compat.openai.responses.tools import (
+    AllowedTools,
+    FlatTool,
+    HostedTool,
+    NamedChoice,
+    ResponseTool,
+    SearchTool,
+    ToolChoice,
+    flat_tools,
+)
 from compat.openai.schemas.policy import Enforcement
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -21,41 +31,6 @@ _SHARED_FIELDS = (
     *("parallel_tool_calls", "chat_template_kwargs", "top_logprobs"),
 )
 """Fields with the same meaning in a chat completion."""
-
-
-class FunctionTool(Request):
-    """A function that the client can run for the model. Its parameters are enforced with `strict`, and also if `strict`
-    is omitted and they can be enforced."""
-
-    type: Literal["function"]
-    name: FunctionName
-    description: str | None = None
-    strict: bool | None = None  # before the parameters, whose check depends on it
-    parameters: dict[str, JsonValue] | None = None
-
-    @field_validator("parameters")
-    @classmethod
-    def _can_be_enforced(cls, parameters: Any, info: ValidationInfo) -> Any:
-        if info.data.get("strict") and parameters is not None:
-            enforced_schema(parameters)
-        return parameters
-
-    @property
-    def is_strict(self) -> bool:
-        """Return whether the parameters are enforced."""
-        if self.strict is None and self.parameters is not None:
-            try:
-                enforced_schema(self.parameters)
-            except ValueError:
-                return False
-        return self.strict is not False
-
-
-class FunctionChoice(Request):
-    """The function that the model has to call."""
-
-    type: Literal["function"]
-    name: str
 
 
 class TextFormat(Request):
@@ -93,10 +68,13 @@ class TextOptions(Request):
 
 
 class ReasoningOptions(Request):
-    """Reasoning effort. The response contains the complete reasoning, whatever `summary` is."""
+    """Reasoning effort, a hint. The response contains the complete reasoning, whatever the other fields are."""
 
     effort: str | None = Field(None, min_length=1, max_length=32)
-    summary: Literal["auto", "concise", "detailed"] | None = None
+    summary: Literal["auto", "concise", "detailed", "none"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+    mode: Annotated[str, Field(max_length=32)] | None = None
 
 
 class ResponseStreamOptions(Request):
@@ -105,23 +83,43 @@ class ResponseStreamOptions(Request):
     include_obfuscation: bool | None = None
 
 
+class ConversationId(Request):
+    """A conversation, by its id."""
+
+    id: str
+
+
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    # about tools that only OpenAI has, and items that clients know anyway: without effect
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
+
+
 class ResponseRequest(Generation):
     """POST /v1/responses."""
 
-    input: str | list[InputItem] = Field(min_length=1)
+    input: str | list[InputItem] | None = Field(None, min_length=1)
     instructions: str | None = None
     max_output_tokens: TokenCount | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    tools: list[FunctionTool] | None = Field(None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    tools: list[ResponseTool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
     # the conversation to continue, and whether to store this response for continuation
     previous_response_id: str | None = None
+    conversation: str | ConversationId | None = None
     store: bool | None = None
     # output
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: list[Includable] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream_options: ResponseStreamOptions | None = None
     # run without a waiting client
@@ -131,10 +129,12 @@ class ResponseRequest(Generation):
     service_tier: ServiceTier | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     prompt_cache_retention: CacheRetention | None = None
+    prompt_cache_options: CacheOptions | None = None
     # accepted and ignored: only OpenAI's own service uses them
     metadata: Metadata | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    client_metadata: dict[str, str] | None = None
 
     @model_validator(mode="after")
     def _is_a_chat_completion(self) -> Self:
@@ -147,13 +147,38 @@ class ResponseRequest(Generation):
         if self.structured_outputs is not None and self._output_format is not None:
             message = "only one of text.format and structured_outputs is allowed"
             raise field_error("structured_outputs", message)
-        if not self.messages_with_paths[0]:
+        if self.previous_response_id is not None and self.conversation is not None:
+            message = "only one of previous_response_id and conversation is allowed"
+            raise field_error("conversation", message)
+        if self.references:
+            return self  # it is checked again once they are replaced by their items
+        if not self.messages_with_paths[0] and not self.continues:
             raise field_error("input", "input has no message")
         try:
             _ = self.chat  # an invalid chat completion must be refused here, not later
         except ValidationError as error:
             raise _chat_field_error(error) from None
         return self
+
+    @property
+    def references(self) -> list[ItemReference]:
+        """References to stored items in the input."""
+        return [] if isinstance(self.input, str) else [item for item in self.input or () if _is_reference(item)]
+
+    @property
+    def conversation_id(self) -> str | None:
+        """Id of the conversation that the response continues."""
+        return self.conversation.id if isinstance(self.conversation, ConversationId) else self.conversation
+
+    @property
+    def continues(self) -> bool:
+        """Return whether the response continues earlier items."""
+        return self.previous_response_id is not None or self.conversation is not None
+
+    @property
+    def includes_encrypted_reasoning(self) -> bool:
+        """Return whether reasoning items have `encrypted_content`."""
+        return "reasoning.encrypted_content" in (self.include or ())
 
     @property
     def includes_logprobs(self) -> bool:
@@ -171,7 +196,20 @@ class ResponseRequest(Generation):
         """Messages of the input, and the path of each message's content."""
         if isinstance(self.input, str):
             return [Message(role="user", content=self.input)], ["input"]
-        return to_messages(self.input, "input")
+        return to_messages(self.input or (), "input")
+
+    @cached_property
+    def flat_tools(self) -> dict[str, FlatTool]:
+        """Tools that the model reads, by the names under which it knows them. Raises ValueError if two have the same
+        name."""
+        found = () if self.input is None or isinstance(self.input, str) else found_tools(self.input)
+        tools = flat_tools(self.tools or (), found)
+        by_name = {tool.flat_name: tool for tool in tools}
+        if len(by_name) < len(tools):
+            raise field_error("tools", "two tools have the same name")
+        if len(tools) > MAX_TOOLS:
+            raise field_error("tools", f"at most {MAX_TOOLS} tools are allowed, those of namespaces included")
+        return by_name
 
     @property
     def echoed_format(self) -> dict[str, Any]:
@@ -187,18 +225,23 @@ class ResponseRequest(Generation):
     def echoed_tool_choice(self) -> str | dict[str, Any]:
         """Tool choice for the response object."""
         choice = self.tool_choice
-        return choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto"
+        return "auto" if choice is None else choice if isinstance(choice, str) else choice.model_dump(exclude_none=True)
 
     @property
     def echoed_tools(self) -> list[dict[str, Any]]:
-        """Tools as the response object repeats them."""
-        return [{**tool.model_dump(), "strict": tool.is_strict} for tool in self.tools or ()]
+        """Tools as the response object repeats them: those that the model can call."""
+        return [
+            tool.echoed
+            for tool in self.tools or ()
+            if not isinstance(tool, HostedTool) and not (isinstance(tool, SearchTool) and not tool.is_run_by_client)
+        ]
 
     @cached_property
     def chat(self) -> ChatCompletionRequest:
         """Equivalent chat completion, of the input alone. Raises ValidationError if it is invalid."""
         fields: dict[str, Any] = {name: value for name in _SHARED_FIELDS if (value := getattr(self, name)) is not None}
-        fields["messages"] = self.messages_with_paths[0]
+        # the messages of earlier turns are added later
+        fields["messages"] = self.messages_with_paths[0] or [Message(role="user", content="")]
         fields["max_completion_tokens"] = self.max_output_tokens
         if self.includes_logprobs:
             fields["logprobs"] = True
@@ -208,15 +251,38 @@ class ResponseRequest(Generation):
             fields["verbosity"] = self.text.verbosity
         if self._output_format is not None:
             fields["response_format"] = _format(self._output_format)
-        if self.tools:
-            fields["tools"] = [_tool(tool) for tool in self.tools]
-        if self.tool_choice is not None:
-            choice = self.tool_choice
-            if isinstance(choice, FunctionChoice):
-                fields["tool_choice"] = NamedTool(type="function", function=NamedFunction(name=choice.name))
-            else:
-                fields["tool_choice"] = choice
+        fields |= self._tool_fields
         return ChatCompletionRequest(**fields)
+
+    @property
+    def _tool_fields(self) -> dict[str, Any]:
+        """Tools of the equivalent chat completion, and which of them the model may or must call."""
+        tools, choice = list(self.flat_tools.values()), self.tool_choice
+        fields: dict[str, Any] = {}
+        match choice:
+            case AllowedTools():
+                tools = choice.choose(tools)
+                fields["tool_choice"] = choice.mode if tools or choice.mode == "required" else None
+            case NamedChoice():
+                chosen = next((tool for tool in tools if _names(choice, tool)), None)
+                if chosen is None:
+                    message = f"the request has no tool {choice.name!r} of the type {choice.type}"
+                    raise field_error("tool_choice", message)
+                fields["tool_choice"] = NamedTool(type="function", function=NamedFunction(name=chosen.flat_name))
+            case str():
+                fields["tool_choice"] = choice
+        if tools:
+            fields["tools"] = [tool.definition for tool in tools]
+        return fields
+
+
+def _is_reference(item: Any) -> TypeGuard[ItemReference]:
+    return isinstance(item, ItemReference)
+
+
+def _names(choice: NamedChoice, tool: FlatTool) -> bool:
+    """Return whether the choice names the tool. Without a namespace it may name a tool of any."""
+    return (choice.type, choice.name) == (tool.kind, tool.name) and choice.namespace in (None, tool.namespace)
 
 
 def _format(output_format: TextFormat) -> ResponseFormat:
@@ -225,16 +291,6 @@ def _format(output_format: TextFormat) -> ResponseFormat:
     fields = {"name": output_format.name, "schema": output_format.schema_, "strict": output_format.strict}
     schema = JsonSchema.model_validate(fields)
     return ResponseFormat(type="json_schema", json_schema=schema)
-
-
-def _tool(tool: FunctionTool) -> ToolDefinition:
-    function = FunctionDefinition(
-        name=tool.name,
-        description=tool.description,
-        parameters=tool.parameters,
-        strict=tool.is_strict,
-    )
-    return ToolDefinition(type="function", function=function)
 
 
 _RESPONSE_FIELDS = {

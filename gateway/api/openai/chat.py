@@ -25,9 +25,6 @@ from gateway.prompts.served_models import ServedModel
 
 routes = web.RouteTableDef()
 
-_HINTS = frozenset({"verbosity"})
-"""Fields that a server may ignore."""
-
 
 @routes.post("/v1/chat/completions")
 @operation(
@@ -96,7 +93,7 @@ class ChatSpecBuilder:
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=bool(body.continue_final_message),
             template_options=body.chat_template_kwargs,
-            upstream_fields=_forwarded_fields(body, model),
+            upstream_fields=forwarded_fields(body, model),
             where=where,
             field=self.field,
             content_paths=self.places,
@@ -104,11 +101,9 @@ class ChatSpecBuilder:
         return new_spec(model, prompt, body, deferred=self.deferred, where=where)
 
 
-def _forwarded_fields(body: ChatCompletionRequest, model: ServedModel) -> dict[str, str]:
-    """Return the fields that are forwarded to an upstream server. For models without one, hints are dropped."""
-    if model.is_passthrough:
-        return body.upstream_fields
-    return {name: value for name, value in body.upstream_fields.items() if name not in _HINTS}
+def forwarded_fields(body: ChatCompletionRequest, model: ServedModel) -> dict[str, str]:
+    """Return the fields that are forwarded to an upstream server. They are hints: other models ignore them."""
+    return body.upstream_fields if model.is_passthrough else {}
 
 
 def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **options: Any) -> Prompt:

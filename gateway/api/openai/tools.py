@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compat.openai import ChatCompletionRequest, NamedTool
+from compat.openai.responses import CustomFunction
 from engine.sampling_params import SamplingParams
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema
+from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema, forced_grammar
 from gateway.prompts.tool_calls.parser import ToolCallParser
 from gateway.prompts.tool_calls.tools import Tool, Tools
 
@@ -19,11 +20,12 @@ ToolCallParserFactory = Callable[[], ToolCallParser]
 @dataclass(frozen=True)
 class _ToolCallParserFactory:
     names: list[str]
+    text_names: list[str]
     forced: bool
     repairs: bool
 
     def __call__(self) -> ToolCallParser:
-        return ToolCallParser(self.names, forced=self.forced, repairs=self.repairs)
+        return ToolCallParser(self.names, forced=self.forced, repairs=self.repairs, text_names=self.text_names)
 
 
 def tools_of(body: ChatCompletionRequest) -> Tools | None:
@@ -38,6 +40,7 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
             tool.function.parameters or {"type": "object", "properties": {}},
             bool(tool.function.strict),
             tool.function.enforced if forced or tool.function.strict else {"type": "object"},
+            tool.function.input_lark if isinstance(tool.function, CustomFunction) else None,
         )
         for tool in body.tools
     ]
@@ -59,7 +62,10 @@ def tool_call_parser_factory(body: ChatCompletionRequest, model: ServedModel) ->
     transformed = body.semantic is not None and body.semantic.transform is not None
     forced = _is_forced(body) and not model.is_passthrough and not transformed
     # the engine of an upstream server repairs its tool calls, unless the operator wants them as they are
-    return _ToolCallParserFactory([tool.function.name for tool in body.tools], forced, not model.is_passthrough)
+    functions = [tool.function for tool in body.tools]
+    with_text = [function.name for function in functions if isinstance(function, CustomFunction)]
+    names = [function.name for function in functions]
+    return _ToolCallParserFactory(names, with_text, forced, not model.is_passthrough)
 
 
 def unenforced_warning(body: ChatCompletionRequest, model: ServedModel) -> str:
@@ -91,9 +97,10 @@ def constrain_tool_calls(sampling: SamplingParams, tools: Tools, model: ServedMo
         return sampling
     format = model.prompts.tool_call_format
     if tools.choice == "forced":
-        schema = json.dumps(answer_schema(tools, format))
+        grammar = forced_grammar(tools, format)
+        schema = json.dumps(answer_schema(tools, format)) if grammar is None else None
         sampling = dataclasses.replace(sampling, stop=(), stop_token_ids=())
-        return dataclasses.replace(sampling, regex=None, json_schema=schema, grammar=None)
+        return dataclasses.replace(sampling, regex=None, json_schema=schema, grammar=grammar)
     if sampling.regex is None and sampling.json_schema is None and sampling.grammar is None:
         return dataclasses.replace(sampling, grammar=answer_grammar(tools, format, model.known_tokenizer.control))
     return sampling

@@ -8,6 +8,7 @@ import msgspec
 
 from compat.openai import TokenLogprob
 from compat.openai.responses import (
+    ConversationReference,
     ErrorCode,
     IncompleteDetails,
     InputTokensDetails,
@@ -23,6 +24,7 @@ from compat.openai.responses import (
     Status,
     TextConfig,
 )
+from gateway.api.openai.chat import forwarded_fields
 from gateway.api.openai.logprobs import token_logprobs
 from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.responses.items import Event as ItemsEvent
@@ -63,6 +65,8 @@ class ResponseBuilder:
         `created`: time of creation in Unix seconds; now if left out."""
         self.id = id
         self.is_stored = is_stored
+        self.conversation = body.conversation_id
+        """Id of the conversation that the response is added to."""
         self._body = body
         self._checker = checker
         self._model = model
@@ -70,7 +74,7 @@ class ResponseBuilder:
         self._call = call
         self._created = int(time.time()) if created is None else created
         self._numbers = count()
-        self._items = Items(self._numbers)
+        self._items = Items(self._numbers, id, body.flat_tools, encrypts=body.includes_encrypted_reasoning)
         parser_factory = tool_call_parser_factory(body.chat, model)
         self._parser = None if parser_factory is None else parser_factory()
         self._pending_logprobs: list[TokenLogprob] = []
@@ -171,13 +175,14 @@ class ResponseBuilder:
             status=status,
             completed_at=int(time.time()) if status == "completed" else None,
             background=bool(body.background),
+            conversation=None if self.conversation is None else ConversationReference(self.conversation),
             error=error,
             incomplete_details=IncompleteDetails("max_output_tokens") if status == "incomplete" else None,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             max_tool_calls=body.max_tool_calls,
             metadata=body.metadata or {},
-            reasoning=ReasoningConfig(None if body.reasoning is None else body.reasoning.effort),
+            reasoning=ReasoningConfig(self._effort),
             model=self._call.model or self._model.id,  # a fallback has its own name
             output=list(self._items.done),
             parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -198,6 +203,11 @@ class ResponseBuilder:
             user=body.user,
             semantic=semantic_field(self._scope, [self._call]),
         )
+
+    @property
+    def _effort(self) -> str | None:
+        """The reasoning effort in effect: none for models that have no such setting."""
+        return forwarded_fields(self._body.chat, self._model).get("reasoning_effort")
 
 
 def encode_events(events: Iterable[Event]) -> bytes:
@@ -235,7 +245,10 @@ def stored_response(row: StoredResponse) -> Response:
 def error_of(error: FailedCall) -> ResponseError:
     """Return an error with one of OpenAI's few codes, and with this server's code as its type."""
     codes: dict[int, ErrorCode] = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
-    return ResponseError(codes.get(error.status, "server_error"), str(error), error.code or error.type)
+    code = codes.get(error.status, "server_error")
+    if error.code == "context_length_exceeded":  # clients such as Codex shorten the conversation then
+        code = "context_length_exceeded"
+    return ResponseError(code, str(error), error.code or error.type)
 
 
 def _usage(usages: Sequence[Usage]) -> ResponseUsage:

@@ -10,15 +10,20 @@ from compat.bounds import MAX_ELEMENTS
 from compat.openai import Message
 from compat.openai.messages import CalledFunction, MediaPart, RefusalPart, TextPart, ToolCall
 from compat.openai.responses import (
+    CustomToolCall,
+    FunctionToolCall,
     OutputItem,
     OutputMessage,
     ReasoningItem,
     Response,
     ResponseRequest,
+    ToolCallItem,
+    ToolSearchCall,
     items_of,
     to_messages,
 )
 from gateway.api.semantic.extension import Scope, agent_scope
+from compat.openai.responses.tools import SEARCH_NAME, arguments_of_input, flat_name
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
 from gateway.graph.session import Session
@@ -202,9 +207,8 @@ def _answer_message(output: Sequence[OutputItem]) -> list[Message]:
             reasoning += "".join(part.text for part in item.content)
         elif isinstance(item, OutputMessage):
             text = (text or "") + "".join(part.text for part in item.content)
-        elif _is_json(item.arguments):
-            function = CalledFunction(name=item.name, arguments=item.arguments)
-            tool_calls.append(ToolCall(id=item.call_id, function=function))
+        elif (tool_call := _tool_call(item)) is not None:
+            tool_calls.append(tool_call)
     if text is None and not tool_calls:
         return []
     content = None if text is None else Verbatim(text)
@@ -216,6 +220,22 @@ def _answer_message(output: Sequence[OutputItem]) -> list[Message]:
             reasoning_content=reasoning if tool_calls else None,
         )
     ]
+
+
+def _tool_call(item: ToolCallItem) -> ToolCall | None:
+    """Return a call as the model knows it; None if it was cut off."""
+    match item:
+        case FunctionToolCall():
+            name, arguments = flat_name(item.namespace or None, item.name), item.arguments
+        case CustomToolCall() if item.status == "incomplete":
+            return None
+        case CustomToolCall():
+            name, arguments = flat_name(item.namespace or None, item.name), arguments_of_input(item.input)
+        case ToolSearchCall():
+            name, arguments = SEARCH_NAME, json.dumps(item.arguments)
+    if not _is_json(arguments):
+        return None
+    return ToolCall(id=item.call_id, function=CalledFunction(name=name, arguments=arguments))
 
 
 def _is_json(text: str) -> bool:

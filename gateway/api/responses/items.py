@@ -1,6 +1,7 @@
 """Build the items of a response, and the events that describe their growth."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -8,7 +9,11 @@ from compat.openai import TokenLogprob
 from compat.openai.responses import (
     ArgumentsDelta,
     ArgumentsDone,
+    CustomToolCall,
+    FlatTool,
     FunctionToolCall,
+    InputDelta,
+    InputDone,
     ItemEvent,
     ItemStatus,
     OutputItem,
@@ -22,21 +27,44 @@ from compat.openai.responses import (
     ReasoningText,
     TextDelta,
     TextDone,
+    ToolCallItem,
+    ToolSearchCall,
+    write_reasoning,
 )
 from gateway.api.serializers.chat import new_tool_call_id
-from gateway.graph.ids import new_id
+from gateway.prompts.tool_calls.input_decoder import InputDecoder
 from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, ToolCallEvent, ToolCallStart
+from gateway.runtime.json_codec import BadJson, decode_json
 
-Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone
+_ToolCallEvent = ArgumentsDelta | ArgumentsDone | InputDelta | InputDone
+Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | _ToolCallEvent
+
+_PREFIXES = {
+    OutputMessage: "msg",
+    ReasoningItem: "rs",
+    FunctionToolCall: "fc",
+    CustomToolCall: "ctc",
+    ToolSearchCall: "tsc",
+}
+"""Prefixes of the items' ids, by type."""
 
 
 class Items:
     """Items of one answer. They are built one after another; at most one of them grows."""
 
-    def __init__(self, numbers: Iterator[int]) -> None:
-        """`numbers`: sequence numbers of the events."""
+    def __init__(
+        self, numbers: Iterator[int], id: str, tools: Mapping[str, FlatTool], *, encrypts: bool = False
+    ) -> None:
+        """`numbers`: sequence numbers of the events. `id`: id of the response, from which those of its items are made.
+        `tools`: tools by the names under which the model knows them. `encrypts`: whether reasoning has
+        `encrypted_content`."""
         self.done: list[OutputItem] = []
         self._numbers = numbers
+        self._id = id
+        self._tools = tools
+        self._encrypts = encrypts
+        self._input: InputDecoder | None = None
+        """Decoder of the input, if the growing item is a call of a custom tool."""
         self._growing: OutputItem | None = None
         """The item that grows, as it was when it started."""
         self._texts: list[str] = []
@@ -53,41 +81,76 @@ class Items:
         text."""
         match found:
             case AnswerText(text):
-                events = [] if isinstance(self._growing, OutputMessage) else self._start_item(_message())
+                events = [] if isinstance(self._growing, OutputMessage) else self._start_message()
                 self._logprobs += logprobs
                 return [*events, self._append(text, logprobs)]
             case ToolCallStart(_, name):
-                return self._start_item(_function_call(name))
+                return self._start_tool_call(name)
             case ToolCallArguments(_, text):
-                return [self._append(text)]
+                return self._append_arguments(text if self._input is None else self._input.push(text))
 
     def add_reasoning(self, text: str) -> list[Event]:
         """Add reasoning of the model."""
-        events = [] if isinstance(self._growing, ReasoningItem) else self._start_item(_reasoning())
+        is_open = isinstance(self._growing, ReasoningItem)
+        events = [] if is_open else self._start_item(ReasoningItem, content=[])
         return [*events, self._append(text)]
 
     def end(self, status: ItemStatus = "completed") -> list[Event]:
         """End the item that grows. With a status other than `completed`, the item is cut off."""
+        events = [] if self._input is None else self._append_arguments(self._input.finish())
         text = "".join(self._texts)
         match self._growing:
             case None:
                 return []
-            case OutputMessage(id=id):
-                part = OutputText(text=text, logprobs=self._logprobs)
-                item: OutputItem = OutputMessage(id=id, status=status, content=[part])
-            case ReasoningItem(id=id):
-                item = ReasoningItem(id=id, content=[ReasoningText(text=text)], status=status)
-            case FunctionToolCall(id=id, call_id=call_id, name=name):
-                item = FunctionToolCall(id=id, call_id=call_id, name=name, arguments=text, status=status)
-        events = list(_end_events(item, len(self.done), self._numbers))
-        self._growing, self._texts, self._logprobs = None, [], []
+            case OutputMessage():
+                fields: dict[str, Any] = {"content": [OutputText(text=text, logprobs=self._logprobs)]}
+            case ReasoningItem():
+                fields = {"content": [ReasoningText(text=text)]}
+                if self._encrypts:
+                    fields["encrypted_content"] = write_reasoning(text)
+            case FunctionToolCall():
+                fields = {"arguments": text}
+            case CustomToolCall():
+                fields = {"input": text}
+            case ToolSearchCall():
+                fields = {"arguments": _parsed(text)}
+        item = msgspec.structs.replace(self._growing, status=status, **fields)
+        events += _end_events(item, len(self.done), self._numbers)
+        self._growing, self._texts, self._logprobs, self._input = None, [], [], None
         self.done.append(item)
         return events
 
-    def _start_item(self, item: OutputItem) -> list[Event]:
-        """End the item before, and start this one."""
+    def _start_message(self) -> list[Event]:
+        return self._start_item(OutputMessage, content=[])
+
+    def _start_tool_call(self, name: str) -> list[Event]:
+        """Start a tool call. `name`: name under which the model knows the tool."""
+        tool, call_id = self._tools.get(name), new_tool_call_id()
+        if tool is None:
+            return self._start_item(FunctionToolCall, call_id=call_id, name=name, arguments="")
+        if tool.kind == "tool_search":
+            return self._start_item(ToolSearchCall, call_id=call_id, arguments={})
+        fields: dict[str, Any] = {"call_id": call_id, "name": tool.name}
+        if tool.namespace is not None:
+            fields["namespace"] = tool.namespace
+        if tool.kind == "function":
+            return self._start_item(FunctionToolCall, arguments="", **fields)
+        events = self._start_item(CustomToolCall, input="", **fields)
+        self._input = InputDecoder()
+        return events
+
+    def _append_arguments(self, text: str) -> list[Event]:
+        """Add to the arguments or the input of a tool call. The arguments of a search have no events."""
+        if isinstance(self._growing, ToolSearchCall):
+            self._texts.append(text)
+            return []
+        return [self._append(text)] if text else []
+
+    def _start_item(self, kind: type[OutputMessage | ReasoningItem | ToolCallItem], **fields: Any) -> list[Event]:
+        """End the item before, and start one of this type."""
         before = self.end()
-        self._growing = item
+        id = item_id(_PREFIXES[kind], self._id, len(self.done))
+        self._growing = item = kind(id=id, status="in_progress", **fields)
         return [*before, *_start_events(item, len(self.done), self._numbers)]
 
     def _append(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
@@ -108,6 +171,11 @@ def item_events(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Ev
             text = "".join([part.text for part in parts])
         case FunctionToolCall(arguments=text):
             started = msgspec.structs.replace(item, status="in_progress", arguments="")
+        case CustomToolCall(input=text):
+            started = msgspec.structs.replace(item, status="in_progress", input="")
+        case ToolSearchCall():
+            started = msgspec.structs.replace(item, status="in_progress", arguments={})
+            return [*_start_events(started, index, numbers), *_end_events(item, index, numbers)]
         case _:
             raise ValueError(f"unknown item: {item}")
     return [
@@ -117,22 +185,33 @@ def item_events(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Ev
     ]
 
 
-def _message() -> OutputMessage:
-    return OutputMessage(id=f"msg_{new_id(24)}", status="in_progress", content=[])
+def item_id(prefix: str, response_id: str, index: int) -> str:
+    """Return the id of an item of a response's output. `response_id_of` returns the response's id for it."""
+    return f"{prefix}_{response_id.removeprefix(_RESPONSE_PREFIX)}_o{index}"
 
 
-def _reasoning() -> ReasoningItem:
-    return ReasoningItem(id=f"rs_{new_id(24)}", content=[], status="in_progress")
+def response_id_of(item_id: str) -> str | None:
+    """Return the id of the response whose input or output has an item with this id; None if the id is of another
+    form."""
+    _, _, rest = item_id.partition("_")
+    digits, _, index = rest.rpartition("_")
+    return f"{_RESPONSE_PREFIX}{digits}" if digits and index else None
 
 
-def _function_call(name: str) -> FunctionToolCall:
-    id, call_id = f"fc_{new_id(24)}", new_tool_call_id()
-    return FunctionToolCall(id=id, call_id=call_id, name=name, arguments="", status="in_progress")
+_RESPONSE_PREFIX = "resp_"
+
+
+def _parsed(arguments: str) -> Any:
+    """Return the arguments of a search, as a text if they are not JSON."""
+    try:
+        return decode_json((arguments or "{}").encode())
+    except (BadJson, UnicodeError):
+        return arguments
 
 
 def _start_events(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
     yield ItemEvent(type="response.output_item.added", sequence_number=next(numbers), output_index=index, item=item)
-    if not isinstance(item, FunctionToolCall):
+    if isinstance(item, OutputMessage | ReasoningItem):
         part = OutputText(text="") if isinstance(item, OutputMessage) else ReasoningText(text="")
         yield _part("response.content_part.added", item.id, index, numbers, part)
 
@@ -150,6 +229,10 @@ def _delta_event(
             return ReasoningDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
         case FunctionToolCall(id=id):
             return ArgumentsDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
+        case CustomToolCall(id=id):
+            return InputDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
+        case ToolSearchCall():
+            raise ValueError("the arguments of a search have no events")
 
 
 def _end_events(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
@@ -172,6 +255,8 @@ def _end_events(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterato
             yield ArgumentsDone(
                 sequence_number=next(numbers), output_index=index, item_id=id, name=name, arguments=arguments
             )
+        case CustomToolCall(id=id, input=text):
+            yield InputDone(sequence_number=next(numbers), output_index=index, item_id=id, input=text)
     yield ItemEvent(type="response.output_item.done", sequence_number=next(numbers), output_index=index, item=item)
 
 

@@ -35,10 +35,15 @@ class ToolCallArguments:
 ToolCallEvent = AnswerText | ToolCallStart | ToolCallArguments
 
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
+_TEXT_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*\}[ \t]*\n')
+"""Head of a call whose input is the text after it; see `text_call_head`."""
+_TEXT_HEAD_BEGINS = re.compile(r'\{\s*"name"\s*:\s*"(?:[^"\\]|\\.)*"\s*\}[ \t]*')
 _MAX_HEAD = 400
 """Length in characters after which a text without a complete head is not a tool call."""
 _SLICE = 8_192
 """Number of characters that are searched for tool calls at a time."""
+_INPUT_BEGIN = '{"input": "'
+"""Beginning of the arguments of a call whose input is a text."""
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MARKS_BEGIN = frozenset(mark[:length] for mark in (_OPEN, _CLOSE) for length in range(len(mark) + 1))
 _NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -67,16 +72,22 @@ class ToolCallParser:
     """Finder of tool calls in an answer that grows. Text that turns out not to be a tool call becomes content, but a
     tool call that is cut off does not.
 
+    The arguments of a call whose input is a text are emitted as JSON, as those of other calls are.
+
     States: `text` is ordinary text, until a mark, or until JSON at the beginning of the answer. `between` follows a
     mark or a tool call: JSON with a name, or a closing mark, is expected. `arguments` is inside a tool call's
-    arguments. `behind` follows the arguments. In `plain`, no tool call follows.
+    arguments. `behind` follows the arguments. `input` is inside the text of a call. In `plain`, no tool call follows.
     """
 
-    def __init__(self, names: Sequence[str], *, forced: bool, repairs: bool = True) -> None:
+    def __init__(
+        self, names: Sequence[str], *, forced: bool, repairs: bool = True, text_names: Sequence[str] = ()
+    ) -> None:
         """`names`: names of the tools. `forced`: whether the answer consists of tool calls only. `repairs`: whether
-        arguments that are not JSON are repaired."""
+        arguments that are not JSON are repaired. `text_names`: names of the tools whose input may be a text after the
+        name."""
         self._repairs = repairs and not forced  # a forced tool call is constrained to its schema
         self._names = frozenset(names)
+        self._text_names = frozenset(text_names)
         self._forced = forced
         self._state = "between" if forced else "text"
         self._marked = False
@@ -102,7 +113,7 @@ class ToolCallParser:
     @property
     def whole(self) -> bool:
         """Return whether the arguments of the last tool call are complete."""
-        return self._state != "arguments"
+        return self._state not in ("arguments", "input")
 
     def push(self, text: str) -> list[ToolCallEvent]:
         """Add text, and return the events found in it."""
@@ -119,8 +130,13 @@ class ToolCallParser:
         if self._buffer or self._pending_mark or (self._state == "arguments" and self._arguments.held):
             if self._state == "arguments":
                 found.append(ToolCallArguments(self._calls - 1, self._arguments.held + self._buffer))
+            elif self._state == "input":
+                found.append(self._input(self._buffer))
             elif not self._hides(cut) and (self._calls == 0 or (self._pending_mark + self._buffer).strip(" \n\t,[]")):
                 found.append(AnswerText(self._pending_mark + self._buffer))
+        if self._state == "input" and not cut:
+            found.append(ToolCallArguments(self._calls - 1, '"}'))
+            self._state = "behind"
         self._buffer = self._pending_mark = ""
         return found
 
@@ -143,6 +159,8 @@ class ToolCallParser:
                         yield ToolCallArguments(self._calls - 1, piece)
                     if self._arguments.has_ended:
                         self._state = "behind"
+                case "input":
+                    yield from self._find_input_end()
                 case "behind":
                     self._buffer = self._buffer.lstrip()
                     if self._buffer:
@@ -153,6 +171,25 @@ class ToolCallParser:
                     self._buffer = ""
             if (self._state, self._buffer) == before:
                 return
+
+    def _find_input_end(self) -> Iterator[ToolCallEvent]:
+        """Emit the text of a call up to the closing mark, or as far as it cannot be a part of that."""
+        end = f"\n{_CLOSE}"
+        position = self._buffer.find(end) if self._marked else -1
+        if position >= 0:
+            if position:
+                yield self._input(self._buffer[:position])
+            yield ToolCallArguments(self._calls - 1, '"}')
+            self._buffer, self._state = self._buffer[position + 1 :], "between"
+            return
+        length = len(self._buffer) - (suffix_overlap(self._buffer, end) if self._marked else 0)
+        if length:
+            yield self._input(self._buffer[:length])
+            self._buffer = self._buffer[length:]
+
+    def _input(self, text: str) -> ToolCallArguments:
+        """Return a piece of a call's text as a piece of JSON."""
+        return ToolCallArguments(self._calls - 1, json.dumps(text, ensure_ascii=False)[1:-1])
 
     def _text(self, *, last: bool) -> Iterator[ToolCallEvent]:
         if not self._text_emitted and not self._calls and self._buffer.lstrip()[:1] in ("{", "["):
@@ -192,7 +229,15 @@ class ToolCallParser:
             self._buffer, self._pending_mark = rest[head.end() :], ""
             self._state, self._arguments = "arguments", self._new_reader()
             return
-        if last and self._hides(cut) and (_HEAD_BEGINS.fullmatch(rest) or rest in _MARKS_BEGIN):
+        text_head = _TEXT_HEAD.match(rest) if self._text_names else None
+        if text_head is not None and (name := _name(text_head[1])) in self._text_names:
+            yield ToolCallStart(self._calls, name)
+            yield ToolCallArguments(self._calls, _INPUT_BEGIN)
+            self._calls += 1
+            self._buffer, self._pending_mark, self._state = rest[text_head.end() :], "", "input"
+            return
+        is_text_head = bool(self._text_names) and _TEXT_HEAD_BEGINS.fullmatch(rest) is not None
+        if last and self._hides(cut) and (is_text_head or _HEAD_BEGINS.fullmatch(rest) or rest in _MARKS_BEGIN):
             named = _NAMED.match(rest)
             if named is not None and (name := _name(named[1])) in self._names:
                 yield ToolCallStart(self._calls, name)

@@ -10,7 +10,8 @@ class Tool:
     """A function that the client can run for the model.
 
     `schema`: schema of the arguments that the model reads. `enforced`: schema that constrains the arguments. `strict`:
-    whether it constrains calls that the model is free to make as well.
+    whether it constrains calls that the model is free to make as well. `input_lark`: grammar in Lark of a tool whose
+    one argument is a text; the model writes the text as it is, after the name, instead of arguments in JSON.
     """
 
     name: str
@@ -18,19 +19,29 @@ class Tool:
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
     strict: bool = False
     enforced: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+    input_lark: str | None = None
 
     def as_openai(self) -> dict[str, Any]:
         """Return the tool in OpenAI's format, which chat templates expect."""
-        function = {"name": self.name, "description": self.description, "parameters": dict(self.schema)}
-        return {"type": "function", "function": function}
+        return self._describe(self.description if self.input_lark is None else f"{self.description}\n{_TEXT_CALL}")
 
     def as_upstream(self) -> dict[str, Any]:
         """Return the tool for an upstream server, which may constrain calls by `strict`."""
-        described = self.as_openai()
+        described = self._describe(self.description)
         if self.strict:
             described["function"]["strict"] = True
         return described
 
+    def _describe(self, description: str) -> dict[str, Any]:
+        function = {"name": self.name, "description": description, "parameters": dict(self.schema)}
+        return {"type": "function", "function": function}
+
+
+_TEXT_CALL = (
+    "To call this tool, write only its name as JSON, then a line break, then the input as it is, without JSON and "
+    "without escapes."
+)
+"""Description of a call whose input is a text; see `text_call_head`."""
 
 Choice = Literal["none", "auto", "forced"]
 

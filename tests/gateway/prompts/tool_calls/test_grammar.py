@@ -8,7 +8,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from gateway.prompts.tool_calls.formats import HERMES, LLAMA, MISTRAL, ToolCallFormat
-from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema
+from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema, forced_grammar, text_call_head
 from gateway.prompts.tool_calls.tools import Tool, Tools
 
 TOOLS = [
@@ -101,3 +101,54 @@ def test_references_within_a_tools_schema_work_in_the_call_schema() -> None:
             jsonschema.validate([call] if parallel else call, call_schema)
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(json.loads(json.dumps(call).replace("2", '"two"')), call_schema)
+
+
+LINES = 'start: begin line+ end\nbegin: "BEGIN" LF\nend: "END"\nline: "+" /(.*)/ LF\n%import common.LF\n'
+ANYTHING = "start: SOURCE\nSOURCE: /[\\s\\S]+/\n"
+
+
+def accepts(grammar: str | None, tokens: list[int]) -> bool:
+    assert grammar is not None
+    vocabulary = LLTokenizer(TokenizerWrapper(ByteVocabulary()))
+    matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(grammar))
+    assert not matcher.is_error(), matcher.get_error()
+    if matcher.validate_tokens(tokens) < len(tokens):
+        return False
+    matcher.consume_tokens(tokens)
+    return bool(matcher.is_accepting())
+
+
+@pytest.mark.parametrize("format", [HERMES, LLAMA, MISTRAL, "mistral with a control token"])
+def test_the_input_of_a_tool_with_a_grammar_is_a_text_that_matches_it(format: ToolCallFormat | str) -> None:
+    control = {"[TOOL_CALLS]": MARK} if isinstance(format, str) else {}
+    format = MISTRAL if isinstance(format, str) else format
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    known = [
+        Tool("edit", input_lark=LINES, strict=True),
+        Tool("run", input_lark=ANYTHING, strict=True),
+        Tool("add", enforced=schema, strict=True),
+    ]
+    free = answer_grammar(Tools(known), format, control)
+    forced = forced_grammar(Tools(known, "forced", known), format)
+
+    def tokens(call: str, end: str) -> list[int]:
+        before = [MARK, *format.begin.removeprefix("[TOOL_CALLS]").encode()] if control else list(format.begin.encode())
+        return [*before, *call.encode(), *end.encode()]
+
+    for call, is_valid in (
+        (text_call_head("edit") + 'BEGIN\n+a "b"\n+\nEND', True),
+        (text_call_head("edit") + "BEGIN\n-a\nEND", False),
+        (text_call_head("edit") + "BEGIN\n+a\n", False),
+        (text_call_head("edit") + "BEGIN\n+a\nEND and more", False),
+        (text_call_head("run") + "let x = {};\n", True),
+        (f'{{"name": "edit", "{format.arguments}": {{"input": "BEGIN"}}}}', False),
+        (f'{{"name": "add", "{format.arguments}": {{"a": 3}}}}', True),
+        (f'{{"name": "add", "{format.arguments}": {{"a": "3"}}}}', False),
+    ):
+        assert accepts(forced, list(call.encode())) == is_valid, call
+        is_listed = format.listed and '"add"' in call
+        assert accepts(free, tokens(f"[{call}]" if is_listed else call, format.end)) == is_valid, call
+    assert accepts(free, list(b"Just text."))
+    assert forced_grammar(Tools(known, "forced", known[2:]), format) is None, "a schema describes it"
+    only = Tools(known[:2])
+    assert accepts(answer_grammar(only, format, control), tokens(text_call_head("run") + "x", format.end))

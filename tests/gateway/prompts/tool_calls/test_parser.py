@@ -218,3 +218,41 @@ def test_many_calls_take_linear_time() -> None:
     found = [*reader.push(call * 30_000), *reader.finish()]
     assert sum(isinstance(piece, ToolCallStart) for piece in found) == 30_000
     assert time.monotonic() - began < 5, "30 s if each call copies the rest of the text"
+
+
+TEXT_CALLS: list[tuple[str, bool, bool, str, list[tuple[str, str]]]] = [
+    (
+        'Now:\n<tool_call>\n{"name": "edit"}\n+ "a"\\\n\n</tool_call>\n<tool_call>\n'
+        '{"name": "add", "arguments": {}}\n</tool_call>',
+        *(False, False, "Now:", [("edit", '+ "a"\\\n'), ("add", "{}")]),
+    ),
+    ('{"name": "edit"}\nBEGIN\n</tool_call>\nEND', True, False, "", [("edit", "BEGIN\n</tool_call>\nEND")]),
+    ('{"name": "edit"}\nBEG', True, True, "", [("edit", "BEG")]),
+    ('<tool_call>\n{"name": "edit"}\nBEG\n</tool', False, True, "", [("edit", "BEG\n</tool")]),
+    ('<tool_call>\n{"name": "edit", "arguments": {"input": "x"}}\n</tool_call>', False, False, "", [("edit", "x")]),
+    ('{"name": "add"}\nBEGIN', False, False, '{"name": "add"}\nBEGIN', []),
+]
+
+
+@pytest.mark.parametrize(("text", "forced", "is_cut", "content", "calls"), TEXT_CALLS)
+def test_the_input_of_a_call_may_be_a_text(
+    text: str, forced: bool, is_cut: bool, content: str, calls: list[tuple[str, str]]
+) -> None:
+    pick = random.Random(1)
+    for _ in range(50):
+        parser = ToolCallParser([*NAMES, "edit"], forced=forced, text_names=["edit"])
+        found = [event for piece in cut(text, pick) for event in parser.push(piece)]
+        found += parser.finish(cut=is_cut)
+        assert "".join(event.text for event in found if isinstance(event, AnswerText)) == content
+        names = [event.name for event in found if isinstance(event, ToolCallStart)]
+        arguments = ["" for _ in names]
+        for event in found:
+            if isinstance(event, ToolCallArguments):
+                arguments[event.index] += event.text
+        assert names == [name for name, _ in calls]
+        for (name, expected), written in zip(calls, arguments, strict=True):
+            if is_cut:
+                assert written == json.dumps({"input": expected})[:-2]
+            else:
+                assert json.loads(written) == ({"input": expected} if name == "edit" else json.loads(expected))
+        assert parser.whole == (not is_cut or not calls)
