@@ -252,7 +252,7 @@ class OpenAIContext:
             for piece, token_ids, finish in answer.feed(data):
                 text.append(piece.text)
                 tokens.extend(token_ids)
-                on_event(TokenDelta(piece, finish))
+                on_event(TokenDelta(piece, finish, stop_string=answer.stop_string if finish else None))
             if answer.has_ended and response.timeout != _TAIL_SECONDS:  # only token counts can follow
                 response.timeout = _TAIL_SECONDS
                 response.deadline = time.monotonic() + _TAIL_SECONDS

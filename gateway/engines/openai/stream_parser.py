@@ -99,6 +99,9 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
     token_ids: list[int] | None = None
+    # the stop string or stop token that was found: vLLM's name and SGLang's
+    stop_reason: Any = None
+    matched_stop: Any = None
 
 
 class _Chunk(msgspec.Struct):
@@ -180,6 +183,8 @@ class AnswerParser:
         self.usage: ReportedUsage | None = None
         """Token counts as reported by the server, if they are valid."""
         self.has_ended = False
+        self.stop_string: str | None = None
+        """Stop string that ended the answer, if the server reports it."""
         self._events = SseParser()
         self._tool_call_count = 0
         """Number of tool calls whose text has begun."""
@@ -220,6 +225,8 @@ class AnswerParser:
                 text += self._tool_calls_text(message.tool_calls)
         finish = None
         if choice.finish_reason:
+            found = choice.stop_reason or choice.matched_stop
+            self.stop_string = found if isinstance(found, str) else None
             if choice.finish_reason == "abort":
                 raise ValueError("the server aborted the answer")
             finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"
