@@ -105,8 +105,8 @@ class PrefillResult(NamedTuple):
 
 class TokenDelta(NamedTuple):
     """Output of one step. `finish`: `stop` or `length`, on the last one. `accepted`: predicted tokens that were right.
-    `rejected`: predicted tokens that were verified and wrong. `stop_string`: the stop string that ended the text, if one
-    did and the engine reports it."""
+    `rejected`: predicted tokens that were verified and wrong.
+    `stop_string`: the stop string that ended the text, if the engine reports it."""
 
     piece: Piece
     finish: str | None
