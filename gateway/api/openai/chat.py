@@ -58,7 +58,8 @@ class ChatSpecBuilder:
     """Builder of the call that a chat completion asks for.
 
     `references`: whether `<<name>>` is a reference. `where`: path of the request in a larger one. `field`: the field
-    with the conversation; `places`: paths of the messages' contents, if these are not the usual ones.
+    with the conversation; `places`: paths of the messages' contents, if these are not the usual ones. `upstream_hints`:
+    further fields for an upstream server, which drops those that it does not support.
     """
 
     body: ChatCompletionRequest
@@ -67,6 +68,7 @@ class ChatSpecBuilder:
     where: str = ""
     field: str = "messages"
     places: Sequence[str] = ()
+    upstream_hints: Mapping[str, Any] | None = None
 
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
@@ -91,7 +93,7 @@ class ChatSpecBuilder:
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=bool(body.continue_final_message),
             template_options=body.chat_template_kwargs,
-            upstream_fields=_forwarded_fields(body, model),
+            upstream_fields={**_forwarded_fields(body, model), **(self.upstream_hints or {})},
             where=where,
             field=self.field,
             content_paths=self.places,

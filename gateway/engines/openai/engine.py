@@ -140,6 +140,9 @@ class OpenAIEngine:
     def _messages(self, conversation: Messages) -> dict[str, Any]:
         messages = [_to_wire(message) for message in conversation.messages]
         body: dict[str, Any] = {"messages": messages, **conversation.fields}
+        enable_thinking = body.pop("enable_thinking", None)
+        if enable_thinking is not None and self.upstream.profile.accepts_template_options:
+            body["chat_template_kwargs"] = {"enable_thinking": enable_thinking}
         if conversation.is_open and not messages[-1]["content"]:
             messages.pop()  # the answer has no text yet, so there is nothing to continue
         elif conversation.is_open:
