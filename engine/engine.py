@@ -473,6 +473,7 @@ def _apply_tokens(chunk: Chunk, samples: list[SampledToken], position: int, upda
         sequence.generation = None
         sequence.truncate(position + len(tokens))  # discards the tokens that the next step samples after it
         if progress.finish == "stop":
+            update.stop_string = generation.stop_string
             length, rest = generation.emitted_tokens(sequence.tokens)
             sequence.truncate(length)
             sequence.tokens += rest

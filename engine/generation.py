@@ -214,6 +214,11 @@ class Generation:
             return self._end(text, "length")
         return Progress(text, None)
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text; None if none did."""
+        return self._stops.found
+
     def _is_full(self, count: int) -> bool:
         """Return whether `count` tokens are all that may be generated."""
         return count - self.prefix_count >= self.limit or count >= self.room
@@ -250,6 +255,8 @@ class StopStrings:
         self._matched = [0] * len(stops)
         """Number of characters of each stop string that the text ends with."""
         self._held_text = ""
+        self.found: str | None = None
+        """The stop string that was found."""
 
     def push(self, piece: str) -> tuple[str, bool]:
         """Return the text to emit now, and whether a stop string was found. After a stop string no later text is
@@ -268,7 +275,8 @@ class StopStrings:
                 length += stop[length] == character
                 if length == len(stop):
                     begin = position - length
-                    begins = begin if begins < 0 else min(begins, begin)
+                    if begins < 0 or begin < begins:
+                        begins, self.found = begin, stop
                     length = 0
                     break
             self._matched[number] = length

@@ -151,6 +151,7 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     `missed`: number of computed tokens by the reason of the cache miss, see `MissReason` in `engine/kv/cache.py`.
     `held`, `starved`: how long the fill waited for room in a step, and for KV memory, in seconds.
     `accepted`, `rejected`: tokens of the prediction that the check accepted and rejected.
+    `stop_string`: the stop string that ended the text, if one did.
     """
 
     context: int
@@ -166,6 +167,7 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     missed: dict[str, int] = {}
     accepted: int = 0
     rejected: int = 0
+    stop_string: str | None = None
 
 
 class StepReport(msgspec.Struct, frozen=True, tag="step"):

@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from gateway.api import health
+from gateway.api.anthropic import count_tokens, messages
 from gateway.api.openai import chat, completions, models
 from gateway.api.openai import tokenize as tokens
 from gateway.api.parrot import routes as parrot
@@ -123,7 +124,20 @@ def build_cluster(
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
     """Return the HTTP application over the services. `inner`: middlewares that run after authentication."""
     keys = ApiKeys(settings.keys())
-    resources = [chat, responses, completions, tokens, models, sessions, variables, graphs, events, health]
+    resources = [
+        chat,
+        responses,
+        messages,
+        count_tokens,
+        completions,
+        tokens,
+        models,
+        sessions,
+        variables,
+        graphs,
+        events,
+        health,
+    ]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
     if settings.parrot_api:
         resources.append(parrot)

@@ -12,6 +12,13 @@ from gateway.telemetry.metrics import UNFINISHED, render_metrics
 routes = web.RouteTableDef()
 
 
+@routes.get("/")
+@operation(Health)
+async def root(request: web.Request) -> web.Response:
+    """Return 200: some clients send HEAD to the base URL before they send requests."""
+    return json_response({"status": "ok"})
+
+
 @routes.get("/health")
 @operation(Health)
 async def health(request: web.Request) -> web.Response:

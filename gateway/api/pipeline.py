@@ -178,7 +178,7 @@ async def respond(
 
 async def _stream(request: web.Request, calls: Sequence[Call], serializer: Serializer) -> web.StreamResponse:
     """Write the events of the answers while they are generated. Raises FailedCall before the first event."""
-    stream = EventStream(request)
+    stream = EventStream(request, serializer.heartbeat)
     writer = StreamWriter(stream, serializer, _STATUS_SECONDS, serializer.prepare_end)
     try:
         events = await writer.run([call.session.read(call.output) for call in calls])

@@ -105,12 +105,14 @@ class PrefillResult(NamedTuple):
 
 class TokenDelta(NamedTuple):
     """Output of one step. `finish`: `stop` or `length`, on the last one. `accepted`: predicted tokens that were right.
-    `rejected`: predicted tokens that were verified and wrong."""
+    `rejected`: predicted tokens that were verified and wrong.
+    `stop_string`: the stop string that ended the text, if the engine reports it."""
 
     piece: Piece
     finish: str | None
     accepted: int = 0
     rejected: int = 0
+    stop_string: str | None = None
 
 
 class TokenCounts(NamedTuple):

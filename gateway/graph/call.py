@@ -162,6 +162,8 @@ class Call:
     failure: Failure | None = None
     usage: Usage = field(default_factory=Usage)
     finish_reason: str | None = None
+    stop_string: str | None = None
+    """Stop string that ended the text, if the engine reported one."""
     engine: str | None = None
     model: str | None = None
     """Model whose rendering of the prompt was sent."""

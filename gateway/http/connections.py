@@ -114,7 +114,7 @@ class _Handler(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer invalid HTTP with an error in OpenAI's format.
+        """Answer invalid HTTP with an error in the format of the request's API.
 
         aiohttp would log a traceback each time, so a client could flood the log.
         """
@@ -122,7 +122,7 @@ class _Handler(RequestHandler):
             return super().handle_error(request, status, exc, message)
         log.debug("%s sent invalid HTTP: %s", request.remote, exc)
         text = " ".join((message or "").split()) or "invalid HTTP request"
-        answer = error_answer(RequestError(status, text, code="invalid_http"))
+        answer = error_answer(RequestError(status, text, code="invalid_http"), request)
         answer.force_close()
         return answer
 

@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from compat.anthropic import REFUSED_BY_MESSAGES
 from compat.openai import REFUSED
 from compat.openai.base import FIELD_ERROR
 from gateway.errors import RequestError, field_path
@@ -181,7 +182,7 @@ def _validation_error(error: ValidationError, content: Any, where: str) -> Reque
     parts, problem = max(problems, key=lambda each: (len(each[0]), each[1]["type"] == "too_long"))
     param = field_path(where, ".".join(parts)) or None
     if problem["type"] == "extra_forbidden":
-        reason = f": {REFUSED[parts[-1]]}" if parts[-1] in REFUSED else ""
+        reason = f": {_REASONS[parts[-1]]}" if parts[-1] in _REASONS else ""
         return RequestError(400, f"{param!r} is not supported{reason}", code="unsupported_parameter", param=param)
     if problem["type"] == "missing":
         return RequestError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
@@ -193,6 +194,9 @@ def _validation_error(error: ValidationError, content: Any, where: str) -> Reque
     code = "unsupported_value" if problem["type"] == "literal_error" else "invalid_value"
     return RequestError(400, f"{param}: {message}" if param else message, code=code, param=param)
 
+
+_REASONS = {**REFUSED_BY_MESSAGES, **REFUSED}
+"""Reasons for which known fields are refused."""
 
 _MAX_SEARCHED_STEPS = 24
 """Number of elements from which `_find_path` does not try all ways to read pydantic's path: n elements may have 2**n

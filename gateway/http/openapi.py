@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from compat.openai import ErrorBody
 from gateway.http.json_body import json_response
-from gateway.http.middleware.auth import OPEN_ROUTES
+from gateway.http.middleware.auth import KEY_HEADER, OPEN_ROUTES
 
 PATH = "/openapi.json"
 EVENTS = "text/event-stream"
@@ -36,6 +36,7 @@ _STATUS_TEXTS = {
     424: "A variable that this call depends on has failed.",
     429: "Too many requests in progress. See Retry-After.",
     503: "Unavailable: the model is loading, its engine was lost, or the server is stopping. See Retry-After.",
+    529: "Unavailable: the model is loading, its engine was lost, or the server is stopping.",
     504: "Timeout: the variable has no final state yet. Its call continues.",
 }
 """Descriptions of the statuses of errors."""
@@ -103,7 +104,10 @@ def document(routes: Iterable[web.AbstractRoute], open_routes: Collection[str] =
         "paths": paths,
         "components": {
             "schemas": _schemas(described),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "x_api_key": {"type": "apiKey", "in": "header", "name": KEY_HEADER},
+            },
         },
     }
 
@@ -134,7 +138,7 @@ def _path_item(route: web.AbstractRoute, path: str, spec: Operation, secured: bo
             str(spec.status): {"description": "success", "content": success},
             **{str(status): {"description": _STATUS_TEXTS[status], "content": failure} for status in sorted(errors)},
         },
-        "security": [{"key": []}] if secured else [],
+        "security": [{"key": []}, {"x_api_key": []}] if secured else [],
     }
     if details.strip():
         described["description"] = " ".join(details.split())

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
 
+from gateway.http.anthropic import request_id_headers
 from gateway.http.slow_client import STREAM_SECONDS, wait_written
 from gateway.http.warnings import warning_headers
 from gateway.runtime.json_codec import encode_json
@@ -37,11 +38,17 @@ def named_event(name: str, value: Any, id: int | None = None) -> bytes:
     return head.encode() + b"data: " + encode_json(value) + b"\n\n"
 
 
+HEARTBEAT = b": waiting\n\n"
+"""Comment that keeps a stream alive."""
+
+
 class EventStream:
     """Writer of events to one client. It does not notice a disconnect; the task that handles the request does."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, heartbeat: Callable[[], bytes] = lambda: HEARTBEAT) -> None:
+        """`heartbeat`: returns the events that are written after a silence."""
         self._request = request
+        self._heartbeat = heartbeat
         self._reader: asyncio.Task[Any] | None = None
         """Task that waits for the next event."""
         self._due = 0.0
@@ -59,7 +66,7 @@ class EventStream:
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",
-                "x-request-id": request[REQUEST_ID],
+                **request_id_headers(request, request[REQUEST_ID]),
                 **warning_headers(request),
             }
         )
@@ -85,7 +92,7 @@ class EventStream:
     async def with_heartbeats(
         self, wait: Callable[[], Awaitable[_Result]], first: float = HEARTBEAT_SECONDS
     ) -> _Result:
-        """Return the result of `wait`, and send comments as heartbeats until then.
+        """Return the result of `wait`, and send heartbeats until then.
 
         The heartbeats cancel `wait` and call it again. `first`: longest silence before the headers are sent, in
         seconds.
@@ -104,7 +111,7 @@ class EventStream:
                 self._timer_fired = False
             finally:
                 self._due = math.inf
-            await self.write(b": waiting\n\n")
+            await self.write(self._heartbeat())
 
     def _start_timer(self, seconds: float) -> None:
         loop = self._loop

@@ -15,6 +15,8 @@ class PromptBuilder(ABC):
 
     tool_call_format: ToolCallFormat
     """Format in which the model writes tool calls."""
+    takes_late_system: bool = False
+    """Whether a system message may follow other messages. It is false if only an upstream server knows the template."""
 
     @abstractmethod
     def unbounded(self) -> Self:

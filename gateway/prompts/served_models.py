@@ -10,6 +10,8 @@ from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError, field_path
 from gateway.prompts.builder import PromptBuilder
 
+_BUILT_IN_NAMES = "claude-"
+"""Beginning of the names of models that clients of Anthropic's API use on their own."""
 _MAX_LISTED = 20
 """Maximum number of models that an error lists."""
 
@@ -53,6 +55,8 @@ class ServedModels:
         self._wait_seconds = wait_seconds
         self._served: dict[str, ServedModel] = {}
         self._aliases: dict[str, str] = {}
+        self._patterns: dict[str, str] = {}
+        """Models by the aliases that are patterns."""
         self._fallbacks: dict[str, Sequence[str]] = {}
         self._started = asyncio.Event()
 
@@ -64,9 +68,28 @@ class ServedModels:
     def set_aliases(self, aliases: Mapping[str, str], fallbacks: Mapping[str, Sequence[str]]) -> None:
         """Set aliases and fallbacks.
 
-        `aliases`: models by their other names. `fallbacks`: for each model, the models that replace it, in order.
+        `aliases`: models by their other names, in which `*` stands for any text. Of several patterns that match, the
+        first counts; other names go before patterns. `fallbacks`: for each model, the models that replace it, in order.
         """
-        self._aliases, self._fallbacks = dict(aliases), dict(fallbacks)
+        self._fallbacks = dict(fallbacks)
+        self._aliases = {name: model for name, model in aliases.items() if "*" not in name}
+        self._patterns = {name: model for name, model in aliases.items() if "*" in name}
+
+    async def get_or_substitute(self, name: str) -> ServedModel:
+        """Return the model of that name or alias. If there is none and the name begins with `claude-`, return the only
+        model: agents use such names on their own. Raises RequestError as `get` does."""
+        if name.startswith(_BUILT_IN_NAMES) and self._find(name) is None:
+            served = await self.all()
+            if len(served) == 1:
+                return served[0]
+        return await self.get(name)
+
+    def _find(self, name: str) -> ServedModel | None:
+        """Return the model of that name, alias or alias pattern."""
+        target = self._aliases.get(name)
+        if target is None and name not in self._served:
+            target = next((model for pattern, model in self._patterns.items() if _matches(pattern, name)), None)
+        return self._served.get(target or name)
 
     def fallbacks_of(self, model: ServedModel) -> list[ServedModel]:
         """Return the models that answer if no engine of this model does, in order."""
@@ -104,9 +127,24 @@ class ServedModels:
         """
         if not self._served:
             await self._ready()
-        served, name = self._served, self._aliases.get(name, name)
-        if name not in served:
+        model = self._find(name)
+        if model is None:
+            served = self._served
             near = difflib.get_close_matches(name, [*served, *self._aliases], n=1) or list(served)[:_MAX_LISTED]
             message = f"The model {name!r} does not exist; served: {', '.join(near)}"
             raise RequestError(404, message, code="model_not_found", param=field_path(where, "model"))
-        return served[name]
+        return model
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Return whether a name matches a pattern in which `*` stands for any text. It takes linear time."""
+    first, *middle, last = pattern.split("*")
+    if not name.startswith(first) or not name.endswith(last) or len(name) < len(first) + len(last):
+        return False
+    position, end = len(first), len(name) - len(last)
+    for part in middle:
+        position = name.find(part, position, end)
+        if position < 0:
+            return False
+        position += len(part)
+    return True

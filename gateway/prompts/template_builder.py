@@ -41,6 +41,7 @@ class TemplatePromptBuilder(PromptBuilder):
         self._window = window
         source = tokenizer.chat_template or ""
         self._template = None if tokenizer.chat_template is None else ChatTemplate(source, tokenizer.special_texts)
+        self.takes_late_system = self._template is not None and self._template.takes_late_system
         self._can_reason = REASONING_END in source
         """Whether the model may write reasoning before its answers."""
         self.tool_call_format = format_of_template(source)

@@ -413,7 +413,7 @@ class CallAttempt:
             if call.state.is_final:  # the call has just been cancelled
                 return
             if isinstance(event, TokenDelta):
-                piece, finish, accepted, rejected = event
+                piece, finish, accepted, rejected, stop_string = event
                 if parser is not None:
                     before = parser.reasoning_tokens
                     reasoning, answer = parser.push(piece.text, tokens=piece.tokens, last=finish is not None)
@@ -425,7 +425,7 @@ class CallAttempt:
                 usage.completion += piece.tokens
                 usage.accepted += accepted
                 usage.rejected += rejected
-                call.finish_reason = finish or call.finish_reason
+                call.finish_reason, call.stop_string = finish or call.finish_reason, stop_string
                 pieces.append(piece)
                 for target in targets:
                     target.append(piece)

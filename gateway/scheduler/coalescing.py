@@ -40,4 +40,4 @@ async def copy_outputs(call: Call, leader: Call) -> None:
             target.complete()
     usage = leader.usage
     call.usage = Usage(usage.prompt, usage.prompt, usage.completion, reasoning=usage.reasoning)
-    call.finish_reason = leader.finish_reason
+    call.finish_reason, call.stop_string = leader.finish_reason, leader.stop_string

@@ -239,6 +239,6 @@ def _reset(call: Call) -> bool:
         return False
     for variable in unfinished:
         variable.restart()
-    call.usage, call.finish_reason = Usage(), None
+    call.usage, call.finish_reason, call.stop_string = Usage(), None, None
     call.set_state(CallState.WAITING)
     return True

@@ -97,8 +97,10 @@ def test_stop_strings_do_not_depend_on_token_boundaries(text: str, cuts: list[in
         assert text.startswith(shown)
         assert len(shown) <= max(found)
         assert not any(stop in shown for stop in stops)
+        assert matcher.found is not None
+        assert text.startswith(shown + matcher.found), "it is the one that was found"
     else:
-        assert (shown, matched) == (text, False)
+        assert (shown, matched, matcher.found) == (text, False, None)
 
 
 @pytest.mark.parametrize("limit", [1, 3])

@@ -58,6 +58,7 @@ class ChatSpecBuilder:
 
     `references`: names for which `<<name>>` is a reference. `where`: path of the request in a larger one. `field`: the
     field with the conversation; `places`: paths of the messages' contents, if these are not the usual ones.
+    `upstream_hints`: further fields for an upstream server, which drops those that it does not support.
     """
 
     body: ChatCompletionRequest
@@ -66,6 +67,7 @@ class ChatSpecBuilder:
     where: str = ""
     field: str = "messages"
     places: Sequence[str] = ()
+    upstream_hints: Mapping[str, Any] | None = None
     warning: str = ""
     """Part of the request that does not apply, once the call is built."""
 
@@ -93,7 +95,7 @@ class ChatSpecBuilder:
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=bool(body.continue_final_message),
             template_options=body.chat_template_kwargs,
-            upstream_fields=forwarded_fields(body, model),
+            upstream_fields={**forwarded_fields(body, model), **(self.upstream_hints or {})},
             where=where,
             field=self.field,
             content_paths=self.places,

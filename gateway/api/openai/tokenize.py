@@ -1,6 +1,7 @@
 """POST /tokenize and /detokenize, as in vLLM; POST /v1/embeddings, which is refused."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -44,9 +45,13 @@ async def tokenize(request: web.Request) -> web.Response:
 def _check_size(body: TokenizeRequest) -> None:
     """Raise RequestError if the text is too long."""
     if body.messages is None:
-        texts, param = [body.prompt or ""], "prompt"
+        check_text_size([body.prompt or ""], "prompt")
     else:
-        texts, param = [part for message in body.messages for part in _texts(message)], "messages"
+        check_text_size([part for message in body.messages for part in _texts(message)], "messages")
+
+
+def check_text_size(texts: Sequence[str], param: str) -> None:
+    """Raise RequestError if texts are too long to be tokenised for one request. `param`: the field with them."""
     size = sum(map(len, texts))
     if size <= _MAX_BYTES:
         size = sum(len(text.encode(errors="surrogatepass")) for text in texts)

@@ -22,8 +22,8 @@ from compat.openai.responses import (
     items_of,
     to_messages,
 )
-from gateway.api.semantic.extension import Scope, agent_scope
 from compat.openai.responses.tools import SEARCH_NAME, arguments_of_input, flat_name
+from gateway.api.semantic.extension import Scope, agent_scope
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
 from gateway.graph.session import Session

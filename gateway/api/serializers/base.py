@@ -12,6 +12,7 @@ from gateway.errors import FailedCall
 from gateway.graph.call import Call, CallState, Usage
 from gateway.graph.errors import Failure
 from gateway.graph.variable import Piece
+from gateway.http.sse import HEARTBEAT
 
 SemanticField = SemanticInfo | msgspec.UnsetType
 """The `semantic` object of an answer; absent if the session has no name."""
@@ -60,6 +61,10 @@ class Serializer(ABC):
     @abstractmethod
     def error_events(self, error: FailedCall) -> bytes:
         """Return the last events of a stream in which a call failed."""
+
+    def heartbeat(self) -> bytes:
+        """Return what a stream sends after a silence."""
+        return HEARTBEAT
 
     def prepare_end(self, index: int) -> Awaitable[None] | None:
         """Return an awaitable that has to end before `end_events`, or None. Other outputs grow meanwhile."""

@@ -378,7 +378,7 @@ class EngineClientContext:
                     )
                     self._filled = 0
                 piece = Piece(update.text, len(update.tokens), self._answer_logprobs(update.logprobs))
-                self._on_event(TokenDelta(piece, update.finish, update.accepted, update.rejected))
+                self._on_event(TokenDelta(piece, update.finish, update.accepted, update.rejected, update.stop_string))
         except Exception as error:  # it must not end the connection, which other contexts share
             self._end_future.set_exception(error)
             return

@@ -142,6 +142,9 @@ class OpenAIEngine:
     def _messages(self, conversation: Messages) -> dict[str, Any]:
         messages = [_to_wire(message) for message in conversation.messages]
         body: dict[str, Any] = {"messages": messages, **conversation.fields}
+        enable_thinking = body.pop("enable_thinking", None)
+        if enable_thinking is not None and self.upstream.profile.accepts_template_options:
+            body["chat_template_kwargs"] = {"enable_thinking": enable_thinking}
         if conversation.is_open and not messages[-1]["content"]:
             messages.pop()  # the answer has no text yet, so there is nothing to continue
         elif conversation.is_open:
@@ -254,7 +257,7 @@ class OpenAIContext:
             for piece, token_ids, finish in answer.feed(data):
                 text.append(piece.text)
                 tokens.extend(token_ids)
-                on_event(TokenDelta(piece, finish))
+                on_event(TokenDelta(piece, finish, stop_string=answer.stop_string if finish else None))
             if answer.has_ended and response.timeout != _TAIL_SECONDS:  # only token counts can follow
                 response.timeout = _TAIL_SECONDS
                 response.deadline = time.monotonic() + _TAIL_SECONDS

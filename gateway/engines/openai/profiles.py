@@ -26,6 +26,7 @@ class Profile:
     last message, or not at all. `regex_field`, `grammar_field`: fields that constrain an answer. `salt_field`: field
     that separates caches. `priority_field`: field with the priority, and whether lower values go first.
     `accepts_tokens`: whether prompts can be tokens. `accepts_prediction`: whether it accepts a predicted output.
+    `accepts_template_options`: whether it passes `chat_template_kwargs` to its chat template.
     `health_path`: path of the health check. `load_metrics`: metrics whose sum is the number of its requests.
     """
 
@@ -39,6 +40,7 @@ class Profile:
     priority_field: tuple[str, bool] | None = None
     accepts_tokens: bool = False
     accepts_prediction: bool = False
+    accepts_template_options: bool = False
     health_path: str = "/v1/models"
     load_metrics: Collection[str] = ()
 
@@ -137,6 +139,7 @@ VLLM = Profile(
     salt_field="cache_salt",
     priority_field=("priority", True),
     accepts_tokens=True,
+    accepts_template_options=True,
     health_path="/health",
     load_metrics=("vllm:num_requests_running", "vllm:num_requests_waiting"),
 )
@@ -148,6 +151,7 @@ SGLANG = Profile(
     salt_field="cache_salt",
     priority_field=("priority", False),
     accepts_tokens=True,
+    accepts_template_options=True,
     health_path="/health",
     load_metrics=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
 )
@@ -156,6 +160,7 @@ LLAMACPP = Profile(
     fields=_SAMPLING - {"stop_token_ids", "min_tokens", "skip_special_tokens"},
     continuation="always",
     accepts_tokens=True,
+    accepts_template_options=True,
     health_path="/health",
     load_metrics=("llamacpp:requests_processing", "llamacpp:requests_deferred"),
 )
@@ -167,6 +172,7 @@ MYNA = Profile(
     grammar_field="guided_grammar",
     salt_field="cache_salt",
     accepts_tokens=True,
+    accepts_template_options=True,
     accepts_prediction=True,
     health_path="/health/ready",
     load_metrics=("myna_calls_unfinished",),

@@ -87,6 +87,9 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
     token_ids: list[int] | None = None
+    # the stop string or stop token that was found: vLLM's name and SGLang's
+    stop_reason: Any = None
+    matched_stop: Any = None
 
 
 class _Chunk(msgspec.Struct):
@@ -169,6 +172,8 @@ class AnswerParser:
         self.usage: ReportedUsage | None = None
         """Token counts as reported by the server, if they are valid."""
         self.has_ended = False
+        self.stop_string: str | None = None
+        """Stop string that ended the answer, if the server reports it."""
         self._events = SseParser()
         self._tool_calls = ToolCallWriter(malformed)
         self._size = 0
@@ -208,6 +213,8 @@ class AnswerParser:
                 text += self._tool_calls.add(message.tool_calls, whole=choice.delta is None)
         finish = None
         if choice.finish_reason:
+            found = choice.stop_reason or choice.matched_stop
+            self.stop_string = found if isinstance(found, str) else None
             if choice.finish_reason == "abort":
                 raise ValueError("the server aborted the answer")
             finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Awaitable, Collection, Iterable
+from contextlib import suppress
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -12,7 +13,10 @@ from gateway.errors import RequestError
 TENANT = web.RequestKey("tenant", str)
 """Tenant of a request: a digest of the API key, or empty if the server has no API keys."""
 
-OPEN_ROUTES = ("/health", "/health/ready", "/metrics")
+KEY_HEADER = "x-api-key"
+"""Header with the API key in Anthropic's API."""
+
+OPEN_ROUTES = ("/", "/health", "/health/ready", "/metrics")
 """Routes that need no API key."""
 
 
@@ -48,8 +52,11 @@ class ApiKeys:
 
 
 def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) -> Middleware:
-    """Return middleware that requires one of `keys` as bearer token, except on `open_routes`, which check keys on
-    their own."""
+    """Return middleware that requires one of `keys`, except on `open_routes`, which check keys on their own.
+
+    The API key is the bearer token or, as in Anthropic's API, the header `x-api-key`. If a request has both, either may
+    be valid: agents send a login of theirs beside the key.
+    """
 
     @web.middleware
     def authenticate(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
@@ -62,6 +69,10 @@ def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) ->
         if is_open or request.method == hdrs.METH_OPTIONS:  # OPTIONS only asks for the methods of a route
             return ""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        return keys.authenticate(token.strip() if scheme.lower() == "bearer" else "")
+        bearer, key = token.strip() if scheme.lower() == "bearer" else "", request.headers.get(KEY_HEADER, "").strip()
+        if key and bearer:
+            with suppress(RequestError):
+                return keys.authenticate(bearer)
+        return keys.authenticate(key or bearer)
 
     return authenticate

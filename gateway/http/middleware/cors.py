@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import hdrs, web
 
-_EXPOSED = "x-request-id, Retry-After"
+_EXPOSED = "x-request-id, request-id, Retry-After"
 _MAX_AGE_SECONDS = 3600
 
 

@@ -1,4 +1,4 @@
-"""Outermost middleware: it sets request ids and turns every error into OpenAI's format."""
+"""Outermost middleware: it sets request ids and turns every error into OpenAI's format, or into Anthropic's."""
 
 import logging
 import re
@@ -7,10 +7,12 @@ import time
 from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.typedefs import Handler
 
+from compat.anthropic import AnthropicErrorBody
 from compat.openai import Error, ErrorBody
 from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
 from gateway.graph.ids import new_id
+from gateway.http.anthropic import anthropic_error_body, anthropic_status, request_id_headers, speaks_anthropic
 from gateway.http.json_body import release_body
 from gateway.http.slow_client import SlowClient
 from gateway.http.sse import REQUEST_ID
@@ -30,10 +32,19 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 def error_body(error: RequestError) -> ErrorBody:
     """Return the body of an error's answer."""
-    message, param = _truncate(str(error), _LONGEST_MESSAGE), error.param
-    return ErrorBody(
-        Error(message, error.type, None if param is None else _truncate(param, _LONGEST_PARAM), error.code)
-    )
+    message, param = _texts(error)
+    return ErrorBody(Error(message, error.type, param, error.code))
+
+
+def anthropic_error(error: RequestError, request_id: str | None) -> AnthropicErrorBody:
+    """Return the body of an error's answer in Anthropic's format."""
+    return anthropic_error_body(error, *_texts(error), request_id)
+
+
+def _texts(error: RequestError) -> tuple[str, str | None]:
+    """Return message and param of an error, cut to their maximum lengths."""
+    param = None if error.param is None else _truncate(error.param, _LONGEST_PARAM)
+    return _truncate(str(error), _LONGEST_MESSAGE), param
 
 
 def _truncate(text: str, length: int) -> str:
@@ -84,12 +95,14 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = web.Response(status=_CLIENT_CLOSED_REQUEST)  # for the metrics; it cannot be sent
     except Exception as raised:
         if isinstance(raised, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
-            return _options(raised, request_id)
-        response = error_answer(as_request_error(raised))  # not in a variable: its traceback refers to this frame
+            return _options(raised, request)
+        response = error_answer(
+            as_request_error(raised), request
+        )  # not in a variable: its traceback refers to this frame
     finally:
         release_body(request)
     if not response.prepared:
-        response.headers["x-request-id"] = request_id
+        response.headers.update(request_id_headers(request, request_id))
         response.headers.update(warning_headers(request))
     route = request.match_info.route.resource
     name = "unknown" if route is None else route.canonical
@@ -99,13 +112,16 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
-def error_answer(error: RequestError) -> web.Response:
-    """Return the HTTP response for an error."""
-    body = encode_json(error_body(error))
-    return web.Response(status=error.status, body=body, headers=error.headers, content_type="application/json")
+def error_answer(error: RequestError, request: web.BaseRequest) -> web.Response:
+    """Return the HTTP response for an error, in the format of the request's API."""
+    if speaks_anthropic(request):
+        status, body = anthropic_status(error), encode_json(anthropic_error(error, request.get(REQUEST_ID)))
+    else:
+        status, body = error.status, encode_json(error_body(error))
+    return web.Response(status=status, body=body, headers=error.headers, content_type="application/json")
 
 
-def _options(answer: web.HTTPMethodNotAllowed, request_id: str) -> web.Response:
+def _options(answer: web.HTTPMethodNotAllowed, request: web.Request) -> web.Response:
     """Return the answer to OPTIONS on a route without a handler for it: the methods of the route."""
     allowed = ", ".join(sorted({*answer.allowed_methods, hdrs.METH_OPTIONS}))
-    return web.Response(status=204, headers={hdrs.ALLOW: allowed, "x-request-id": request_id})
+    return web.Response(status=204, headers={hdrs.ALLOW: allowed, **request_id_headers(request, request[REQUEST_ID])})

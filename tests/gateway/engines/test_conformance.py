@@ -222,6 +222,9 @@ async def test_a_stop_string_ends_the_text_and_is_not_part_of_it(subject: Subjec
     events = await ask(subject, SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0, stop=(stop,)))
     assert text(events) == whole[: whole.index(stop)]
     assert deltas(events)[-1].finish == "stop"
+    reported = deltas(events)[-1].stop_string
+    assert reported in (stop, None), "not every server reports it"
+    assert reported == stop or isinstance(subject.engine, OpenAIEngine)
 
 
 async def test_log_probabilities_are_reported(subject: Subject) -> None:

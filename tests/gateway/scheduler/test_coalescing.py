@@ -98,7 +98,8 @@ async def test_outputs_are_copied_as_they_grow() -> None:
     graph = session()
     leader, follower = greedy(graph, "a"), greedy(graph, "b")
     leader.engine, leader.model = "one", "m"
-    leader.usage, leader.finish_reason = Usage(30, 10, 2, reasoning=1), "length"
+    leader.usage, leader.finish_reason = Usage(30, 10, 2, reasoning=1), "stop"
+    leader.stop_string = "."
     copying = asyncio.create_task(copy_outputs(follower, leader))
     await settle()
     assert (follower.state, follower.output.text) == (CallState.WAITING, "")
@@ -112,7 +113,8 @@ async def test_outputs_are_copied_as_they_grow() -> None:
     assert follower.output.pieces == [Piece("on", 1), Piece("ce", 1, reasoning="hm")]
     assert not follower.output.state.is_final, "the executor stores the value first"
     assert follower.usage == Usage(30, 30, 2, reasoning=1), "the whole prompt was served from the leader's run"
-    assert (follower.engine, follower.model, follower.finish_reason) == ("one", "m", "length")
+    assert (follower.engine, follower.model, follower.finish_reason) == ("one", "m", "stop")
+    assert follower.stop_string == "."
 
 
 async def test_slots_are_complete_as_soon_as_the_leaders_are() -> None:

@@ -143,6 +143,22 @@ async def test_an_unknown_finish_reason_becomes_stop(server: ScriptedServer, ups
 
 
 @pytest.mark.parametrize(
+    ("fields", "told"),
+    [({"stop_reason": "END"}, "END"), ({"matched_stop": "END"}, "END"), ({"stop_reason": 128009}, None), ({}, None)],
+    ids=["vLLM", "SGLang", "a stop token", "OpenAI"],
+)
+async def test_the_stop_string_that_ended_the_answer_is_reported(
+    server: ScriptedServer, upstream: Upstream, fields: dict[str, Any], told: str | None
+) -> None:
+    async def stops(request: Any, body: dict[str, Any]) -> Any:
+        return await stream(request, [chunk(body, "a"), chunk(body, None, "stop", **fields)])
+
+    server.script = [stops]
+    deltas = [event for event in await ask(upstream) if isinstance(event, TokenDelta)]
+    assert [delta.stop_string for delta in deltas] == [None, told]
+
+
+@pytest.mark.parametrize(
     "usage",
     [
         {"prompt_tokens": -5, "completion_tokens": 3},
