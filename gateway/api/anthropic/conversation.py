@@ -157,7 +157,7 @@ class _Conversation:
             before = block
         last = self._last("assistant")
         if last is not None:
-            texts = [*([str(last.content), "\n"] if last.content else []), *texts]
+            texts = [str(last.content), *(["\n"] if last.content and texts else []), *texts]
             tool_calls = [*(last.tool_calls or ()), *tool_calls]
             reasoning = [*([last.reasoning_content] if last.reasoning_content else []), *reasoning]
             self.messages.pop()
