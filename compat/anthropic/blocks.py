@@ -201,7 +201,7 @@ class ServerToolResultBlock(Block):
         "mcp_tool_result",
     ]
     tool_use_id: ToolUseId
-    content: JsonValue = None
+    content: str | list[JsonValue] | dict[str, JsonValue] | None = None
     is_error: bool | None = None
     caller: dict[str, JsonValue] | None = None
 

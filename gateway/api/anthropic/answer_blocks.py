@@ -27,7 +27,7 @@ from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, Too
 from gateway.runtime.json_codec import BadJson, decode_json, encode_json
 
 ThinkingDisplay = Literal["full", "omitted", "none"]
-"""What an answer has of the reasoning: all, a block without text, or nothing."""
+"""Display of the reasoning: all of it, a block without text, or nothing."""
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,10 @@ def test_unknown_fields_of_a_block_are_refused(role: str, block: dict[str, Any])
 def test_wrong_and_missing_fields_of_a_block_are_refused(role: str, block: dict[str, Any]) -> None:
     for name in block:
         for wrong in ([[[1]]], 7.5, {"a": {"b": []}}):
-            body = request(role, {**block, name: wrong})
-            try:
-                validate(body, MessagesRequest)
-            except RequestError as error:
-                assert (error.status, (error.param or "").split(".")[:4]) == (400, ["messages", "0", "content", "0"])
-            else:
-                assert name in ("citations", "input", "content", "caller"), f"{name} may be {wrong}"
+            if name in ("citations", "input", "content", "caller") and not isinstance(wrong, float):
+                continue  # they may be any list, or any object
+            error = refusal(request(role, {**block, name: wrong}))
+            assert (error.param or "").split(".")[:4] == ["messages", "0", "content", "0"]
     required = {name: value for name, value in block.items() if name not in ("source", "id", "tool_use_id", "type")}
     if len(required) + 1 < len(block):
         assert refusal(request(role, {"type": block["type"], **required})).param is not None

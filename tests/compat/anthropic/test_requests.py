@@ -69,7 +69,10 @@ def test_hints_and_tools_of_agents_are_accepted(fields: dict[str, Any]) -> None:
         ({"tools": [TOOL], "tool_choice": {"type": "auto", "name": "f"}}, "tool_choice.name"),
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
-        ({"output_config": {"format": {"type": "json_schema", "schema": {"$ref": "#"}}}}, "output_config.format.schema"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"$ref": "#"}}}},
+            "output_config.format.schema",
+        ),
         ({"semantic": {"unheard_of": 1}}, "semantic.unheard_of"),
         ({"unheard_of": 1}, "unheard_of"),
     ],

@@ -37,8 +37,14 @@ async def test_an_alias_may_be_a_pattern(tokenizer: Tokenizer) -> None:
     aliases = {"claude-*-haiku": "small", "c*e-h*u-*": "small", "exact": "small", "*": "large"}
     models.set_aliases({"claude-haiku-*": "small", **aliases}, {})
     expected = {
-        **{"claude-haiku-4-5": "small", "claude-x-haiku": "small", "claude-opus": "large", "ce-hu-u-": "small"},
-        **{"claude-own": "claude-own", "exact": "small", "exactly": "large", "claude--haiku": "small"},
+        "claude-haiku-4-5": "small",
+        "claude-x-haiku": "small",
+        "claude-opus": "large",
+        "ce-hu-u-": "small",
+        "claude-own": "claude-own",
+        "exact": "small",
+        "exactly": "large",
+        "claude--haiku": "small",
     }
     assert {name: (await models.get(name)).id for name in expected} == expected
     models.set_aliases({"ab*ba": "small"}, {})

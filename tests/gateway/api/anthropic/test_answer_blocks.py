@@ -81,7 +81,9 @@ def test_reasoning_may_be_hidden(thinking: Any) -> None:
     assert [block["type"] for block in blocks] == (["thinking", "text"] if thinking == "omitted" else ["text"])
 
 
-@pytest.mark.parametrize("arguments", ["[1]", "3", '"x"', '{"a"', "{'a': 1}", "{} {}", '{"a": NaN}', "[" * 1_000, "{" * 300])
+@pytest.mark.parametrize(
+    "arguments", ["[1]", "3", '"x"', '{"a"', "{'a': 1}", "{} {}", '{"a": NaN}', "[" * 1_000, "{" * 300]
+)
 def test_arguments_that_are_no_object_become_one(arguments: str) -> None:
     ((block,), events) = built(call("f", arguments))
     assert block["input"] == {"INVALID_JSON": arguments}

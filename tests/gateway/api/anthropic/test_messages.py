@@ -83,7 +83,11 @@ async def test_the_answer_continues_the_last_message() -> None:
     async with ScriptedServer() as server, gateway_before(server, kind="vllm") as (client, _):
         await ask(client, messages=talk)
         asked = server.asked[-1]
-        assert (asked["messages"], asked["continue_final_message"], asked["add_generation_prompt"]) == (talk, True, False)
+        assert (asked["messages"], asked["continue_final_message"], asked["add_generation_prompt"]) == (
+            talk,
+            True,
+            False,
+        )
 
 
 async def test_the_answer_is_as_long_as_the_window_allows(scripted_gateway: ScriptedGateway, tmp_path: Path) -> None:
