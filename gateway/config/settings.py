@@ -169,7 +169,7 @@ class ServeSettings(EngineOptions):
         None, description="PEM file with trusted CA certificates for tls:// and https:// engines"
     )
     alias: Annotated[list[str], NoDecode] = Field(
-        [], description="NAME=MODEL: another name for a model; may be repeated"
+        [], description="NAME=MODEL: another name for a model; * in NAME stands for any text; may be repeated"
     )
     fallback: Annotated[list[str], NoDecode] = Field(
         [], description="MODEL=OTHER: model to use while no engine of MODEL is available; may be repeated, in order"
