@@ -17,6 +17,9 @@ from gateway.graph.call import CallSpec
 from gateway.graph.segments import Segment, Slot
 from gateway.prompts.served_models import ServedModel
 
+_MIN_ANSWER_SHARE = 8
+"""Part of the window, as a divisor, below which the answer is not limited if the prompt's length is an estimate."""
+
 
 def chat_of(body: CountTokensRequest) -> ChatCompletionRequest:
     """Return the equivalent chat completion, without messages. Its fields were validated with the request."""
@@ -85,7 +88,9 @@ class MessagesSpecBuilder:
         spec = self.builder_for(model).build(model)
         if model.window is None:
             return spec
-        limit = max(1, model.window - estimate_tokens(spec.segments))
+        limit = model.window - estimate_tokens(spec.segments)
+        # a wrong estimate must not cut an answer short: a server whose window is full refuses the request
+        limit = max(limit, model.window // _MIN_ANSWER_SHARE if model.is_passthrough else 1)
         return dataclasses.replace(spec, segments=_with_token_limit(spec.segments, limit))
 
     def builder_for(self, model: ServedModel) -> ChatSpecBuilder:

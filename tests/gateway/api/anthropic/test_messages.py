@@ -94,6 +94,8 @@ async def test_the_answer_is_as_long_as_the_window_allows(scripted_gateway: Scri
     client, server, _ = scripted_gateway
     await ask(client, max_tokens=64_000)
     assert 4_000 < server.asked[-1]["max_tokens"] < 4_096, "of the window of 4096"
+    await ask(client, max_tokens=64_000, system="word " * 4_000)
+    assert server.asked[-1]["max_tokens"] == 512, "the estimate may be wrong, so the server decides whether it fits"
     write_byte_tokenizer(tmp_path)
     async with gateway_before(server, Tokenizer(tmp_path), "vllm") as (client, _):
         told = await ask(client, max_tokens=64_000)
