@@ -159,7 +159,7 @@ class ServeSettings(EngineOptions):
     engine: Annotated[list[EngineTable], NoDecode] = Field(
         [],
         description="engine to use: embedded, ray=auto, myna=tcp://HOST:PORT, or an upstream server by openai=URL, "
-        "vllm=URL, sglang=URL, llamacpp=URL, myna=http://…; may be repeated",
+        "anthropic=URL, vllm=URL, sglang=URL, llamacpp=URL, myna=http://…; may be repeated",
     )
     engine_token: str | None = Field(None, description="secret presented to engines that `myna engine` runs")
     engine_key: Annotated[list[str], NoDecode] = Field(

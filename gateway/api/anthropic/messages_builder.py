@@ -100,8 +100,21 @@ class MessagesSpecBuilder:
         chat = self.chat.model_copy(
             update={"messages": messages, "chat_template_kwargs": None if model.is_passthrough else thinking}
         )
-        hints = thinking if model.is_passthrough else None
+        hints = None
+        if model.is_passthrough:
+            hints = {**(thinking or {}), **_hints(self.body)}
         return ChatSpecBuilder(chat, self.references, self.deferred, places=paths, upstream_hints=hints)
+
+
+def _hints(body: CountTokensRequest) -> dict[str, Any]:
+    """Return the hints for upstream servers with Anthropic's API. Others do not get them."""
+    hints: dict[str, Any] = {}
+    if body.output_config is not None and body.output_config.effort is not None:
+        hints["effort"] = body.output_config.effort
+    blocks = [*body.system_blocks, *(block for message in body.messages for block in message.blocks)]
+    if any(part.cache_control for part in (body, *body.client_tools, *blocks)):
+        hints["cache_control"] = True
+    return hints
 
 
 def _with_token_limit(segments: Sequence[Segment], limit: int) -> list[Segment]:

@@ -19,7 +19,9 @@ LONGEST_ANSWER = 256 << 20
 """Maximum size of an answer, in bytes of JSON or of events."""
 _TOOL_CALL_BEGIN, _TOOL_CALL_END = "<tool_call>\n", "\n</tool_call>"
 """Text form of tool calls, in Hermes' format, which `gateway.prompts.tool_calls` parses."""
-_TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    r"context (length|size|window)|maximum (context|model) len|too many tokens|prompt is too long", re.IGNORECASE
+)
 _TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
 
 
