@@ -284,3 +284,29 @@ def test_an_answer_may_fill_the_window(tiny: GatewayHarness) -> None:
         message = ask(client, model=name, max_tokens=64_000)
         assert message.stop_reason == "model_context_window_exceeded"
         assert message.usage.input_tokens + message.usage.output_tokens == 96
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_a_gateway_uses_another_one_by_this_api(server: GatewayHarness) -> None:
+    with (
+        GatewayHarness("--engine", f"anthropic={server.address}", "--journal", "memory") as before,
+        before.client() as openai,
+        client_of(server) as there,
+        client_of(before) as here,
+    ):
+        talk: Any = [*ASKED, {"role": "assistant", "content": "The Rhine."}, {"role": "user", "content": "Another?"}]
+        expected: Any = ask(there, talk, system="Be short.").content[0]
+        answer: Any = openai.chat.completions.create(
+            model=MODEL, messages=[{"role": "system", "content": "Be short."}, *talk], max_tokens=12, temperature=0
+        )
+        message: Any = ask(here, talk, system="Be short.")
+        assert answer.choices[0].message.content == message.content[0].text == expected.text
+        options: Any = {"tools": [WEATHER], "tool_choice": {"type": "any"}, "max_tokens": 40}
+        for client in (there, here):
+            called: Any = ask(client, **options)
+            assert called.stop_reason == "tool_use"
+            assert called.content[0].input.keys() == {"city"}
+        form = {"format": {"type": "json_schema", "schema": City.model_json_schema()}}
+        City.model_validate_json(ask(here, output_config=form, max_tokens=64).content[0].text)  # type: ignore[union-attr]
+        stop = expected.text[3:5]
+        assert ask(here, talk, system="Be short.", stop_sequences=[stop]).stop_sequence == stop

@@ -1,6 +1,7 @@
 """ServedModels: names of models, and requests during the start."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -75,3 +76,13 @@ async def test_the_error_for_an_unknown_name_lists_similar_ones(tokenizer: Token
     with pytest.raises(RequestError, match=r"served: SmolLM2-135M-Instruct$") as refusal:
         await models.get("SmolLM2-135M")
     assert (refusal.value.status, refusal.value.code, refusal.value.param) == (404, "model_not_found", "model")
+
+
+async def test_a_huge_name_costs_no_time(tokenizer: Tokenizer) -> None:
+    models = ServedModels(1.0)
+    models.add(served(tokenizer, "one"))
+    began = time.process_time()
+    for name in ("x" * 15_000_000, "claude-" + "x" * 15_000_000):
+        with pytest.raises(RequestError, match="does not exist"):
+            await models.get(name)
+    assert time.process_time() - began < 0.5

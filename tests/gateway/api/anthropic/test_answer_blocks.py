@@ -90,6 +90,12 @@ def test_arguments_that_are_no_object_become_one(arguments: str) -> None:
     assert json.loads(deltas(events)[0][1]) == block["input"]
 
 
+def test_arguments_of_megabytes_are_not_parsed() -> None:
+    long = '{"a": "' + "x" * (5 << 20) + '"}'
+    ((block,), _) = built(call("f", long))
+    assert block["input"] == {"INVALID_JSON": long}
+
+
 @pytest.mark.parametrize(
     ("arguments", "input"),
     [('{"a": 1, "b', {"a": 1}), ('{"a": [1, 2', {"a": [1, 2]}), ("", {}), ("{", {}), ('{"n": ' + "9" * 30, None)],

@@ -1,10 +1,12 @@
 """gateway/api/anthropic/conversation.py: blocks become the messages of a chat completion."""
 
+import time
 from typing import Any
 
 import pytest
 
 from compat.anthropic import CountTokensRequest
+from compat.anthropic.blocks import InputMessage, TextBlock
 from gateway.api.anthropic.conversation import to_chat_messages
 from gateway.errors import RequestError
 from gateway.http.json_body import validate
@@ -184,3 +186,14 @@ def test_a_conversation_without_a_message_is_refused() -> None:
     with pytest.raises(RequestError) as refused:
         converted({"role": "system", "content": []})
     assert (refused.value.status, refused.value.param) == (400, "messages")
+
+
+def test_many_messages_of_one_role_take_linear_time() -> None:
+    block = TextBlock(type="text", text="x" * 2_000)
+    for role in ("user", "assistant", "system"):
+        messages = [InputMessage(role="user", content="x"), *[InputMessage(role=role, content=[block])] * 9_990]
+        body = CountTokensRequest(model="m", messages=messages)
+        began = time.process_time()
+        found, _ = to_chat_messages(body, lambda thinking, signature: True, takes_late_system=False)
+        assert time.process_time() - began < 2
+        assert len(found) == (2 if role == "assistant" else 1)
