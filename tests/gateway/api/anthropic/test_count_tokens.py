@@ -49,8 +49,16 @@ async def test_an_upstream_server_counts_only_its_own_way(scripted_gateway: Scri
 async def test_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
     write_byte_tokenizer(tmp_path)
     async with ScriptedServer() as server, gateway_before(server, Tokenizer(tmp_path), "vllm") as (client, _):
-        long = [{"role": "user", "content": "x" * 1_000_001}]
-        status, told = await send(client, "/v1/messages/count_tokens", messages=long)
-        assert (status, told["error"]["details"]["error_code"]) == (400, "string_above_max_length")
+        long = "x" * 1_000_001
+        call = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": long}}
+        bodies: list[dict[str, Any]] = [
+            {"messages": [{"role": "user", "content": long}]},
+            {"messages": [*ASKED, {"role": "assistant", "content": [call]}, *ASKED]},
+            {"tools": [{**TOOL, "description": long}]},
+            {"system": long},
+        ]
+        for body in bodies:
+            status, told = await send(client, "/v1/messages/count_tokens", **body)
+            assert (status, told["error"]["details"]["error_code"]) == (400, "string_above_max_length")
         status, told = await send(client, "/v1/messages/count_tokens", max_tokens=5)
         assert (status, told["error"]["details"]["param"]) == (400, "max_tokens")
