@@ -300,7 +300,7 @@ async def _bodies(by: Attacker) -> None:
         % (model, b",".join(b'"%d":"x"' % n for n in range(150_000))),
         b" " * 5_000_000 + b"{}",
     ):
-        for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/graphs"):
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/graphs"):
             await by.send("POST", path, body)
 
 
@@ -797,6 +797,40 @@ async def _items(by: Attacker) -> None:
     body = {"model": by.model, "input": [small, output] * 5_000, "max_output_tokens": 1}
     await by.send("POST", "/v1/responses", body)
     await by.send("POST", "/v1/responses", {**body, "include": ["x" * 10] * 100_000, "metadata": {"a": "b" * 10**6}})
+
+
+@attack("content blocks of every kind")
+async def _blocks(by: Attacker) -> None:
+    text = {"type": "text", "text": "x"}
+    blocks: list[Any] = [
+        text,
+        {"type": "text", "text": "x" * 1_000_000},
+        {"type": "tool_use", "id": "c", "name": "f", "input": {"a": "x" * 100_000}},
+        {"type": "tool_result", "tool_use_id": "c", "content": [text] * 50},
+        {"type": "thinking", "thinking": "x" * 100_000, "signature": "myna1.x"},
+        {"type": "document", "source": {"type": "content", "content": [text] * 5_000}},
+        {"type": "mcp_tool_result", "tool_use_id": "c", "content": [{"a": [1] * 100}] * 1_000},
+        {"type": "x" * 1_000_000},
+        {},
+    ]
+    for block in blocks:
+        for count in (1, 14_000_000 // len(json.dumps(block))):  # as many as fit into a body
+            for role in ("user", "assistant"):
+                content = [block] * min(count, 9_000)
+                body = {
+                    "model": by.model,
+                    "messages": [{"role": role, "content": content}, {"role": "user", "content": "x"}],
+                }
+                await by.send("POST", "/v1/messages", {**body, "max_tokens": 1})
+                await by.send("POST", "/v1/messages/count_tokens", body)
+    for role in ("user", "assistant", "system"):
+        messages = [{"role": "user", "content": "x"}, *[{"role": role, "content": "x" * 900}] * 9_000]
+        await by.send("POST", "/v1/messages", {"model": by.model, "messages": messages, "max_tokens": 1})
+    tools = [{"name": f"f{number}", "input_schema": {"type": "object"}} for number in range(512)]
+    for choice in ("auto", "any"):
+        body = {"model": by.model, "max_tokens": 1, "messages": [{"role": "user", "content": "x"}], "tools": tools}
+        await by.send("POST", "/v1/messages", {**body, "tool_choice": {"type": choice}})
+    await by.send("POST", "/v1/messages", {**body, "model": "claude-" + "x" * 14_000_000})
 
 
 @attack("a long chain of responses", long=True)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from compat.openai.base import Request, field_error
+from compat.openai.messages import TextPart
 
 _UPLOADS = "this server stores no files; send the content inline"
 
@@ -18,11 +19,11 @@ class Block(Request):
     cache_control: CacheControl = None
 
 
-class TextBlock(Block):
-    """A text. `citations` and `parsed_output` come from answers that a client sends back; they are ignored."""
+class TextBlock(TextPart):
+    """A text, which can stand in a chat completion as well. `citations` and `parsed_output` come from answers that a
+    client sends back; they are ignored."""
 
-    type: Literal["text"]
-    text: str
+    cache_control: CacheControl = None
     citations: list[JsonValue] | None = None
     parsed_output: JsonValue = None
 
@@ -201,7 +202,7 @@ class ServerToolResultBlock(Block):
         "mcp_tool_result",
     ]
     tool_use_id: ToolUseId
-    content: JsonValue = None
+    content: str | list[JsonValue] | dict[str, JsonValue] | None = None
     is_error: bool | None = None
     caller: dict[str, JsonValue] | None = None
 

@@ -20,7 +20,7 @@ from gateway.http.middleware.auth import TENANT
 _GRAPHS = "/v1/graphs"
 _SESSIONS = "/v1/sessions"
 _RESPONSES = "/v1/responses"
-_CALLS = ("/v1/chat/completions", "/v1/completions", _RESPONSES)
+_CALLS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", _RESPONSES)
 
 
 class _Body(msgspec.Struct):

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from gateway.engines.openai import KINDS
 
 _HELP = "embedded, myna=tcp://HOST:PORT, ray=auto, or KIND=http://HOST:PORT with a kind of " + ", ".join(KINDS)
+_KEY_VARIABLES = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY"}
+"""Environment variables with the API keys of public servers."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -90,8 +92,8 @@ class EngineTable(BaseModel):
         """Return the API key for the server. `keys`: keys by engine name."""
         if self.key_env is not None:
             return os.environ[self.key_env]
-        if self.key is None and self.name not in keys and urlsplit(self.url).hostname == "api.openai.com":
-            return os.environ.get("OPENAI_API_KEY")
+        if self.key is None and self.name not in keys and (host := urlsplit(self.url).hostname) in _KEY_VARIABLES:
+            return os.environ.get(_KEY_VARIABLES[host])
         return self.key or keys.get(self.name)
 
 

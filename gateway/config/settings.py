@@ -164,7 +164,7 @@ class ServeSettings(EngineOptions):
     engine: Annotated[list[EngineTable], NoDecode] = Field(
         [],
         description="engine to use: embedded, ray=auto, myna=tcp://HOST:PORT, or an upstream server by openai=URL, "
-        "vllm=URL, sglang=URL, llamacpp=URL, myna=http://…; may be repeated",
+        "anthropic=URL, vllm=URL, sglang=URL, llamacpp=URL, myna=http://…; may be repeated",
     )
     engine_token: str | None = Field(None, description="secret presented to engines that `myna engine` runs")
     engine_key: Annotated[list[str], NoDecode] = Field(
@@ -179,7 +179,7 @@ class ServeSettings(EngineOptions):
         "refuse: fail the call, pass: pass them on",
     )
     alias: Annotated[list[str], NoDecode] = Field(
-        [], description="NAME=MODEL: another name for a model; may be repeated"
+        [], description="NAME=MODEL: another name for a model; * in NAME stands for any text; may be repeated"
     )
     fallback: Annotated[list[str], NoDecode] = Field(
         [], description="MODEL=OTHER: model to use while no engine of MODEL is available; may be repeated, in order"

@@ -135,7 +135,7 @@ async def _decode_and_check(request: web.Request, raw: bytes, schema: type[_Body
 
 _PATTERNS = (b'"structured_outputs"', b'"guided_', b'"regex"', b'"pattern"', b'"multipleOf"')
 """Fields whose values may take long to compile, even if they are short."""
-_SCHEMAS = (b'"response_format"', b'"tools"', b'"format"')
+_SCHEMAS = (b'"response_format"', b'"tools"', b'"format"', b'"output_format"')
 """Fields whose values are compiled while the body is checked."""
 _LONG_SCHEMA = 2_000
 """Size in bytes above which a body with a schema is checked in a thread."""

@@ -67,7 +67,9 @@ class ChatTemplate:
         self.takes_system = not works or _PROBE in self._render_or_empty([system, question])
         """Whether the template renders system messages."""
         late = [[question, system], [question, answer, question, system]]
-        self.takes_late_system = all(_PROBE in self._render_or_empty(messages) for messages in late)
+        self.takes_late_system = self.takes_system and all(
+            _PROBE in self._render_or_empty(messages) for messages in late
+        )
         """Whether the template renders a system message after a user's message."""
         self.alternates = (
             works and not self._accepts([question, question]) and self._accepts([question, answer, question])

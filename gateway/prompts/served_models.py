@@ -12,6 +12,8 @@ from gateway.prompts.builder import PromptBuilder
 
 _BUILT_IN_NAMES = "claude-"
 """Beginning of the names of models that clients of Anthropic's API use on their own."""
+_MAX_COMPARED = 200
+"""Number of characters of an unknown name that are compared with the names of models."""
 _MAX_LISTED = 20
 """Maximum number of models that an error lists."""
 
@@ -130,7 +132,9 @@ class ServedModels:
         model = self._find(name)
         if model is None:
             served = self._served
-            near = difflib.get_close_matches(name, [*served, *self._aliases], n=1) or list(served)[:_MAX_LISTED]
+            # of a name of megabytes, the search would block the event loop for seconds
+            near = difflib.get_close_matches(name[:_MAX_COMPARED], [*served, *self._aliases], n=1)
+            near = near or list(served)[:_MAX_LISTED]
             message = f"The model {name!r} does not exist; served: {', '.join(near)}"
             raise RequestError(404, message, code="model_not_found", param=field_path(where, "model"))
         return model

@@ -11,6 +11,7 @@ from engine.protocol import EngineInfo
 from engine.tokenizer import Tokenizer
 from gateway.config.engine_tables import EngineTable, host_and_port
 from gateway.config.settings import EngineOptions, ServeSettings
+from gateway.engines.anthropic import AnthropicEngine
 from gateway.engines.local.client import EngineClient, EngineStartFailed
 from gateway.engines.local.ray import RayEngine, resources_per_engine
 from gateway.engines.local.subprocess import SubprocessEngine
@@ -128,7 +129,8 @@ class EngineFactory:
             tokenizer = await self._load_tokenizer(table, upstream)
             for listed in upstream.models:
                 name = table.name if len(upstream.models) == 1 else f"{table.name}:{listed.id}"
-                remote = OpenAIEngine(name, upstream, listed.id, tokenizer)
+                engine_class = AnthropicEngine if upstream.config.kind == "anthropic" else OpenAIEngine
+                remote = engine_class(name, upstream, listed.id, tokenizer)
                 vocabulary = None if tokenizer is None else tokenizer.vocabulary
                 self._register(listed.id, remote, tokenizer, listed.window or table.window, vocabulary)
         self._check_names()

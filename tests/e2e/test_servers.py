@@ -9,10 +9,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI, RateLimitError
 
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.gateway_harness import GatewayHarness
+from tests.fakes.scripted_messages import answers, call
+from tests.fakes.scripted_messages import text as text_block
 from tests.fakes.scripted_server import ScriptedServer, breaks_off, chunk, refuses, says, stream
 
 pytestmark = pytest.mark.waits
@@ -316,3 +319,25 @@ async def test_a_deferred_call_survives_a_restart(tmp_path: Path) -> None:
         ):
             variable = await response.json()
         assert variable["value"] == "big(then big(first))", json.dumps(variable)
+
+
+async def test_clients_of_either_api_use_a_server_with_anthropics_api() -> None:
+    async with (
+        ScriptedServer("claude-big") as fake,
+        gateway("--engine", f"anthropic={fake.url}", "--engine-key", "anthropic=secret-key") as server,
+        asking(server) as client,
+        AsyncAnthropic(base_url=server.address, api_key="none", max_retries=0) as anthropic,
+    ):
+        blocks = (text_block("Let me add. "), call("add", a=1))
+        fake.always = answers(*blocks, reason="tool_use")
+        answer = await ask(client, "claude-big", "hi", tools=[ADD])
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert json.loads(answer.choices[0].message.tool_calls[0].function.arguments) == {"a": 1}
+        assert {name.lower(): value for name, value in fake.headers[-1].items()}["x-api-key"] == "secret-key"
+        tool: Any = {"name": "add", "input_schema": {"type": "object"}}
+        async with anthropic.messages.stream(
+            model="claude-big", max_tokens=9, messages=[{"role": "user", "content": "hi"}], tools=[tool]
+        ) as streamed:
+            message = await streamed.get_final_message()
+        assert [block.type for block in message.content] == ["text", "tool_use"]
+        assert (message.model, message.stop_reason) == ("claude-big", "tool_use")

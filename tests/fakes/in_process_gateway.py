@@ -10,6 +10,7 @@ from engine.tokenizer import Tokenizer
 from gateway.api.responses.background import BACKGROUND
 from gateway.app import build_app, build_services
 from gateway.config.settings import ServeSettings
+from gateway.engines.anthropic import AnthropicEngine
 from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.tool_calls import MalformedCalls
 from gateway.engines.openai.upstream import Upstream, UpstreamConfig
@@ -42,7 +43,8 @@ async def gateway_before(
     upstream = Upstream(UpstreamConfig("there", kind, server.url, malformed=malformed), lambda: None)
     await upstream.start()
     pool = EnginePool(1.0)
-    pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
+    engine_class = AnthropicEngine if kind == "anthropic" else OpenAIEngine
+    pool.add("fake", engine_class("there", upstream, "fake", tokenizer))
     response_store = await open_response_store(chosen, None)
     services = build_services(chosen, pool, NullSink(), response_store)
     prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)

@@ -26,6 +26,7 @@ class ScriptedServer:
         self.asked: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.health = 200
         self.metrics = ""
         self.schema: dict[str, Any] | None = None
@@ -55,6 +56,7 @@ class ScriptedServer:
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_post("/v1/chat/completions", self._answer)
         app.router.add_post("/v1/completions", self._answer)
+        app.router.add_post("/v1/messages", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -103,6 +105,7 @@ class ScriptedServer:
         self.asked.append(body)
         self.paths.append(request.path)
         self.keys.append(request.headers.get("Authorization"))
+        self.headers.append(dict(request.headers))
         behaviour = self.script.pop(0) if self.script else self.always or says(body["model"])
         try:
             return await behaviour(request, body)

@@ -26,8 +26,10 @@ from gateway.graph.ids import new_id
 from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, ToolCallEvent, ToolCallStart
 from gateway.runtime.json_codec import BadJson, decode_json, encode_json
 
+_LONGEST_ARGUMENTS = 4 << 20
+"""Maximum size of a tool call's arguments that are parsed, in bytes: no model writes so much, but a server might."""
 ThinkingDisplay = Literal["full", "omitted", "none"]
-"""Part of the reasoning that an answer has: all, a block without text, or nothing."""
+"""Display of the reasoning: all of it, a block without text, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def _parse_arguments(text: str, *, cut: bool) -> tuple[str, dict[str, Any]]:
     text = text.strip() or "{}"
     raw = text.encode(errors="replace")
     try:
+        if len(raw) > _LONGEST_ARGUMENTS:
+            raise BadJson("the arguments are too long")
         value = from_json(raw, allow_partial=True, allow_inf_nan=False) if cut else decode_json(raw)
     except (BadJson, ValueError):
         value = None

@@ -5,7 +5,8 @@ blocks without an equivalent are in docs/anthropic-compatibility.md.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from compat.anthropic import CountTokensRequest
 from compat.anthropic.blocks import (
@@ -15,7 +16,6 @@ from compat.anthropic.blocks import (
     ContentSource,
     DocumentBlock,
     ImageBlock,
-    RedactedThinkingBlock,
     ResultPart,
     SearchResultBlock,
     ServerToolResultBlock,
@@ -64,44 +64,57 @@ def to_chat_messages(
             text = "\n".join(part.text for part in _texts(message.blocks))
             conversation.add_user([_text(f"<system>\n{text}\n</system>")], path)
         is_first = is_first and message.role == "system"
-    if not conversation.messages:
+    if not conversation.turns:
         raise RequestError(400, "messages has no text", code="invalid_value", param="messages")
-    return conversation.messages, conversation.paths
+    return [turn.message() for turn in conversation.turns], [turn.path for turn in conversation.turns]
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A message that consecutive messages of its role may still extend. `texts`: pieces of an assistant's text."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    path: str
+    parts: list[_Part] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    tool_call_id: str | None = None
+
+    def message(self) -> Message:
+        """Return the message of the turn. The limits of requests do not hold for it: several messages may be joined."""
+        if self.role != "assistant":
+            content: Any = _content(self.parts)
+            return Message.model_construct(role=self.role, content=content, tool_call_id=self.tool_call_id)
+        return Message.model_construct(
+            role="assistant",
+            content="".join(self.texts),
+            tool_calls=self.tool_calls or None,
+            reasoning_content="\n".join(self.reasoning) or None,
+        )
 
 
 class _Conversation:
-    """Owner of the messages so far."""
+    """Owner of the turns so far. Adding to them takes linear time, however many messages of one role there are."""
 
     def __init__(self, verify: VerifySignature) -> None:
-        self.messages: list[Message] = []
-        self.paths: list[str] = []
+        self.turns: list[_Turn] = []
         self._verify = verify
 
-    def _add(self, path: str, **fields: Any) -> None:
-        # validated before, as blocks
-        self.messages.append(Message.model_construct(**fields))
-        self.paths.append(path)
-
-    def _last(self, role: str) -> Message | None:
-        """Return the last message if it has this role."""
-        return self.messages[-1] if self.messages and self.messages[-1].role == role else None
-
-    def _add_parts(self, role: str, parts: Sequence[_Part], path: str) -> None:
-        """Add a message, or extend the last one of the same role."""
-        before = self._last(role)
-        if before is None:
-            self._add(path, role=role, content=_content(parts))
-        else:
-            before.content = [*_parts(before.content), *parts]
+    def _turn(self, role: Literal["system", "user", "assistant"], path: str) -> _Turn:
+        """Return the last turn if it has this role, otherwise a new one."""
+        if not self.turns or self.turns[-1].role != role:
+            self.turns.append(_Turn(role, path))
+        return self.turns[-1]
 
     def add_system(self, texts: Sequence[TextPart], path: str) -> None:
         """Add a system message."""
         if texts:
-            self._add_parts("system", texts, path)
+            self._turn("system", path).parts += texts
 
     def add_user(self, parts: Sequence[_Part], path: str) -> None:
         """Add a user's message."""
-        self._add_parts("user", parts, path)
+        self._turn("user", path).parts += parts
 
     def add_user_blocks(self, blocks: Sequence[ContentBlock], path: str) -> None:
         """Add a user's message, and a message of the role `tool` for each result of a tool.
@@ -125,54 +138,38 @@ class _Conversation:
 
     def _add_result(self, block: ToolResultBlock, path: str) -> list[_Part]:
         """Add the result of a tool. Return its parts that are not text."""
-        content = [TextBlock(type="text", text=block.content)] if isinstance(block.content, str) else block.content
+        content = [_text(block.content)] if isinstance(block.content, str) else block.content
         parts = [part for result in content or () for part in _input_parts(result)]
         texts = [part for part in parts if isinstance(part, TextPart)]
         if block.is_error:
             texts = [_text("Error: " + texts[0].text if texts else "Error"), *texts[1:]]
-        self._add(path, role="tool", content=_content(texts), tool_call_id=block.tool_use_id)
+        self.turns.append(_Turn("tool", path, [*texts], tool_call_id=block.tool_use_id))
         return [part for part in parts if not isinstance(part, TextPart)]
 
     def add_assistant(self, blocks: Sequence[ContentBlock], path: str) -> None:
         """Add an assistant's message: its text, its tool calls, and reasoning with a signature of this server."""
-        texts: list[str] = []
-        reasoning: list[str] = []
-        tool_calls: list[ToolCall] = []
-        before: ContentBlock | None = None
+        turn = self._turn("assistant", path)
+        on_new_line = bool(turn.texts)
         for block in blocks:
             match block:
                 case TextBlock(text=text):
-                    # the text blocks of an answer are one text; other blocks are on lines of their own
-                    separator = "\n" if texts and not isinstance(before, TextBlock | ToolUseBlock) else ""
-                    texts.append(separator + text)
+                    # the text blocks of an answer are one text; all others are on lines of their own
+                    turn.texts += ["\n", text] if on_new_line else [text]
+                    on_new_line = False
                 case ThinkingBlock(thinking=thinking, signature=signature):
                     if thinking and self._verify(thinking, signature):
-                        reasoning.append(thinking)
-                case RedactedThinkingBlock():
-                    continue
+                        turn.reasoning.append(thinking)
                 case ToolUseBlock():
-                    tool_calls.append(_tool_call(block))
+                    turn.tool_calls.append(_tool_call(block))
                 case _:
-                    texts += ["\n" if texts else "", *(part.text for part in _input_parts(block))]  # type: ignore[union-attr]
-            before = block
-        last = self._last("assistant")
-        if last is not None:
-            texts = [*([str(last.content), "\n"] if last.content else []), *texts]
-            tool_calls = [*(last.tool_calls or ()), *tool_calls]
-            reasoning = [*([last.reasoning_content] if last.reasoning_content else []), *reasoning]
-            self.messages.pop()
-            path = self.paths.pop()
-        self._add(
-            path,
-            role="assistant",
-            content="".join(texts),
-            tool_calls=tool_calls or None,
-            reasoning_content="\n".join(reasoning) or None,
-        )
+                    found = [part.text for part in _input_parts(block) if isinstance(part, TextPart)]
+                    if found:
+                        turn.texts += ["\n" if turn.texts else "", *found]
+                        on_new_line = True
 
 
 def _text(text: str) -> TextPart:
-    return TextPart.model_construct(type="text", text=text)
+    return TextPart(type="text", text=text)
 
 
 def _media(type: str, content: Mapping[str, Any]) -> MediaPart:
@@ -181,11 +178,7 @@ def _media(type: str, content: Mapping[str, Any]) -> MediaPart:
 
 def _texts(blocks: Iterable[ContentBlock]) -> list[TextPart]:
     """Return the texts of blocks that are all text."""
-    return [_text(block.text) for block in blocks if isinstance(block, TextBlock)]
-
-
-def _parts(content: str | Sequence[Any] | None) -> list[Any]:
-    return [_text(content or "")] if content is None or isinstance(content, str) else list(content)
+    return [block for block in blocks if isinstance(block, TextBlock)]
 
 
 def _content(parts: Sequence[_Part]) -> str | list[_Part]:
@@ -196,11 +189,11 @@ def _content(parts: Sequence[_Part]) -> str | list[_Part]:
     return first.text if len(parts) == 1 and isinstance(first, TextPart) else list(parts)
 
 
-def _input_parts(block: ContentBlock | ResultPart) -> list[_Part]:
+def _input_parts(block: ContentBlock | ResultPart | TextPart) -> list[_Part]:
     """Return a block of a user's message, or of a tool's result, as parts of a message."""
     match block:
-        case TextBlock(text=text):
-            return [_text(text)]
+        case TextPart():
+            return [block]
         case ImageBlock(source=source):
             assert not isinstance(source, str)
             return [_media("image_url", {"url": source.url})]  # type: ignore[union-attr]
@@ -231,7 +224,7 @@ def _document(block: DocumentBlock) -> list[_Part]:
     if isinstance(source, TextSource):
         parts = [_text(source.data)]
     elif isinstance(source, ContentSource):
-        content = [TextBlock(type="text", text=source.content)] if isinstance(source.content, str) else source.content
+        content = [_text(source.content)] if isinstance(source.content, str) else source.content
         parts = [part for piece in content for part in _input_parts(piece)]
     title = f" title={encode_json(block.title).decode()}" if block.title else ""
     head = f"<document{title}>" + (f"\n{block.context}" if block.context else "")
@@ -257,5 +250,4 @@ def _without_encrypted(value: Any) -> Any:
 def _tool_call(block: ToolUseBlock) -> ToolCall:
     raw = block.input.get(INVALID_JSON) if len(block.input) == 1 else None
     arguments = raw if isinstance(raw, str) else encode_json(block.input).decode()
-    function = CalledFunction.model_construct(name=block.name, arguments=arguments)
-    return ToolCall.model_construct(id=block.id, function=function)
+    return ToolCall(id=block.id, function=CalledFunction(name=block.name, arguments=arguments))

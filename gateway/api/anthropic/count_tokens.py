@@ -9,12 +9,13 @@ from gateway.api import pipeline
 from gateway.api.anthropic.messages_builder import MessagesSpecBuilder, chat_of
 from gateway.api.anthropic.signature import ThinkingSigner
 from gateway.api.anthropic.token_estimate import estimate_tokens
-from gateway.api.openai.tokenize import check_text_size
+from gateway.api.openai.tokenize import check_text_size, texts_of
 from gateway.api.services import SERVICES
 from gateway.http.json_body import json_response, read_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import operation
 from gateway.prompts.served_models import ServedModel
+from gateway.runtime.json_codec import encode_json
 
 routes = web.RouteTableDef()
 
@@ -40,11 +41,7 @@ def _count(body: CountTokensRequest, model: ServedModel, tenant: str) -> int:
         model = dataclasses.replace(model, window=None, prompts=model.prompts.unbounded())
     builder = MessagesSpecBuilder(body, chat_of(body), ThinkingSigner(tenant).verify).builder_for(model)
     if not model.is_passthrough:
-        texts = [
-            part
-            for message in builder.body.messages
-            for part in ([message.parts] if isinstance(message.parts, str) else message.parts)
-            if isinstance(part, str)
-        ]
-        check_text_size(texts, "messages")
+        texts = [text for message in builder.body.messages for text in texts_of(message)]
+        tools = encode_json([tool.model_dump() for tool in builder.body.tools or ()]).decode()
+        check_text_size([*texts, tools], "messages")
     return estimate_tokens(builder.build(model).segments)

@@ -18,6 +18,9 @@ from gateway.graph.references import NO_NAME
 from gateway.graph.segments import Segment, Slot
 from gateway.prompts.served_models import ServedModel
 
+_MIN_ANSWER_SHARE = 8
+"""Part of the window, as a divisor, below which the answer is not limited if the prompt's length is an estimate."""
+
 
 def chat_of(body: CountTokensRequest) -> ChatCompletionRequest:
     """Return the equivalent chat completion, without messages. Its fields were validated with the request."""
@@ -93,7 +96,9 @@ class MessagesSpecBuilder:
         self.warning = builder.warning
         if model.window is None:
             return spec
-        limit = max(1, model.window - estimate_tokens(spec.segments))
+        limit = model.window - estimate_tokens(spec.segments)
+        # a wrong estimate must not cut an answer short: a server whose window is full refuses the request
+        limit = max(limit, model.window // _MIN_ANSWER_SHARE if model.is_passthrough else 1)
         return dataclasses.replace(spec, segments=_with_token_limit(spec.segments, limit))
 
     def builder_for(self, model: ServedModel) -> ChatSpecBuilder:
@@ -103,8 +108,21 @@ class MessagesSpecBuilder:
         chat = self.chat.model_copy(
             update={"messages": messages, "chat_template_kwargs": None if model.is_passthrough else thinking}
         )
-        hints = thinking if model.is_passthrough else None
+        hints = None
+        if model.is_passthrough:
+            hints = {**(thinking or {}), **_hints(self.body)}
         return ChatSpecBuilder(chat, self.references, self.deferred, places=paths, upstream_hints=hints)
+
+
+def _hints(body: CountTokensRequest) -> dict[str, Any]:
+    """Return the hints for upstream servers with Anthropic's API. Others do not get them."""
+    hints: dict[str, Any] = {}
+    if body.output_config is not None and body.output_config.effort is not None:
+        hints["effort"] = body.output_config.effort
+    blocks = [*body.system_blocks, *(block for message in body.messages for block in message.blocks)]
+    if any(part.cache_control for part in (body, *body.client_tools, *blocks)):
+        hints["cache_control"] = True
+    return hints
 
 
 def _with_token_limit(segments: Sequence[Segment], limit: int) -> list[Segment]:

@@ -8,13 +8,13 @@ from gateway.graph.segments import Characters, Messages, Segment, Text
 from gateway.runtime.json_codec import encode_json
 
 _BYTES_PER_TOKEN = 3
-"""Bytes of a token in UTF-8, rather too few: English text has four, code three, Chinese text three to four."""
+"""Bytes of a token in UTF-8: English text has four to five, code and Chinese text three."""
 _MEDIA_TOKENS = 1_500
 """Tokens of an image or a file."""
 
 
 def estimate_tokens(segments: Sequence[Segment]) -> int:
-    """Return the number of tokens of a prompt's known part: exact for tokens, rather too many for texts."""
+    """Return the number of tokens of a prompt's known part: exact for tokens, an estimate for texts."""
     tokens, size = 0, 0
     for segment in segments:
         match segment:

@@ -47,7 +47,7 @@ def _check_size(body: TokenizeRequest) -> None:
     if body.messages is None:
         check_text_size([body.prompt or ""], "prompt")
     else:
-        check_text_size([part for message in body.messages for part in _texts(message)], "messages")
+        check_text_size([part for message in body.messages for part in texts_of(message)], "messages")
 
 
 def check_text_size(texts: Sequence[str], param: str) -> None:
@@ -60,10 +60,11 @@ def check_text_size(texts: Sequence[str], param: str) -> None:
         raise RequestError(400, message, code="string_above_max_length", param=param)
 
 
-def _texts(message: Message) -> list[str]:
-    """Return the texts of a message."""
+def texts_of(message: Message) -> list[str]:
+    """Return the texts of a message that a chat template may write: content, reasoning and arguments of tool calls."""
     parts = message.parts
-    return [parts] if isinstance(parts, str) else [part for part in parts or () if isinstance(part, str)]
+    texts = [parts] if isinstance(parts, str) else [part for part in parts or () if isinstance(part, str)]
+    return [*texts, message.reasoning_text, *(call.function.arguments for call in message.tool_calls or ())]
 
 
 def _tokenize(body: TokenizeRequest, model: ServedModel) -> Tokens:

@@ -106,9 +106,9 @@ class MessageSerializer(Serializer):
     # streams
 
     def heartbeat(self) -> bytes:
-        """Return the beginning of the message if it has not been sent, and a ping: clients of Anthropic's API may not
-        count comments as a sign of life."""
-        return _encode([*self._open(), Ping()])
+        """Return the beginning of the message if it has not been sent, otherwise a ping: clients of Anthropic's API may
+        not count comments as a sign of life."""
+        return _encode(self._open() or [Ping()])
 
     def reference_events(self) -> bytes:
         """Return the whole stream of a deferred call."""

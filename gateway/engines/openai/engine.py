@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
@@ -44,6 +44,8 @@ from gateway.runtime.json_codec import encode_json
 _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that can be left out if a server refuses them. The salt is not one: without it, tenants would share a
 cache."""
+HINTS_OF_MESSAGES = ("enable_thinking", "effort", "cache_control")
+"""Hints of Messages requests, for servers that support them."""
 _OFFLOAD_SIZE = 100_000
 """Number of tokens or characters from which a request is built in a thread."""
 _TAIL_SECONDS = 5.0
@@ -67,6 +69,9 @@ UNCHANGED = RequestChanges()
 
 class OpenAIEngine:
     """One model of an upstream server. See `Engine`. It sends messages or text, or with a tokenizer tokens."""
+
+    parser: ClassVar[type[AnswerParser]] = AnswerParser
+    """Parser of the server's answers."""
 
     def __init__(self, name: str, upstream: Upstream, model: str, tokenizer: Tokenizer | None = None) -> None:
         """`model`: the server's name for it."""
@@ -142,7 +147,7 @@ class OpenAIEngine:
     def _messages(self, conversation: Messages) -> dict[str, Any]:
         messages = [_to_wire(message) for message in conversation.messages]
         body: dict[str, Any] = {"messages": messages, **conversation.fields}
-        enable_thinking = body.pop("enable_thinking", None)
+        enable_thinking, *_ = [body.pop(name, None) for name in HINTS_OF_MESSAGES]
         if enable_thinking is not None and self.upstream.profile.accepts_template_options:
             body["chat_template_kwargs"] = {"enable_thinking": enable_thinking}
         if conversation.is_open and not messages[-1]["content"]:
@@ -271,7 +276,9 @@ class OpenAIContext:
                 if not prefilled:
                     on_event(PrefillResult(math.ceil(self._size * self._engine.tokens_per_unit), 0, held=held))
                     prefilled = True
-                answer = AnswerParser(is_streamed=_is_stream(response), malformed=self._upstream.config.malformed)
+                answer = self._engine.parser(
+                    is_streamed=_is_stream(response), malformed=self._upstream.config.malformed
+                )
                 await self._read(response, answer, receive)
             except (ContextRefused, EngineLost) as error:
                 new_changes = self._changes_after(str(error), body, changes)

@@ -26,7 +26,8 @@ class Profile:
     last message, or not at all. `regex_field`, `grammar_field`: fields that constrain an answer. `salt_field`: field
     that separates caches. `priority_field`: field with the priority, and whether lower values go first.
     `accepts_tokens`: whether prompts can be tokens. `accepts_prediction`: whether it accepts a predicted output.
-    `accepts_template_options`: whether it passes `chat_template_kwargs` to its chat template.
+    `accepts_template_options`: whether it passes `chat_template_kwargs` to its chat template. `key_header`: header with
+    the API key. `fixed_headers`: names and values of further headers of each request.
     `health_path`: path of the health check. `load_metrics`: metrics whose sum is the number of its requests.
     """
 
@@ -41,8 +42,19 @@ class Profile:
     accepts_tokens: bool = False
     accepts_prediction: bool = False
     accepts_template_options: bool = False
+    key_header: Literal["authorization", "x-api-key"] = "authorization"
+    fixed_headers: tuple[tuple[str, str], ...] = ()
     health_path: str = "/v1/models"
     load_metrics: Collection[str] = ()
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        """Return the headers of each request. `key`: the API key, if there is one."""
+        headers = dict(self.fixed_headers)
+        if key and self.key_header == "authorization":
+            headers["Authorization"] = f"Bearer {key}"
+        elif key:
+            headers[self.key_header] = key
+        return headers
 
     def adapt(self, fields: Collection[str]) -> "Profile":
         """Return the profile of a server that documents the fields of its chat requests. Without documented fields, it
@@ -177,7 +189,10 @@ MYNA = Profile(
     health_path="/health/ready",
     load_metrics=("myna_calls_unfinished",),
 )
-KINDS = {profile.kind: profile for profile in (OPENAI, VLLM, SGLANG, LLAMACPP, MYNA)}
+ANTHROPIC = Profile(
+    "anthropic", continuation="always", key_header="x-api-key", fixed_headers=(("anthropic-version", "2023-06-01"),)
+)
+KINDS = {profile.kind: profile for profile in (OPENAI, VLLM, SGLANG, LLAMACPP, MYNA, ANTHROPIC)}
 """Profiles by the name that `--engine` gives."""
 
 

@@ -17,7 +17,9 @@ _LONGEST_EVENT = 4 << 20
 """Maximum size of one event, in bytes."""
 LONGEST_ANSWER = 256 << 20
 """Maximum size of an answer, in bytes of JSON or of events."""
-_TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    r"context (length|size|window)|maximum (context|model) len|too many tokens|prompt is too long", re.IGNORECASE
+)
 _TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
 
 

@@ -39,6 +39,8 @@ _MAX_FAILURES = 3
 """Number of consecutive failed requests after which a server that accepts connections gets a pause as well."""
 _MAX_PAUSE = 60.0
 """Longest pause that a server can request by `Retry-After`, in seconds."""
+_OVERLOADED = 529
+"""Status of Anthropic's API for a server that accepts no work now."""
 _CONCURRENCY = 256
 """Maximum number of concurrent requests, if neither the settings nor the server specify one."""
 _ERROR_BYTES = 64 << 10
@@ -120,10 +122,10 @@ class Upstream:
     async def start(self) -> None:
         """Connect to the server. Return when the server has answered, or immediately if the settings name its models.
         Raises EngineStartFailed."""
-        key = {"Authorization": f"Bearer {self.config.key}"} if self.config.key else {}
+        headers = self.profile.headers(self.config.key)
         try:
             self._connections = ConnectionPool(
-                self.url, key, tls=self.config.tls, timeout=self.config.timeout, keep_alive=_IDLE_SECONDS
+                self.url, headers, tls=self.config.tls, timeout=self.config.timeout, keep_alive=_IDLE_SECONDS
             )
         except ValueError as error:
             raise EngineStartFailed(f"engine {self.config.name} has an invalid URL {self.url}: {error}") from error
@@ -232,7 +234,7 @@ class Upstream:
         if status in (401, 403):
             log.error("%s", text)
             return EngineFailure(f"engine {self.config.name} does not accept the API key ({status})")
-        if status == 429 and code != "insufficient_quota":
+        if status == _OVERLOADED or (status == 429 and code != "insufficient_quota"):
             pause = _retry_pause(response.headers.get("retry-after"))
             self._mark_busy(pause)
             return EngineBusy(text, suspect=False, pause=pause)
@@ -362,16 +364,18 @@ class _Model(msgspec.Struct):
     id: str
     max_model_len: int | None = None
     context_length: int | None = None
+    max_input_tokens: int | None = None
     meta: _Meta | None = None
 
     @property
     def window(self) -> int | None:
         """Context length in tokens, from the field that the server sends; None if it is absent or not positive.
 
-        The field is `max_model_len` for vLLM, SGLang and myna, `context_length` for OpenRouter, and `meta.n_ctx` for
-        llama.cpp.
+        The field is `max_model_len` for vLLM, SGLang and myna, `context_length` for OpenRouter, `max_input_tokens` for
+        Anthropic, and `meta.n_ctx` for llama.cpp.
         """
-        window = self.max_model_len or self.context_length or (self.meta.n_ctx if self.meta else None) or 0
+        reported = self.max_model_len or self.context_length or self.max_input_tokens
+        window = reported or (self.meta.n_ctx if self.meta else None) or 0
         return min(window, _LARGEST_WINDOW) if window > 0 else None
 
 

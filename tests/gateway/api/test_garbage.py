@@ -53,6 +53,17 @@ async def response_broken_off(client: GatewayClient, server: ScriptedServer) -> 
         assert "response.failed" in await answer.text()
 
 
+async def messages(client: GatewayClient, server: ScriptedServer) -> None:
+    body = {"model": "fake", "max_tokens": 5, "messages": CHAT["messages"]}
+    async with client.post("/v1/messages", json=body) as answer:
+        assert answer.status == 200
+    async with client.post("/v1/messages", json={**body, "stream": True}) as answer:
+        assert "message_stop" in await answer.text()
+    server.script.append(breaks_off("a ", "b "))
+    async with client.post("/v1/messages", json={**body, "stream": True}) as answer:
+        assert "event: error" in await answer.text()
+
+
 async def refused_there(client: GatewayClient, server: ScriptedServer) -> None:
     server.script.append(refuses(400, "not so"))
     async with client.post("/v1/chat/completions", json=CHAT) as answer:
@@ -86,7 +97,7 @@ async def left(client: GatewayClient, server: ScriptedServer) -> None:
 
 KINDS: list[Kind] = [
     *(whole, several, streamed, completed, responded),
-    *(refused_there, refused_here, nonsense, broken_off, response_broken_off, left),
+    *(refused_there, refused_here, nonsense, broken_off, response_broken_off, messages, left),
 ]
 
 

@@ -15,6 +15,7 @@ from gateway.http.middleware.auth import TENANT
 from gateway.responses import MemoryDatabase, SqliteResponseStore, StoredResponse
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+MESSAGES = "/v1/messages"
 HEADER = {"X-Semantic-Session": "mine"}
 AGENT = {"X-Session-Id": "mine"}
 
@@ -40,7 +41,7 @@ async def named(method: str, path: str, body: Any = None, headers: Any = None) -
     services: Any = SimpleNamespace(response_store=store)
     app[SERVICES] = services
     routes = ("/v1/sessions", "/v1/sessions/{id}", "/v1/sessions/{id}/variables/{name}", "/v1/graphs", "/v1/models")
-    for route in (*routes, CHAT, COMPLETIONS, RESPONSES, RESPONSES + "/{id}"):
+    for route in (*routes, CHAT, COMPLETIONS, MESSAGES, RESPONSES, RESPONSES + "/{id}"):
         app.router.add_route("*", route, never)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     async with TestClient(TestServer(app)) as client, client.request(method, path, data=data, headers=headers):
@@ -81,6 +82,8 @@ async def named(method: str, path: str, body: Any = None, headers: Any = None) -
         ("POST", CHAT, b"{", HEADER, None),
         ("POST", CHAT, b"\xff", HEADER, None),
         ("POST", COMPLETIONS, {}, HEADER, RequestedSession("mine", True)),
+        ("POST", MESSAGES, {"semantic": {"session": "mine"}}, None, RequestedSession("mine", False)),
+        ("POST", MESSAGES, {}, HEADER, RequestedSession("mine", True)),
         ("POST", RESPONSES, {"semantic": {"session": "mine"}}, None, RequestedSession("mine", False)),
         ("GET", CHAT, None, HEADER, None),
         ("GET", "/v1/models", None, HEADER, None),

@@ -83,6 +83,9 @@ def test_the_api_key_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     assert key(key="written") == "written"
     assert key(name="named") == "from-option"
     assert key() is None, "OPENAI_API_KEY is sent only to api.openai.com"
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "of-anthropic")
+    assert parse_engine("anthropic=https://api.anthropic.com").api_key({}) == "of-anthropic"
+    assert parse_engine("anthropic=https://elsewhere").api_key({}) is None
     assert key(url="https://api.openai.com") == "of-openai"
     assert key(url="https://api.openai.com.evil.example") is None
     assert key(url="https://api.openai.com", name="named") == "from-option"

@@ -72,7 +72,7 @@ def test_open_routes_need_no_key() -> None:
     paths = described(open_routes=("/things/{id}",))["paths"]
     assert paths["/things/{id}"]["get"]["security"] == []
     assert "401" not in paths["/things/{id}"]["get"]["responses"]
-    assert paths["/v1/things"]["post"]["security"] == [{"key": []}]
+    assert paths["/v1/things"]["post"]["security"] == [{"key": []}, {"x_api_key": []}]
 
 
 def test_all_references_have_a_schema() -> None:

@@ -43,6 +43,28 @@ async def test_heartbeats_interrupt_waits_without_losing_events(monkeypatch: pyt
     assert text == ": waiting\n\n" * 3 + 'data: "one"\n\ndata: "two"\n\ndata: [DONE]\n\n'
 
 
+async def test_a_stream_may_have_heartbeats_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.02)
+    numbers = iter(range(10))
+    beats = 0
+
+    async def wait() -> None:
+        nonlocal beats
+        beats += 1
+        await asyncio.sleep(60 if beats < 3 else 0)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        request[REQUEST_ID] = "r"
+        stream = EventStream(request, lambda: b"event: %d\n\n" % next(numbers))
+        await stream.with_heartbeats(wait, 0.01)
+        return await stream.end(done=False)
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with TestClient(TestServer(app)) as client:
+        assert await (await client.get("/")).text() == "event: 0\n\nevent: 1\n\n"
+
+
 async def test_a_cancelled_wait_is_not_repeated() -> None:
     # also if the timer fires in the same turn of the event loop
     request = make_mocked_request("GET", "/")

@@ -129,6 +129,8 @@ def test_the_supported_features_of_each_family_are_detected(family: str) -> None
     template = ChatTemplate(TEMPLATES[family], TOKENS)
     assert template.knows_tools == (family in ("Llama 3.1", "SmolLM3", "Mistral 0.3", "Qwen2.5", "Qwen3"))
     assert template.takes_system == (family not in ("Gemma 2", "Mistral 0.1", "Phi-4 reasoning"))
+    late = ("Llama 3", "Llama 3.1", "SmolLM2", "Qwen2", "Qwen2.5", "Qwen3", "Gemma 3", "Phi-3", "Phi-4", "Phi-4 mini")
+    assert template.takes_late_system == (family in late)
     assert template.alternates == (family in ("Llama 2", "Mistral 0.1", "Mistral 0.3", "Gemma 2", "Gemma 3"))
     assert template.short_ids == (family == "Mistral 0.3")
 

@@ -84,3 +84,18 @@ async def test_embeddings_are_refused(scripted_gateway: ScriptedGateway) -> None
     client, _, _ = scripted_gateway
     status, answer = await send(client, "/v1/embeddings", input="x")
     assert (status, answer["error"]["code"]) == (400, "unsupported_value")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "x", "reasoning_content": "x" * 1_000_001},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "x" * 1_000_001}}],
+        },
+    ],
+)
+async def test_all_texts_of_a_message_are_limited(client: GatewayClient, message: Any) -> None:
+    status, told = await send(client, "/tokenize", messages=[message])
+    assert (status, told["error"]["code"]) == (400, "string_above_max_length")

@@ -75,6 +75,14 @@ async def test_too_many_requests(server: ScriptedServer, upstream: Upstream) -> 
     assert text(await ask(upstream)) == "fake"
 
 
+async def test_an_overloaded_server_of_anthropics_kind(server: ScriptedServer, upstream: Upstream) -> None:
+    server.script = [refuses(529, "overloaded", {"Retry-After": "0.2"})]
+    with pytest.raises(EngineBusy) as error:
+        await ask(upstream)
+    assert error.value.pause == 0.2
+    assert not upstream.is_ready
+
+
 async def test_an_exhausted_quota_gets_no_other_attempt(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [refuses(429, "you exceeded your quota", code="insufficient_quota")]
     with pytest.raises(EngineFailure, match="exceeded your quota") as failure:

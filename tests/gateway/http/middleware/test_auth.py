@@ -44,6 +44,16 @@ async def test_an_invalid_key_is_refused(header: str | None) -> None:
     assert "invalid_api_key" in text
 
 
+async def test_anthropics_header_has_the_key_as_well() -> None:
+    expected = await tenant(["one", "two"], {"Authorization": "Bearer one"})
+    assert await tenant(["one", "two"], {"x-api-key": " one "}) == expected
+    assert await tenant(["one", "two"], {"x-api-key": "one", "Authorization": "Bearer login"}) == expected
+    assert await tenant(["one", "two"], {"x-api-key": "two", "Authorization": "Bearer one"}) == expected
+    assert await tenant(["one", "two"], {"x-api-key": "one", "Authorization": "Basic one"}) == expected
+    for headers in ({"x-api-key": "three"}, {"x-api-key": ""}, {"x-api-key": "three", "Authorization": "Bearer four"}):
+        assert (await send(["one", "two"], headers))[0] == 401
+
+
 @pytest.mark.parametrize("path", ["/health", "/own/7"])
 async def test_open_routes_need_no_key(path: str) -> None:
     assert await tenant(["one"], {}, path) == ""

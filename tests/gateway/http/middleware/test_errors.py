@@ -51,6 +51,16 @@ async def test_errors_are_in_openais_format(error: Exception, status: int, code:
     assert re.fullmatch(r"req_\w{24}", headers["x-request-id"])
 
 
+async def test_clients_of_anthropics_api_get_its_format() -> None:
+    status, headers, body = await answer_to(Stopping("the server is stopping"), anthropic_version="2023-06-01")
+    assert (status, body["type"], body["error"]["type"]) == (529, "error", "overloaded_error")
+    assert body["request_id"] == headers["request-id"] == headers["x-request-id"]
+    assert headers["Retry-After"] == "5"
+    long = RequestError(400, "x" * 10_000, param="y" * 1_000)
+    _, _, body = await answer_to(long, anthropic_version="2023-06-01")
+    assert (len(body["error"]["message"]), len(body["error"]["details"]["param"])) == (2_000, 200)
+
+
 async def test_an_overload_says_when_to_try_again() -> None:
     status, headers, body = await answer_to(Overloaded("full", 7))
     assert (status, headers["Retry-After"], body["error"]["type"]) == (429, "7", "rate_limit_error")
