@@ -10,6 +10,7 @@ from compat.bounds import MAX_ELEMENTS
 from compat.openai import Message
 from compat.openai.messages import CalledFunction, MediaPart, RefusalPart, TextPart, ToolCall
 from compat.openai.responses import (
+    ConversationReference,
     CustomToolCall,
     FunctionToolCall,
     OutputItem,
@@ -23,10 +24,17 @@ from compat.openai.responses import (
     to_messages,
 )
 from compat.openai.responses.tools import SEARCH_NAME, arguments_of_input, flat_name
+from gateway.api.responses.conversation_store import (
+    ConversationRecord,
+    append_response,
+    check_size,
+    find_conversation,
+    is_conversation_id,
+)
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
 from gateway.prompts.tool_calls.description import Verbatim
-from gateway.responses import ResponseStore, StoredResponse, StoredTurn
+from gateway.responses import CONVERSATION_BYTES, ResponseStore, ResponseStoreError, StoredResponse, StoredTurn
 from gateway.runtime.json_codec import encode_json
 
 _Part = TextPart | RefusalPart | MediaPart
@@ -35,15 +43,17 @@ _Part = TextPart | RefusalPart | MediaPart
 class _StoredRequest(msgspec.Struct):
     """The part of a request's body that is stored."""
 
-    input: msgspec.Raw
+    input: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class _StoredAnswer(msgspec.Struct):
     """The part of an answer that the next turn reads."""
 
     output: list[OutputItem]
+    conversation: ConversationReference | None = None
 
 
+_NO_OUTPUT = b'{"output":[]}'
 _decode_request = msgspec.json.Decoder(_StoredRequest).decode
 _decode_answer = msgspec.json.Decoder(_StoredAnswer).decode
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -59,27 +69,50 @@ class Turn:
         body: ResponseRequest,
         previous_turns: Sequence[StoredTurn],
         session: str | None,
+        conversation: ConversationRecord | None = None,
     ) -> None:
-        """`previous_turns`: the turns before it, oldest first. See `load`."""
+        """`previous_turns`: the turns before it, oldest first. `conversation`: the conversation that it continues
+        instead. See `load`."""
         self._store = response_store
         self._tenant = tenant
         self._body = body
         self._previous_turns = previous_turns
         self._session = session
+        self._conversation = conversation
         self.is_stored = response_store.is_enabled
         """Whether the response is stored."""
 
     @classmethod
     async def load(
-        cls, response_store: ResponseStore, tenant: str, body: ResponseRequest, session: str | None, *, deferred: bool
+        cls,
+        response_store: ResponseStore,
+        tenant: str,
+        body: ResponseRequest,
+        session: str | None,
+        *,
+        deferred: bool,
+        local: "LocalTurns | None" = None,
     ) -> "Turn":
-        """Return the turn of a request. `session`: id of the request's session, if it has a name. Raises RequestError
-        and GraphError."""
-        id = body.previous_response_id
-        previous_turns = [] if id is None else await response_store.load_conversation(tenant, id)
-        if id is not None:
-            _check(id, previous_turns, session)
-        turn = cls(response_store, tenant, body, previous_turns, session)
+        """Return the turn of a request. `session`: id of the request's session, if it has a name. `local`: turns of
+        the client's connection, which need not be stored. Raises RequestError and GraphError."""
+
+        async def load_turns(id: str) -> Sequence[StoredTurn]:
+            if local is not None and (turns := local.find(id)) is not None:
+                return turns
+            return [] if is_conversation_id(id) else await response_store.load_conversation(tenant, id)
+
+        conversation = None
+        if body.conversation_id is not None:
+            if session is not None or deferred:
+                message = "a conversation cannot be continued in a session; use previous_response_id"
+                raise RequestError(400, message, code="unsupported_with_semantic", param="conversation")
+            conversation = await find_conversation(response_store, tenant, body.conversation_id, "conversation")
+            check_size(conversation, "conversation")
+        previous_turns: Sequence[StoredTurn] = []
+        if body.previous_response_id is not None:
+            previous_turns = await load_turns(body.previous_response_id)
+            _check(body.previous_response_id, previous_turns, session)
+        turn = cls(response_store, tenant, body, previous_turns, session, conversation)
         reason = "a deferred response cannot be stored; use its reference to continue" if deferred else None
         if not response_store.is_enabled:
             reason = "this server does not store responses"
@@ -95,25 +128,30 @@ class Turn:
         messages, places = self._body.messages_with_paths
         before: list[Message] = []
         items = 0
-        for stored_turn in self._previous_turns:
+        field = "previous_response_id"
+        turns = self._previous_turns
+        if self._conversation is not None:
+            field, turns = "conversation", [StoredTurn(self._conversation.row.input, _NO_OUTPUT, None)]
+        for stored_turn in turns:
             turn, count = _messages(stored_turn)
             items += count
             if items > MAX_ELEMENTS:
                 message = f"the conversation has more than {MAX_ELEMENTS} items; start a new one"
-                raise RequestError(400, message, code="invalid_value", param="previous_response_id")
+                raise RequestError(400, message, code="invalid_value", param=field)
             before += turn
         instructions = self._body.instructions
         first = [] if instructions is None else [Message(role="system", content=instructions)]
         return [*first, *before, *messages], [
             *["instructions"] * len(first),
-            *["previous_response_id"] * len(before),
+            *[field] * len(before),
             *places,
         ]
 
     @property
     def size(self) -> int:
         """Return the size of the turns before, in bytes."""
-        return sum(len(stored_turn.input) + len(stored_turn.answer) for stored_turn in self._previous_turns)
+        size = 0 if self._conversation is None else self._conversation.row.size
+        return size + sum(len(stored_turn.input) + len(stored_turn.answer) for stored_turn in self._previous_turns)
 
     @property
     def previous_turns(self) -> Sequence[StoredTurn]:
@@ -124,14 +162,55 @@ class Turn:
         """Store the response once it has ended. Raises ResponseStoreError."""
         await self._store.add(self.to_row(response, raw, slots=slots), self._previous_turns)
 
+    async def append(self, response: Response, raw: bytes) -> bool:
+        """Add the response to the conversation that it continues. `raw`: body of the request. Return whether it was
+        added."""
+        assert self._conversation is not None
+        try:
+            return await append_response(self._store, self._tenant, self._conversation.row.id, _input_of(raw), response)
+        except ResponseStoreError:
+            return False
+
     def to_row(self, response: Response, raw: bytes, *, slots: bool) -> StoredResponse:
         """Return the row that stores the response. `raw`: body of the request. `slots`: whether the answer is in slots
         of the last message."""
-        input = bytes(_decode_request(raw).input)
+        input = _input_of(raw)
         if slots:
             input = encode_json(_items(input)[:-1])
         before = self._body.previous_response_id
         return StoredResponse(self._tenant, response.id, input, encode_json(response), before, self._session)
+
+
+class LocalTurns:
+    """The latest response of a client's connection with the turns before it. It can be continued on the connection
+    even if it is not stored."""
+
+    def __init__(self) -> None:
+        self._id: str | None = None
+        self._turns: Sequence[StoredTurn] = ()
+
+    def find(self, id: str) -> Sequence[StoredTurn] | None:
+        """Return the response and all turns before it, oldest first; None if it is another one."""
+        return self._turns if id == self._id else None
+
+    def remember(self, turn: Turn, response: Response, raw: bytes) -> None:
+        """Keep the response that has ended, instead of the one before. A conversation that is too large is not kept."""
+        row = turn.to_row(response, raw, slots=False)
+        turns = [*turn.previous_turns, StoredTurn(row.input, row.answer, None)]
+        if sum(len(each.input) + len(each.answer) for each in turns) <= CONVERSATION_BYTES:
+            self._id, self._turns = response.id, turns
+        else:
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop the response."""
+        self._id, self._turns = None, ()
+
+
+def _input_of(raw: bytes) -> bytes:
+    """Return the input in a request's body, as JSON."""
+    input = bytes(_decode_request(raw).input)
+    return b"[]" if input == b"null" else input
 
 
 def new_response_id() -> str:
@@ -156,6 +235,10 @@ def _check(id: str, previous_turns: Sequence[StoredTurn], session: str | None) -
     if last.session not in (None, session):
         message = f"response {id!r} belongs to session {last.session!r} and can be continued only in it"
         raise RequestError(400, message, code="session_conflict", param="previous_response_id")
+    conversation = _decode_answer(last.answer).conversation
+    if conversation is not None:
+        message = f"response {id!r} belongs to conversation {conversation.id!r}; continue it by `conversation`"
+        raise RequestError(400, message, code="invalid_value", param="previous_response_id")
 
 
 def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int]:
