@@ -11,7 +11,7 @@ from gateway.api import health
 from gateway.api.openai import chat, completions, models
 from gateway.api.openai import tokenize as tokens
 from gateway.api.parrot import routes as parrot
-from gateway.api.responses import conversation_routes
+from gateway.api.responses import conversation_routes, derived_routes
 from gateway.api.responses import routes as responses
 from gateway.api.responses.background import BACKGROUND, Background
 from gateway.api.semantic import events, graphs, sessions, variables
@@ -124,7 +124,7 @@ def build_cluster(
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
     """Return the HTTP application over the services. `inner`: middlewares that run after authentication."""
     keys = ApiKeys(settings.keys())
-    resources = [chat, responses, conversation_routes, completions, tokens, models]
+    resources = [chat, responses, derived_routes, conversation_routes, completions, tokens, models]
     resources += [sessions, variables, graphs, events, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
     if settings.parrot_api:

@@ -199,7 +199,7 @@ class ResponseBuilder:
             tools=body.echoed_tools,
             top_logprobs=body.top_logprobs or 0,
             top_p=1.0 if body.top_p is None else body.top_p,
-            usage=None if usages is None else _usage(usages),
+            usage=None if usages is None else response_usage(usages),
             user=body.user,
             semantic=semantic_field(self._scope, [self._call]),
         )
@@ -251,7 +251,8 @@ def error_of(error: FailedCall) -> ResponseError:
     return ResponseError(code, str(error), error.code or error.type)
 
 
-def _usage(usages: Sequence[Usage]) -> ResponseUsage:
+def response_usage(usages: Sequence[Usage]) -> ResponseUsage:
+    """Return the sum of the tokens of some calls."""
     summed = usage_of(usages)
     return ResponseUsage(
         input_tokens=summed.prompt_tokens,
