@@ -189,6 +189,11 @@ class LocalTurns:
         self._id: str | None = None
         self._turns: Sequence[StoredTurn] = ()
 
+    @property
+    def id(self) -> str | None:
+        """Id of the response."""
+        return self._id
+
     def find(self, id: str) -> Sequence[StoredTurn] | None:
         """Return the response and all turns before it, oldest first; None if it is another one."""
         return self._turns if id == self._id else None
