@@ -139,6 +139,7 @@ class Turn:
                 message = f"the conversation has more than {MAX_ELEMENTS} items; start a new one"
                 raise RequestError(400, message, code="invalid_value", param=field)
             before += turn
+        _check_tool_outputs(before, messages, places)
         instructions = self._body.instructions
         first = [] if instructions is None else [Message(role="system", content=instructions)]
         return [*first, *before, *messages], [
@@ -244,6 +245,20 @@ def _check(id: str, previous_turns: Sequence[StoredTurn], session: str | None) -
     if conversation is not None:
         message = f"response {id!r} belongs to conversation {conversation.id!r}; continue it by `conversation`"
         raise RequestError(400, message, code="invalid_value", param="previous_response_id")
+
+
+def _check_tool_outputs(before: Sequence[Message], messages: Sequence[Message], places: Sequence[str]) -> None:
+    """Raise RequestError if a message has the output of a tool call that no earlier message makes. `before`: messages
+    of the turns before. `places`: paths of the messages' contents."""
+    if all(message.role != "tool" for message in messages):
+        return
+    called = {call.id for message in before for call in message.tool_calls or ()}
+    for message, place in zip(messages, places, strict=True):
+        called.update(call.id for call in message.tool_calls or ())
+        if message.role == "tool" and message.tool_call_id not in called:
+            text = f"No tool call found for the output with call_id {message.tool_call_id!r}"
+            param = f"{place.removesuffix('.output')}.call_id"
+            raise RequestError(400, text, code="tool_call_not_found", param=param)
 
 
 def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int]:
