@@ -8,6 +8,7 @@ from aiohttp import web
 
 from compat.openai.responses import (
     CompactedResponse,
+    CompactionBody,
     InputTokens,
     ResponseRequest,
     input_items_with_ids,
@@ -37,8 +38,8 @@ _SUMMARY_PROMPT = (
 )
 _SUMMARY_TOKENS = 4_096
 """Maximum number of tokens of a summary."""
-_KEPT_BYTES = 64 << 10
-"""Maximum size of the user's messages that a compacted conversation keeps, in bytes."""
+_KEPT_CHARACTERS = 64_000
+"""Maximum length of the user's texts that a compacted conversation keeps, in characters."""
 
 
 @routes.post("/v1/responses/input_tokens")
@@ -59,7 +60,7 @@ async def input_tokens(request: web.Request) -> web.Response:
 @routes.post("/v1/responses/compact")
 @operation(CompactedResponse, body=CompactRequest, errors=(404, 409, 410, 413, 422, 424, 429, 503))
 async def compact(request: web.Request) -> web.StreamResponse:
-    """Return items that replace a conversation: the user's messages, and a summary that the model writes."""
+    """Return an item that replaces a conversation: the user's newest texts, and a summary that the model writes."""
     body = await read_json(request, CompactRequest)
     content = _without_hints(decode_json(await request.read()))
     sent = content.get("input") or []
@@ -72,7 +73,7 @@ async def compact(request: web.Request) -> web.StreamResponse:
     if call.target.scope.is_deferred:
         raise RequestError(400, "a compaction cannot be deferred", code="unsupported_with_semantic")
     inputs = [*(turn.input for turn in call.turn.previous_turns), encode_json(decode_json(call.raw)["input"][:-1])]
-    serializer = _CompactionSerializer(_newest_user_messages(inputs))
+    serializer = _CompactionSerializer(_newest_user_texts(inputs))
     return await pipeline.respond(call.target, [call.spec], serializer, streamed=False)
 
 
@@ -87,44 +88,46 @@ async def _build_call(request: web.Request, content: dict[str, Any]) -> Response
     return await build_call(request, await validate_async(request, content, ResponseRequest, raw), raw)
 
 
-def _newest_user_messages(inputs: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Return the newest messages of the user in some inputs, which are JSON, as items with ids."""
-    id = new_id(24)
-    items = [
-        item
-        for index, input in enumerate(inputs)
-        for item in input_items_with_ids(decode_json(input), f"{id}_{index}")
+def _newest_user_texts(inputs: Iterable[bytes]) -> list[str]:
+    """Return the newest texts of the user in some inputs, which are JSON."""
+    texts = [
+        part["text"]
+        for input in inputs
+        for item in input_items_with_ids(decode_json(input), "")
         if item["type"] == "message" and item["role"] == "user"
+        for part in item["content"]
+        if part["type"] == "input_text"
     ]
-    kept: list[dict[str, Any]] = []
+    kept: list[str] = []
     size = 0
-    for item in reversed(items):
-        size += len(encode_json(item))
-        if size > _KEPT_BYTES:
+    for text in reversed(texts):
+        size += len(text)
+        if size > _KEPT_CHARACTERS:
             break
-        kept.insert(0, item)
+        kept.insert(0, text)
     return kept
 
 
 class _CompactionSerializer(Serializer):
     """Serializer of the call that writes the summary. It is never streamed or deferred."""
 
-    def __init__(self, kept: Sequence[dict[str, Any]]) -> None:
-        """`kept`: items that the conversation keeps unchanged."""
+    def __init__(self, kept: Sequence[str]) -> None:
+        """`kept`: texts of the user that the compacted conversation keeps unchanged."""
         self._kept = kept
 
     async def whole_response(self) -> CompactedResponse:
-        """Return the items. Raises FailedCall if the model wrote nothing."""
+        """Return the item. Raises FailedCall if the model wrote nothing."""
         (call,) = self.calls
         summary = (call.output.value or "").strip()
         if not summary:
             raise FailedCall(Failure("engine_failed", "the model wrote no summary"))
         id = new_id(24)
-        compaction = {"id": f"cmp_{id}", "type": "compaction", "encrypted_content": write_compaction(summary)}
+        text = "\n\n".join([*(f"The user wrote: {kept}" for kept in self._kept), summary])
+        compaction = CompactionBody(id=f"cmp_{id}", encrypted_content=write_compaction(text))
         return CompactedResponse(
             id=f"resp_{id}",
             created_at=int(time.time()),
-            output=[*self._kept, compaction],
+            output=[compaction],
             usage=response_usage([call.usage]),
         )
 

@@ -8,6 +8,7 @@ import pytest
 from openai.types.responses import CompactedResponse, ResponseCompactionItem
 from openai.types.responses.input_token_count_response import InputTokenCountResponse
 
+from compat.openai.responses.opaque import read_compaction
 from engine.tokenizer import Tokenizer
 from tests.fakes.checkpoints import write_byte_tokenizer
 from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
@@ -88,18 +89,13 @@ async def test_a_compacted_conversation_continues(scripted_gateway: ScriptedGate
     ]
     assert "Summarize" in asked(server)[4][1]
     spec.CompactResource.model_validate(told)
-    *users, compaction = told["output"]
-    CompactedResponse.model_validate({**told, "output": [compaction]})
+    (compaction,) = told["output"]
+    assert CompactedResponse.model_validate(told).to_dict() == told
     assert ResponseCompactionItem.model_validate(compaction).to_dict() == compaction
-    assert [item["content"][0]["text"] for item in users] == ["Plan the trip.", "Yes."]
     assert told["usage"]["output_tokens"] == 2
     await ask(client, input=[*told["output"], {"role": "user", "content": "When?"}])
-    assert asked(server) == [
-        ("user", "Plan the trip."),
-        ("user", "Yes."),
-        ("user", "Summary of the conversation so far:\nThey go to Rome."),
-        ("user", "When?"),
-    ]
+    summary = "The user wrote: Plan the trip.\n\nThe user wrote: Yes.\n\nThey go to Rome."
+    assert asked(server) == [("user", f"Summary of the conversation so far:\n{summary}"), ("user", "When?")]
 
 
 async def test_a_stored_conversation_is_compacted(scripted_gateway: ScriptedGateway) -> None:
@@ -108,7 +104,7 @@ async def test_a_stored_conversation_is_compacted(scripted_gateway: ScriptedGate
     first = await ask(client, input="Look.", tools=[LOOK])
     told = await post(client, "compact", model="fake", previous_response_id=first["id"])
     assert [role for role, _ in asked(server)] == ["user", "assistant", "user"]
-    assert [item["type"] for item in told["output"]] == ["message", "compaction"]
+    assert read_compaction(told["output"][0]["encrypted_content"]) == "The user wrote: Look.\n\nsum"
     reference = {"type": "item_reference", "id": first["output"][0]["id"]}
     output = {"type": "function_call_output", "call_id": first["output"][0]["call_id"], "output": "x"}
     told = await post(client, "compact", model="fake", input=[USER, reference, output])
@@ -122,7 +118,8 @@ async def test_a_compacted_conversation_is_small(scripted_gateway: ScriptedGatew
     server.script = [says("sum"), says("  "), says("x")]
     long = [{"role": "user", "content": "x" * 60_000}, {"role": "user", "content": "y" * 10_000}]
     told = await post(client, "compact", model="fake", input=long)
-    assert [item["type"] for item in told["output"]] == ["message", "compaction"], "the newest messages stay"
+    text = read_compaction(told["output"][0]["encrypted_content"])
+    assert text == f"The user wrote: {'y' * 10_000}\n\nsum", "the newest texts stay"
     await post(client, "compact", 503, model="fake", input="x")
     headers = {"X-Session-Id": "s", "X-Semantic-Defer": "true"}
     async with client.post("/v1/responses/compact", json={"model": "fake", "input": "x"}, headers=headers) as answer:
