@@ -188,7 +188,7 @@ class ResponseBuilder:
             max_output_tokens=body.max_output_tokens,
             max_tool_calls=body.max_tool_calls,
             metadata=body.metadata or {},
-            reasoning=ReasoningConfig(self._effort),
+            reasoning=ReasoningConfig(self._hints.get("reasoning_effort")),
             model=next((call.model for call in self._calls if call.model), self._model.id),  # that of a fallback
             output=list(self._items.done),
             parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -200,7 +200,7 @@ class ResponseBuilder:
             safety_identifier=body.safety_identifier,
             store=self.is_stored,
             temperature=1.0 if body.temperature is None else body.temperature,
-            text=TextConfig(body.echoed_format, (body.text and body.text.verbosity) or "medium"),
+            text=TextConfig(body.echoed_format, self._hints.get("verbosity", "medium")),
             tool_choice=body.echoed_tool_choice,
             tools=body.echoed_tools,
             top_logprobs=body.top_logprobs or 0,
@@ -211,9 +211,9 @@ class ResponseBuilder:
         )
 
     @property
-    def _effort(self) -> str | None:
-        """The reasoning effort in effect: none for models that have no such setting."""
-        return forwarded_fields(self._body.chat, self._model).get("reasoning_effort")
+    def _hints(self) -> dict[str, str]:
+        """Hints in effect: those that the model's server supports."""
+        return forwarded_fields(self._body.chat, self._model)
 
 
 def encode_events(events: Iterable[Event]) -> bytes:

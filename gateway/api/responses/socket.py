@@ -128,9 +128,7 @@ class _Connection:
         except (ConnectionError, SlowClient):
             raise
         except Exception as error:
-            refused = as_request_error(error)
-            status = refused.status
-            await self._send_error(refused, lane)
+            status = await self._send_error(as_request_error(error), lane)  # a variable would be a cycle
         finally:
             release_bytes(self._request)
         if local_id is not None and content.get("previous_response_id") == local_id == self._local.id:
@@ -167,7 +165,8 @@ class _Connection:
         self._local.remember(call.turn, response, call.raw)
         await stream.end(encode_events([*builder.open(), builder.build_last_event(response)]))
 
-    async def _send_error(self, error: RequestError, lane: str | None) -> None:
+    async def _send_error(self, error: RequestError, lane: str | None) -> int:
+        """Send an error event, and return the error's status."""
         described = error_body(error).error
         code = described.code or described.type
         event: dict[str, Any] = {"type": "error", "status": error.status}
@@ -181,6 +180,7 @@ class _Connection:
             event["stream_id"] = lane
         if not self._socket.closed:
             await self._socket.send_str(encode_json(event).decode())
+        return error.status
 
 
 def _decode(message: str | bytes) -> dict[str, Any]:
