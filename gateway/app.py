@@ -12,6 +12,7 @@ from gateway.api.anthropic import count_tokens, messages
 from gateway.api.openai import chat, completions, models
 from gateway.api.openai import tokenize as tokens
 from gateway.api.parrot import routes as parrot
+from gateway.api.responses import conversation_routes, derived_routes, socket
 from gateway.api.responses import routes as responses
 from gateway.api.responses.background import BACKGROUND, Background
 from gateway.api.semantic import events, graphs, sessions, variables
@@ -27,11 +28,12 @@ from gateway.graph.session import Session
 from gateway.graph.session_store import SessionStore
 from gateway.http import openapi
 from gateway.http.json_body import BODY_BYTES_LIMIT, LARGE_BODY_GATE, SCHEMA_CHECK_GATE
-from gateway.http.middleware.admission import admission_gate
+from gateway.http.middleware.admission import ADMISSION, AdmissionGate, admission_gate
 from gateway.http.middleware.auth import OPEN_ROUTES, ApiKeys, authentication, tenant_of
 from gateway.http.middleware.compression import compression
 from gateway.http.middleware.cors import cors_headers
 from gateway.http.middleware.errors import errors
+from gateway.http.websocket import MAX_SOCKETS, WEBSOCKETS, WebSockets
 from gateway.journal import Journal, PostgresStorage
 from gateway.prompts.served_models import ServedModels
 from gateway.responses import ResponseStore
@@ -126,41 +128,48 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     keys = ApiKeys(settings.keys())
     resources = [
         chat,
-        responses,
         messages,
         count_tokens,
+        responses,
+        socket,
+        derived_routes,
+        conversation_routes,
         completions,
         tokens,
         models,
-        sessions,
-        variables,
-        graphs,
-        events,
-        health,
     ]
+    resources += [sessions, variables, graphs, events, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
     if settings.parrot_api:
         resources.append(parrot)
         open_routes |= parrot.open_routes()
+    gate = AdmissionGate()
     app = web.Application(
-        middlewares=[compression, errors, admission_gate(), authentication(keys, open_routes), *inner],
+        middlewares=[compression, errors, admission_gate(gate), authentication(keys, open_routes), *inner],
         client_max_size=settings.max_body_bytes,
     )
     if settings.cors_origin:
         app.on_response_prepare.append(cors_headers(settings.cors_origin))
     app[SERVICES] = services
+    app[ADMISSION] = gate
     app[LARGE_BODY_GATE] = FairGate()
     app[SCHEMA_CHECK_GATE] = services.schema_check_gate
     several = len(settings.keys()) > 1
     app[BODY_BYTES_LIMIT] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
     app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_close_background)
+    app[WEBSOCKETS] = WebSockets(SharedLimit(MAX_SOCKETS, several=several))
+    app.on_shutdown.append(_close_websockets)
     if settings.parrot_api:
         app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)
     for module in resources:
         app.add_routes(module.routes)
     openapi.add_openapi_route(app, open_routes)
     return app
+
+
+async def _close_websockets(app: web.Application) -> None:
+    await app[WEBSOCKETS].close_all()
 
 
 async def _close_background(app: web.Application) -> None:

@@ -61,6 +61,8 @@ CROSS_MODULE: dict[str, str] = {
     "tests/engine/test_schemas.py": "random schemas through grammar and sampler",
     "tests/engine/test_threads.py": "threads of the whole engine",
     "tests/engine/test_whole_engine.py": "random operations on the whole engine",
+    "tests/gateway/api/responses/test_hostile.py": "wrong values of every item and tool, through all packages",
+    "tests/gateway/api/responses/test_open_responses.py": "the compliance tests of Open Responses",
     "tests/gateway/api/test_garbage.py": "objects of a request, through all packages",
     "tests/gateway/api/test_media.py": "images, from the request to the upstream server",
     "tests/gateway/api/test_reasoning.py": "reasoning, from the upstream server to the answer",

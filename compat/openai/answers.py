@@ -114,7 +114,7 @@ class SemanticInfo(TypedDict):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """Response to a chat completion without `stream`."""
+    """Response to a chat completion without `stream`. `service_tier`: set if the request names one."""
 
     id: str
     created: int
@@ -123,6 +123,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: CompletionUsage
     object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: str | None = None
+    service_tier: Literal["default"] | msgspec.UnsetType = msgspec.UNSET
     semantic: SemanticInfo | msgspec.UnsetType = msgspec.UNSET
 
 

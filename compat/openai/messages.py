@@ -234,3 +234,17 @@ class NamedTool(Request):
 
     type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedToolSet(Request):
+    """Tools that the model may call, or, if the mode is `required`, has to call."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedTools(Request):
+    """A choice of the tools that the model reads."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolSet

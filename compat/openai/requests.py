@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from compat.bounds import MAX_STOP_TOKENS, TokenCount, check_biases
 from compat.openai.base import LimitedSamplingFields, Metadata, Request, SamplingFields, field_error
-from compat.openai.messages import MAX_TOOLS, Message, NamedTool, TextPart, ToolDefinition
+from compat.openai.messages import MAX_TOOLS, AllowedTools, AllowedToolSet, Message, NamedTool, TextPart, ToolDefinition
 from compat.openai.response_formats import (
     OutputConstraint,
     ResponseFormat,
@@ -21,6 +21,7 @@ from compat.openai.semantic import Semantic
 
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
+_ToolChoice = Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
 ServiceTier = Literal["auto", "default", "flex", "priority", "scale", "fast", "ultrafast"]
 CacheRetention = Literal["in_memory", "in-memory", "24h"]
 
@@ -190,7 +191,7 @@ class ChatCompletionRequest(_Choices):
 
     messages: list[Message] = Field(min_length=1)
     tools: list[ToolDefinition] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     # how messages become a prompt
     add_generation_prompt: bool | None = None
@@ -234,12 +235,25 @@ class ChatCompletionRequest(_Choices):
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise field_error("tools", "two tools have the same name")
+        if isinstance(self.tool_choice, AllowedTools):
+            names = self._choose_allowed_tools(self.tool_choice.allowed_tools, names)
         if self.tool_choice not in (None, "none", "auto") and not names:
             raise field_error("tool_choice", "tool_choice requires a tool call, but there are no tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             message = f"tool_choice names {self.tool_choice.function.name!r}, but the tools are {', '.join(names)}"
             raise field_error("tool_choice", message)
         return self
+
+    def _choose_allowed_tools(self, allowed: AllowedToolSet, names: list[str]) -> list[str]:
+        """Remove all tools but the allowed ones, replace the choice by its mode, and return the names of the tools.
+        `names`: names of all tools."""
+        chosen = [tool.function.name for tool in allowed.tools]
+        for index, name in enumerate(chosen):
+            if name not in names:
+                raise field_error(f"tool_choice.allowed_tools.tools.{index}", f"the request has no tool {name!r}")
+        self.tools = [tool for tool in self.tools or () if tool.function.name in chosen]
+        self.tool_choice = allowed.mode
+        return [tool.function.name for tool in self.tools]
 
     @property
     def token_limit(self) -> int | None:

@@ -31,8 +31,6 @@ from gateway.http.sse import EventStream
 from gateway.prompts.served_models import ServedModel
 from gateway.runtime.executors import offload
 
-_STATUS_SECONDS = 5.0
-"""Longest wait of a stream before its status line, in seconds: an early failure can have a status of its own."""
 _LONG_CHARACTERS = 4_000
 """Length of a request, in characters, from which its prompt is built in a thread."""
 _LONG_PASSTHROUGH_CHARACTERS = 400_000
@@ -145,10 +143,15 @@ def repeat(spec: CallSpec, count: int) -> list[CallSpec]:
 
 
 async def respond(
-    target: Target, specs: Sequence[CallSpec], serializer: Serializer, *, streamed: bool
+    target: Target,
+    specs: Sequence[CallSpec],
+    serializer: Serializer,
+    *,
+    streamed: bool,
+    stream: EventStream | None = None,
 ) -> web.StreamResponse:
     """Submit the calls and answer with their texts; if they are deferred, answer immediately with references to
-    their outputs.
+    their outputs. `stream`: writer of the events, if it is not that of the request.
 
     If the client disconnects meanwhile, calls that only it waits for are cancelled; see `gateway/api/subscription.py`.
     """
@@ -158,7 +161,8 @@ async def respond(
     if specs[0].deferred:
         await scheduler.start(scope.session, addition, promised=True)
         if streamed:
-            return await EventStream(request).end(serializer.reference_events(), done=serializer.ends_with_done)
+            stream = stream or EventStream(request)
+            return await stream.end(serializer.reference_events(), done=serializer.ends_with_done)
         return json_response(serializer.reference_response())
     on_end = None if scope.is_named else scope.session.dissolve  # no other request can name this session
     outputs = [call.output for call in calls]
@@ -168,7 +172,7 @@ async def respond(
         else:
             await scheduler.run_inline(calls[0])
         if streamed:
-            return await _stream(request, calls, serializer)
+            return await _stream(stream or EventStream(request, serializer.heartbeat), calls, serializer)
         for output in outputs:
             await output.wait_final()
         for call in calls:
@@ -176,10 +180,11 @@ async def respond(
         return json_response(await serializer.whole_response())
 
 
-async def _stream(request: web.Request, calls: Sequence[Call], serializer: Serializer) -> web.StreamResponse:
+async def _stream(stream: EventStream, calls: Sequence[Call], serializer: Serializer) -> web.StreamResponse:
     """Write the events of the answers while they are generated. Raises FailedCall before the first event."""
-    stream = EventStream(request, serializer.heartbeat)
-    writer = StreamWriter(stream, serializer, _STATUS_SECONDS, serializer.prepare_end)
+    writer = StreamWriter(
+        stream, serializer, serializer.opening_seconds, serializer.prepare_end, serializer.opening_events
+    )
     try:
         events = await writer.run([call.session.read(call.output) for call in calls])
     except FailedCall as error:

@@ -23,14 +23,17 @@ class StreamWriter:
         serializer: EventSerializer,
         first: float = HEARTBEAT_SECONDS,
         prepare: Callable[[int], Awaitable[None] | None] | None = None,
+        opening: Callable[[], bytes] | None = None,
     ) -> None:
         """`first`: longest silence before the status line, in seconds. `prepare`: called before
-        `serializer.end_events`; the writer waits for the returned awaitable, while the other values grow."""
+        `serializer.end_events`; the writer waits for the returned awaitable, while the other values grow. `opening`:
+        returns the events that are written after the first silence, if nothing else was."""
         self._loop = asyncio.get_running_loop()
         self._stream = stream
         self._serializer = serializer
         self._first = first
         self._prepare = prepare
+        self._opening = opening
         self._ending: dict[int, asyncio.Future[None]] = {}
         """Awaitables of `prepare` that are not done, by index of the value."""
         self._readers: dict[int, Reader] = {}
@@ -99,7 +102,7 @@ class StreamWriter:
         """Wait until there is something that `_push` cannot do."""
         self._task_writes = self._task_needed = False
         try:
-            await self._stream.with_heartbeats(self._needed, self._first)
+            await self._stream.with_heartbeats(self._needed, self._first, self._opening)
         finally:
             self._task_writes = True
 

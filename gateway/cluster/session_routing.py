@@ -45,7 +45,7 @@ async def requested_session(request: web.Request) -> RequestedSession | None:
     if route.startswith(_SESSIONS + "/"):
         id = request.match_info["id"]
         return RequestedSession(id, may_create=False) if is_session_id(id) else None
-    if route.startswith(_RESPONSES + "/"):
+    if route.startswith(_RESPONSES + "/{id}"):
         response = await request.app[SERVICES].response_store.find(request[TENANT], request.match_info["id"])
         call_session = None if response is None else response.call_session
         return None if call_session is None else RequestedSession(call_session, may_create=False)

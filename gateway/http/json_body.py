@@ -98,10 +98,16 @@ def reserve_bytes(request: web.Request, size: int) -> None:
 
 
 def release_body(request: web.Request) -> None:
-    """Release the bytes of a request, and stop counting them. Call it once for each request, when it is answered."""
+    """Release the bytes of a request, and stop counting them. Call it when the request is answered."""
     request._read_bytes = None  # aiohttp keeps a connection's last request until the next one arrives
+    release_bytes(request)
+
+
+def release_bytes(request: web.Request) -> None:
+    """Stop counting the bytes that a request holds."""
     if _BODY_BYTES in request:
         request.app[BODY_BYTES_LIMIT].remove(request.get(TENANT, ""), request[_BODY_BYTES])
+        del request[_BODY_BYTES]
 
 
 _CLOSE = {"Connection": "close"}

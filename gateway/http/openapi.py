@@ -32,6 +32,7 @@ _STATUS_TEXTS = {
     409: "Conflict: the name or id is already used, or the awaited variable was cancelled.",
     410: "The session has expired.",
     413: "Too large: the request exceeds a configured limit.",
+    426: "Not an upgrade to a WebSocket.",
     422: "A transform or a grammar failed on the generated text.",
     424: "A variable that this call depends on has failed.",
     429: "Too many requests in progress. See Retry-After.",

@@ -90,12 +90,15 @@ class EventStream:
         return True
 
     async def with_heartbeats(
-        self, wait: Callable[[], Awaitable[_Result]], first: float = HEARTBEAT_SECONDS
+        self,
+        wait: Callable[[], Awaitable[_Result]],
+        first: float = HEARTBEAT_SECONDS,
+        opening: Callable[[], bytes] | None = None,
     ) -> _Result:
         """Return the result of `wait`, and send heartbeats until then.
 
         The heartbeats cancel `wait` and call it again. `first`: longest silence before the headers are sent, in
-        seconds.
+        seconds. `opening`: returns events to send with the headers.
         """
         # asyncio.timeout would start and stop a timer for every token
         self._reader = reader = asyncio.current_task()
@@ -111,7 +114,8 @@ class EventStream:
                 self._timer_fired = False
             finally:
                 self._due = math.inf
-            await self.write(self._heartbeat())
+            events = b"" if opening is None or self.has_started else opening()
+            await self.write(events or self._heartbeat())
 
     def _start_timer(self, seconds: float) -> None:
         loop = self._loop

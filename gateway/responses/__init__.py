@@ -2,9 +2,10 @@
 
 from gateway.responses.postgres import PostgresResponseStore
 from gateway.responses.sqlite import Database, MemoryDatabase, SqliteResponseStore
-from gateway.responses.store import ResponseStore, ResponseStoreError, StoredResponse, StoredTurn
+from gateway.responses.store import CONVERSATION_BYTES, ResponseStore, ResponseStoreError, StoredResponse, StoredTurn
 
 __all__ = [
+    "CONVERSATION_BYTES",
     "Database",
     "MemoryDatabase",
     "PostgresResponseStore",

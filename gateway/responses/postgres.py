@@ -117,6 +117,20 @@ class PostgresResponseStore:
             ended = await connection.fetchval(query, *texts, response.size, response.tenant, response.id)
         return ended is not None
 
+    async def replace(self, before: StoredResponse, after: StoredResponse) -> bool:
+        """Replace an ended response. See `ResponseStore.replace`."""
+        query = "SELECT input = $2 AND answer = $3 FROM myna_responses WHERE number = $1"
+        created = time.time()
+        async with self._transaction() as connection:
+            number = await _number(connection, before.tenant, before.id)
+            if number is None:
+                return False
+            if not await connection.fetchval(query, number, before.input.decode(), before.answer.decode()):
+                return False
+            await _delete(connection, number)
+            await _insert(connection, after, None, created, found=True)
+        return True
+
     async def find(self, tenant: str, id: str) -> StoredResponse | None:
         """Return a response. See `ResponseStore.find`."""
         query = f"SELECT {_COLUMNS} FROM myna_responses WHERE tenant = $1 AND id = $2 AND found"

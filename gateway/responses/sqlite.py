@@ -161,6 +161,23 @@ class SqliteResponseStore:
 
         return await self._submit(complete)
 
+    async def replace(self, before: StoredResponse, after: StoredResponse) -> bool:
+        """Replace an ended response. See `ResponseStore.replace`."""
+        query = "SELECT number FROM responses WHERE tenant = ? AND id = ? AND found AND input = ? AND answer = ?"
+        values = (before.tenant, before.id, before.input.decode(), before.answer.decode())
+        created = time.time()
+
+        def replace(connection: sqlite3.Connection) -> bool:
+            row = connection.execute(query, values).fetchone()
+            if row is None:
+                return False
+            _delete(connection, row[0])
+            _insert(connection, after, None, created, found=True)
+            self._make_room(connection)
+            return True
+
+        return await self._submit(replace)
+
     async def find(self, tenant: str, id: str) -> StoredResponse | None:
         """Return a response. See `ResponseStore.find`."""
         query = f"SELECT {_COLUMNS} FROM responses WHERE tenant = ? AND id = ? AND found"

@@ -84,6 +84,10 @@ class ResponseStore(Protocol):
     async def complete(self, response: StoredResponse) -> bool:
         """Replace an unfinished response by the ended one. Return whether the unfinished one was still there."""
 
+    async def replace(self, before: StoredResponse, after: StoredResponse) -> bool:
+        """Replace an ended response that no other continues, if its input and answer are still those of `before`.
+        Return whether it was replaced. The new one counts as new: it is the last to be deleted."""
+
     async def find(self, tenant: str, id: str) -> StoredResponse | None:
         """Return the tenant's response of that id, or None."""
 

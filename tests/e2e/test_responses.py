@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,64 @@ def test_langchain_uses_the_responses_api(server: GatewayHarness, by_id: bool) -
     assert answer.usage_metadata is not None
     pieces = list(model.stream([first]))
     assert len([piece for piece in pieces if piece.text]) > 1
+
+
+PATCH_GRAMMAR = (
+    'start: begin line+ end\nbegin: "BEGIN" LF\nend: "END"\nline: ("+" | "-") /[a-z ]{1,12}/ LF\n%import common.LF\n'
+)
+CUSTOM: Any = {
+    "type": "custom",
+    "name": "edit",
+    "description": "Edit the file.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": PATCH_GRAMMAR},
+}
+
+
+def test_the_input_of_a_custom_tool_matches_its_grammar(client: OpenAI) -> None:
+    forced: Any = {"type": "custom", "name": "edit"}
+    options: Any = {"tools": [CUSTOM, WEATHER], "tool_choice": forced, "max_output_tokens": 400, "temperature": 0}
+    question: Any = [{"role": "user", "content": "Add the line hello to the file."}]
+    answer = client.responses.create(model=MODEL, input=question, **options)
+    (call,) = answer.output
+    assert call.type == "custom_tool_call"
+    assert call.name == "edit"
+    complete = re.fullmatch(r"BEGIN\n(?:[+-][a-z ]{1,12}\n)+END", call.input)
+    assert complete or answer.status == "incomplete", call.input
+    assert re.match(r"BEGIN\n[+-][a-z ]", call.input), call.input
+    events = list(client.responses.create(model=MODEL, input=question, stream=True, **options))
+    deltas = [event.delta for event in events if event.type == "response.custom_tool_call_input.delta"]
+    assert "".join(deltas) == call.input
+    output: Any = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "done"}
+    if answer.status == "completed":
+        assert respond(client, [*question, call.to_dict(), output], tools=[CUSTOM]).status in (
+            "completed",
+            "incomplete",
+        )
+
+
+def test_the_input_of_a_custom_tool_matches_its_pattern(client: OpenAI) -> None:
+    tool: Any = {**CUSTOM, "format": {"type": "grammar", "syntax": "regex", "definition": r"move [a-h][1-8]\n"}}
+    answer = respond(client, tools=[tool], tool_choice="required", max_output_tokens=60)
+    (call,) = answer.output
+    assert call.type == "custom_tool_call"
+    assert re.fullmatch(r"move [a-h][1-8]\n", call.input)
+
+
+def test_tools_of_a_namespace_are_called(client: OpenAI) -> None:
+    namespace: Any = {"type": "namespace", "name": "mcp__city", "description": "About cities.", "tools": [WEATHER]}
+    chosen: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "namespace", "name": "mcp__city"}]}
+    other: Any = {"type": "function", "name": "other", "parameters": {"type": "object", "properties": {}}}
+    hosted: Any = {"type": "web_search"}
+    answer = respond(client, tools=[other, namespace, hosted], tool_choice=chosen, max_output_tokens=60)
+    (call,) = answer.output
+    assert (call.type, call.name, call.namespace) == ("function_call", "get_weather", "mcp__city")
+    assert json.loads(call.arguments).keys() == {"city"}
+
+
+def test_input_tokens_are_those_of_the_prompt(client: OpenAI) -> None:
+    counted = client.responses.input_tokens.count(model=MODEL, input="Name a river.", instructions="Be short.")
+    answer = respond(client, instructions="Be short.")
+    assert answer.usage.input_tokens == counted.input_tokens
+    compacted = client.responses.compact(model=MODEL, input="Name a river.")
+    items: Any = [item.to_dict() for item in compacted.output]
+    assert respond(client, [*items, {"role": "user", "content": "Another?"}]).output_text

@@ -335,6 +335,10 @@ def _complete_item(item: Mapping[str, Any], suffix: str) -> dict[str, Any]:
         complete["content"] = [{"type": part_type, "text": complete["content"]}]
     if kind == "message" and complete["role"] == "assistant":
         complete["content"] = [{"annotations": [], **part} for part in complete["content"]]
+    if kind == "message":
+        complete["content"] = [
+            {"detail": "auto", **part} if part["type"] == "input_image" else part for part in complete["content"]
+        ]
     if kind == "reasoning":
         complete.setdefault("summary", [])
     if kind in ("tool_search_call", "tool_search_output"):

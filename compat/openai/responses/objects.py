@@ -217,7 +217,7 @@ class CompactedResponse(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     object: Literal["response.compaction"] = "response.compaction"
     created_at: int
-    output: list[dict[str, Any]]
+    output: list[CompactionBody]
     usage: ResponseUsage
 
 

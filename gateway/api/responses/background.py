@@ -25,6 +25,7 @@ from gateway.api.responses.builder import (
     replay_events,
     stored_response,
 )
+from gateway.api.responses.conversation_store import append_response
 from gateway.api.responses.conversations import Turn, new_response_id
 from gateway.api.schema_checks import AnswerChecker, answer_checker_of
 from gateway.api.semantic.extension import Scope
@@ -132,6 +133,7 @@ class BackgroundResponse:
                 log.exception("internal error: the answer of %s cannot be serialized", self.row.id)
                 self._serialization_failed = True
                 events, response = self._build_final()
+            response = await self._append_to_conversation(response)
             await self._store_final(response)
             self.final = response
             if self._recording is not None:
@@ -159,6 +161,20 @@ class BackgroundResponse:
             builder.grow(call.output.value or "", call.output.pieces)
         events = [*builder.open(), *builder.close()]
         return events, builder.finish()
+
+    async def _append_to_conversation(self, response: Response) -> Response:
+        """Add the response to its conversation. Return the response, which says whether it was added."""
+        id = self._builder.conversation
+        if id is None or response.status not in ("completed", "incomplete"):
+            return response
+        while True:
+            try:
+                store = self._services.response_store
+                is_added = await append_response(store, self.row.tenant, id, self.row.input, response)
+            except ResponseStoreError:
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return response if is_added else msgspec.structs.replace(response, conversation=None)
 
     async def _store_final(self, response: Response) -> None:
         row = dataclasses.replace(self.row, answer=encode_json(response), resume_data=b"", call_session=None)

@@ -54,15 +54,15 @@ class ResponseBuilder:
         body: ResponseRequest,
         model: ServedModel,
         scope: Scope,
-        call: Call,
+        call: Call | None,
         id: str,
         *,
         checker: AnswerChecker | None,
         is_stored: bool,
         created: int | None = None,
     ) -> None:
-        """`checker`: checks the answer against the request's schema. `is_stored`: whether the response is stored.
-        `created`: time of creation in Unix seconds; now if left out."""
+        """`call`: the call for the answer, if there is one. `checker`: checks the answer against the request's schema.
+        `is_stored`: whether the response is stored. `created`: time of creation in Unix seconds; now if left out."""
         self.id = id
         self.is_stored = is_stored
         self.conversation = body.conversation_id
@@ -71,7 +71,7 @@ class ResponseBuilder:
         self._checker = checker
         self._model = model
         self._scope = scope
-        self._call = call
+        self._calls = [] if call is None else [call]
         self._created = int(time.time()) if created is None else created
         self._numbers = count()
         self._items = Items(self._numbers, id, body.flat_tools, encrypts=body.includes_encrypted_reasoning)
@@ -80,6 +80,12 @@ class ResponseBuilder:
         self._pending_logprobs: list[TokenLogprob] = []
         """Log probabilities of tokens whose text is in no event yet."""
         self._is_open = False
+
+    @property
+    def _call(self) -> Call:
+        """The call for the answer."""
+        (call,) = self._calls
+        return call
 
     def queue(self) -> list[Event]:
         """Return the first events of a response in the background."""
@@ -182,8 +188,8 @@ class ResponseBuilder:
             max_output_tokens=body.max_output_tokens,
             max_tool_calls=body.max_tool_calls,
             metadata=body.metadata or {},
-            reasoning=ReasoningConfig(self._effort),
-            model=self._call.model or self._model.id,  # a fallback has its own name
+            reasoning=ReasoningConfig(self._hints.get("reasoning_effort")),
+            model=next((call.model for call in self._calls if call.model), self._model.id),  # that of a fallback
             output=list(self._items.done),
             parallel_tool_calls=body.parallel_tool_calls is not False,
             previous_response_id=body.previous_response_id,
@@ -194,20 +200,20 @@ class ResponseBuilder:
             safety_identifier=body.safety_identifier,
             store=self.is_stored,
             temperature=1.0 if body.temperature is None else body.temperature,
-            text=TextConfig(body.echoed_format, (body.text and body.text.verbosity) or "medium"),
+            text=TextConfig(body.echoed_format, self._hints.get("verbosity", "medium")),
             tool_choice=body.echoed_tool_choice,
             tools=body.echoed_tools,
             top_logprobs=body.top_logprobs or 0,
             top_p=1.0 if body.top_p is None else body.top_p,
-            usage=None if usages is None else _usage(usages),
+            usage=None if usages is None else response_usage(usages),
             user=body.user,
-            semantic=semantic_field(self._scope, [self._call]),
+            semantic=semantic_field(self._scope, self._calls),
         )
 
     @property
-    def _effort(self) -> str | None:
-        """The reasoning effort in effect: none for models that have no such setting."""
-        return forwarded_fields(self._body.chat, self._model).get("reasoning_effort")
+    def _hints(self) -> dict[str, str]:
+        """Hints in effect: those that the model's server supports."""
+        return forwarded_fields(self._body.chat, self._model)
 
 
 def encode_events(events: Iterable[Event]) -> bytes:
@@ -251,7 +257,8 @@ def error_of(error: FailedCall) -> ResponseError:
     return ResponseError(code, str(error), error.code or error.type)
 
 
-def _usage(usages: Sequence[Usage]) -> ResponseUsage:
+def response_usage(usages: Sequence[Usage]) -> ResponseUsage:
+    """Return the sum of the tokens of some calls."""
     summed = usage_of(usages)
     return ResponseUsage(
         input_tokens=summed.prompt_tokens,

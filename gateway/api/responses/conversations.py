@@ -10,6 +10,7 @@ from compat.bounds import MAX_ELEMENTS
 from compat.openai import Message
 from compat.openai.messages import CalledFunction, MediaPart, RefusalPart, TextPart, ToolCall
 from compat.openai.responses import (
+    ConversationReference,
     CustomToolCall,
     FunctionToolCall,
     OutputItem,
@@ -23,12 +24,19 @@ from compat.openai.responses import (
     to_messages,
 )
 from compat.openai.responses.tools import SEARCH_NAME, arguments_of_input, flat_name
+from gateway.api.responses.conversation_store import (
+    ConversationRecord,
+    append_response,
+    check_size,
+    find_conversation,
+    is_conversation_id,
+)
 from gateway.api.semantic.extension import Scope, agent_scope
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
 from gateway.graph.session import Session
 from gateway.prompts.tool_calls.description import Verbatim
-from gateway.responses import ResponseStore, StoredResponse, StoredTurn
+from gateway.responses import CONVERSATION_BYTES, ResponseStore, ResponseStoreError, StoredResponse, StoredTurn
 from gateway.runtime.json_codec import encode_json
 
 _Part = TextPart | RefusalPart | MediaPart
@@ -37,15 +45,17 @@ _Part = TextPart | RefusalPart | MediaPart
 class _StoredRequest(msgspec.Struct):
     """The part of a request's body that is stored."""
 
-    input: msgspec.Raw
+    input: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class _StoredAnswer(msgspec.Struct):
     """The part of an answer that the next turn reads."""
 
     output: list[OutputItem]
+    conversation: ConversationReference | None = None
 
 
+_NO_OUTPUT = b'{"output":[]}'
 _decode_request = msgspec.json.Decoder(_StoredRequest).decode
 _decode_answer = msgspec.json.Decoder(_StoredAnswer).decode
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -61,14 +71,17 @@ class Turn:
         body: ResponseRequest,
         previous_turns: Sequence[StoredTurn],
         scope: Scope,
+        conversation: ConversationRecord | None = None,
     ) -> None:
-        """`previous_turns`: the turns before it, oldest first. See `load`."""
+        """`previous_turns`: the turns before it, oldest first. `conversation`: the conversation that it continues
+        instead. See `load`."""
         self._store = response_store
         self._tenant = tenant
         self._body = body
         self._previous_turns = previous_turns
         self.scope = scope
         """The scope of the request. It is the session of the turns before if these belong to one."""
+        self._conversation = conversation
         self.is_stored = response_store.is_enabled
         """Whether the response is stored."""
 
@@ -79,18 +92,34 @@ class Turn:
         tenant: str,
         body: ResponseRequest,
         scope: Scope,
+        *,
         agent_session: Session | None = None,
+        local: "LocalTurns | None" = None,
     ) -> "Turn":
         """Return the turn of a request. `agent_session`: the session that `X-Session-Id` names; see
-        `find_agent_session`. Raises RequestError and GraphError."""
-        id = body.previous_response_id
-        previous_turns = [] if id is None else await response_store.load_conversation(tenant, id)
-        if id is not None:
+        `find_agent_session`. `local`: turns of the client's connection, which need not be stored. Raises RequestError
+        and GraphError."""
+
+        async def load_turns(id: str) -> Sequence[StoredTurn]:
+            if local is not None and (turns := local.find(id)) is not None:
+                return turns
+            return [] if is_conversation_id(id) else await response_store.load_conversation(tenant, id)
+
+        conversation = None
+        if body.conversation_id is not None:
+            if scope.is_named or scope.is_deferred:
+                message = "a conversation cannot be continued in a session; use previous_response_id"
+                raise RequestError(400, message, code="unsupported_with_semantic", param="conversation")
+            conversation = await find_conversation(response_store, tenant, body.conversation_id, "conversation")
+            check_size(conversation, "conversation")
+        previous_turns: Sequence[StoredTurn] = []
+        if body.previous_response_id is not None:
+            previous_turns = await load_turns(body.previous_response_id)
             before = previous_turns[-1].session if previous_turns else None
             if agent_session is not None and not scope.is_named and before == agent_session.id:
                 scope = agent_scope(agent_session, frozenset(agent_session.variables))
-            _check(id, previous_turns, scope.session.id if scope.is_named else None)
-        turn = cls(response_store, tenant, body, previous_turns, scope)
+            _check(body.previous_response_id, previous_turns, scope.session.id if scope.is_named else None)
+        turn = cls(response_store, tenant, body, previous_turns, scope, conversation)
         reason = "a deferred response cannot be stored; use its reference to continue" if scope.is_deferred else None
         if not response_store.is_enabled:
             reason = "this server does not store responses"
@@ -106,25 +135,31 @@ class Turn:
         messages, places = self._body.messages_with_paths
         before: list[Message] = []
         items = 0
-        for stored_turn in self._previous_turns:
+        field = "previous_response_id"
+        turns = self._previous_turns
+        if self._conversation is not None:
+            field, turns = "conversation", [StoredTurn(self._conversation.row.input, _NO_OUTPUT, None)]
+        for stored_turn in turns:
             turn, count = _messages(stored_turn)
             items += count
             if items > MAX_ELEMENTS:
                 message = f"the conversation has more than {MAX_ELEMENTS} items; start a new one"
-                raise RequestError(400, message, code="invalid_value", param="previous_response_id")
+                raise RequestError(400, message, code="invalid_value", param=field)
             before += turn
+        _check_tool_outputs(before, messages, places)
         instructions = self._body.instructions
         first = [] if instructions is None else [Message(role="system", content=instructions)]
         return [*first, *before, *messages], [
             *["instructions"] * len(first),
-            *["previous_response_id"] * len(before),
+            *[field] * len(before),
             *places,
         ]
 
     @property
     def size(self) -> int:
         """Return the size of the turns before, in bytes."""
-        return sum(len(stored_turn.input) + len(stored_turn.answer) for stored_turn in self._previous_turns)
+        size = 0 if self._conversation is None else self._conversation.row.size
+        return size + sum(len(stored_turn.input) + len(stored_turn.answer) for stored_turn in self._previous_turns)
 
     @property
     def previous_turns(self) -> Sequence[StoredTurn]:
@@ -135,15 +170,61 @@ class Turn:
         """Store the response once it has ended. Raises ResponseStoreError."""
         await self._store.add(self.to_row(response, raw, slots=slots), self._previous_turns)
 
+    async def append(self, response: Response, raw: bytes) -> bool:
+        """Add the response to the conversation that it continues. `raw`: body of the request. Return whether it was
+        added."""
+        assert self._conversation is not None
+        try:
+            return await append_response(self._store, self._tenant, self._conversation.row.id, _input_of(raw), response)
+        except ResponseStoreError:
+            return False
+
     def to_row(self, response: Response, raw: bytes, *, slots: bool) -> StoredResponse:
         """Return the row that stores the response. `raw`: body of the request. `slots`: whether the answer is in slots
         of the last message."""
-        input = bytes(_decode_request(raw).input)
+        input = _input_of(raw)
         if slots:
             input = encode_json(_items(input)[:-1])
         before = self._body.previous_response_id
         session = self.scope.session.id if self.scope.is_named else None
         return StoredResponse(self._tenant, response.id, input, encode_json(response), before, session)
+
+
+class LocalTurns:
+    """The latest response of a client's connection with the turns before it. It can be continued on the connection
+    even if it is not stored."""
+
+    def __init__(self) -> None:
+        self._id: str | None = None
+        self._turns: Sequence[StoredTurn] = ()
+
+    @property
+    def id(self) -> str | None:
+        """Id of the response."""
+        return self._id
+
+    def find(self, id: str) -> Sequence[StoredTurn] | None:
+        """Return the response and all turns before it, oldest first; None if it is another one."""
+        return self._turns if id == self._id else None
+
+    def remember(self, turn: Turn, response: Response, raw: bytes) -> None:
+        """Keep the response that has ended, instead of the one before. A conversation that is too large is not kept."""
+        row = turn.to_row(response, raw, slots=False)
+        turns = [*turn.previous_turns, StoredTurn(row.input, row.answer, None)]
+        if sum(len(each.input) + len(each.answer) for each in turns) <= CONVERSATION_BYTES:
+            self._id, self._turns = response.id, turns
+        else:
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop the response."""
+        self._id, self._turns = None, ()
+
+
+def _input_of(raw: bytes) -> bytes:
+    """Return the input in a request's body, as JSON."""
+    input = bytes(_decode_request(raw).input)
+    return b"[]" if input == b"null" else input
 
 
 def new_response_id() -> str:
@@ -168,6 +249,24 @@ def _check(id: str, previous_turns: Sequence[StoredTurn], session: str | None) -
     if last.session not in (None, session):
         message = f"response {id!r} belongs to session {last.session!r} and can be continued only in it"
         raise RequestError(400, message, code="session_conflict", param="previous_response_id")
+    conversation = _decode_answer(last.answer).conversation
+    if conversation is not None:
+        message = f"response {id!r} belongs to conversation {conversation.id!r}; continue it by `conversation`"
+        raise RequestError(400, message, code="invalid_value", param="previous_response_id")
+
+
+def _check_tool_outputs(before: Sequence[Message], messages: Sequence[Message], places: Sequence[str]) -> None:
+    """Raise RequestError if a message has the output of a tool call that no earlier message makes. `before`: messages
+    of the turns before. `places`: paths of the messages' contents."""
+    if all(message.role != "tool" for message in messages):
+        return
+    called = {call.id for message in before for call in message.tool_calls or ()}
+    for message, place in zip(messages, places, strict=True):
+        called.update(call.id for call in message.tool_calls or ())
+        if message.role == "tool" and message.tool_call_id not in called:
+            text = f"No tool call found for the output with call_id {message.tool_call_id!r}"
+            param = f"{place.removesuffix('.output')}.call_id"
+            raise RequestError(400, text, code="tool_call_not_found", param=param)
 
 
 def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int]:

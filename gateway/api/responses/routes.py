@@ -4,29 +4,23 @@ import msgspec
 from aiohttp import web
 
 from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, input_items_with_ids
-from gateway.api import pipeline
-from gateway.api.openai.chat import ChatSpecBuilder
-from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.builder import last_event_of, replay_events, stored_response
-from gateway.api.responses.conversations import Turn, not_found_message
-from gateway.api.schema_checks import answer_checker_of
-from gateway.api.semantic.extension import SESSION_HEADERS, find_agent_session
-from gateway.api.serializers.responses import ResponseSerializer
+from gateway.api.responses.conversation_store import is_conversation_id
+from gateway.api.responses.conversations import not_found_message
+from gateway.api.responses.creation import create_response
+from gateway.api.responses.pages import PAGE_QUERY, page_of
+from gateway.api.semantic.extension import SESSION_HEADERS
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
-from gateway.http.json_body import json_response, read_json, reserve_bytes
+from gateway.http.json_body import json_response, read_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.query_params import bool_param, choice_param, int_param
+from gateway.http.query_params import bool_param, int_param
 from gateway.http.sse import EventStream
-from gateway.http.warnings import add_warning
 from gateway.responses import StoredResponse
 
 routes = web.RouteTableDef()
-
-_PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
-"""Paths of fields that are elsewhere in a chat completion."""
 
 
 @routes.post("/v1/responses")
@@ -44,30 +38,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     answered immediately and generated meanwhile.
     """
     body = await read_json(request, ResponseRequest)
-    target = await pipeline.resolve(request, body.model, body.semantic)
-    services, model = target.services, target.model
-    turn = await Turn.load(services.response_store, request[TENANT], body, target.scope, find_agent_session(request))
-    scope = target.scope = turn.scope
-    pipeline.check_admission(target)
-    reserve_bytes(request, turn.size)
-    messages, places = await pipeline.offload_if_long(lambda: turn.messages_with_paths, turn.size, model)
-    raw = await request.read()
-    chat = body.chat.model_copy(update={"messages": messages})
-    builder = ChatSpecBuilder(chat, scope.references, scope.is_deferred, field="input", places=places)
-    length = len(raw) + sum([message.length for message in messages])
-    try:
-        spec = await pipeline.build_spec(builder, model, target.fallbacks, length)
-    except RequestError as error:
-        error.param = _PARAMS.get(error.param or "", error.param)
-        raise
-    add_warning(request, builder.warning)
-    if body.background:
-        running = await request.app[BACKGROUND].start(raw, body, model, scope, turn, spec)
-        return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
-    parser_factory = tool_call_parser_factory(body.chat, model)
-    checker = answer_checker_of(body.chat, parser_factory, services.schema_check_gate, scope.session.tenant)
-    serializer = ResponseSerializer(raw, body, model, scope, turn, checker)
-    return await pipeline.respond(target, [spec], serializer, streamed=body.is_streamed)
+    return await create_response(request, body, await request.read())
 
 
 @routes.get("/v1/responses/{id}")
@@ -134,11 +105,7 @@ async def delete(request: web.Request) -> web.Response:
 @routes.get("/v1/responses/{id}/input_items")
 @operation(
     InputItems,
-    query={
-        "limit": {"type": "integer", "minimum": 1, "maximum": 100},
-        "order": {"type": "string", "enum": ["asc", "desc"]},
-        "after": {"type": "string"},
-    },
+    query=PAGE_QUERY,
     errors=(400, 404, 503),
 )
 async def input_items(request: web.Request) -> web.Response:
@@ -146,30 +113,16 @@ async def input_items(request: web.Request) -> web.Response:
 
     The newest item is the first, unless `order` is `asc`.
     """
-    limit, order = (
-        int_param(request, "limit", 20, minimum=1, maximum=100),
-        choice_param(request, "order", ("desc", "asc")),
-    )
     stored = await _find_stored(request)
     items = input_items_with_ids(msgspec.json.decode(stored.input), stored.id.removeprefix("resp_"))
-    if order == "desc":
-        items.reverse()
-    after = request.query.get("after")
-    if after is not None:
-        positions = [position for position, item in enumerate(items) if item["id"] == after]
-        if not positions:
-            raise RequestError(400, f"this response has no input item {after!r}", code="invalid_value", param="after")
-        items = items[positions[0] + 1 :]
-    page = items[:limit]
-    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-    return json_response(InputItems(data=page, first_id=first, last_id=last, has_more=len(items) > limit))
+    return json_response(page_of(request, items))
 
 
 async def _find_stored(request: web.Request) -> StoredResponse:
     """Return the stored response that the path names. Raises RequestError 404."""
     tenant, id = request[TENANT], request.match_info["id"]
     services, background = request.app[SERVICES], request.app[BACKGROUND]
-    stored = await services.response_store.find(tenant, id)
+    stored = None if is_conversation_id(id) else await services.response_store.find(tenant, id)
     may_be_lost = stored is not None and stored.is_unfinished and background.has_resumed
     if stored is not None and may_be_lost and not services.sessions.holds(tenant, stored.call_session or ""):
         await background.fail_lost(stored)

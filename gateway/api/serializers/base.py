@@ -33,6 +33,9 @@ class Serializer(ABC):
 
     ends_with_done: ClassVar[bool] = True
     """Whether a stream ends with `data: [DONE]`."""
+    opening_seconds: ClassVar[float] = 5.0
+    """Longest wait of a stream before its status line and `opening_events`, in seconds: an early failure can have a
+    status of its own."""
     persists: bool = False
     """Whether the answer is stored before the last events of its stream."""
     calls: Sequence[Call] = ()
@@ -65,6 +68,10 @@ class Serializer(ABC):
     def heartbeat(self) -> bytes:
         """Return what a stream sends after a silence."""
         return HEARTBEAT
+
+    def opening_events(self) -> bytes:
+        """Return the events that a client gets before the first text. Later calls return none."""
+        return b""
 
     def prepare_end(self, index: int) -> Awaitable[None] | None:
         """Return an awaitable that has to end before `end_events`, or None. Other outputs grow meanwhile."""

@@ -55,6 +55,7 @@ class ChatSerializer(ChoicesSerializer):
         super().__init__(body, scope, model.id, id, per_prompt=count, returned=count, checker=checker)
         self._model = model
         self._includes_logprobs = body.includes_logprobs
+        self._names_tier = body.service_tier is not None
         self._parser_factory = parser_factory
         self._stream_parsers: dict[int, ToolCallParser] = {}
         """Readers of streamed answers, by index."""
@@ -73,7 +74,8 @@ class ChatSerializer(ChoicesSerializer):
         return Choice(index, message, _finish_reason(finish, parser), logprobs)
 
     def _body(self, choices: Sequence[Choice], usage: CompletionUsage, semantic: SemanticField) -> ChatCompletion:
-        return self._build(ChatCompletion, choices, usage, semantic)
+        completion = self._build(ChatCompletion, choices, usage, semantic)
+        return msgspec.structs.replace(completion, service_tier="default") if self._names_tier else completion
 
     def _opening(self, index: int) -> ChunkChoice:
         return ChunkChoice(index, ChoiceDelta(role="assistant", content=""))

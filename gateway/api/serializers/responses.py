@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from compat.openai.responses import Response, ResponseRequest
 from gateway.api.responses.builder import ResponseBuilder, encode_events
-from gateway.api.responses.conversations import Turn, new_response_id
+from gateway.api.responses.conversations import LocalTurns, Turn, new_response_id
 from gateway.api.schema_checks import AnswerChecker
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import Serializer, check_done, reference_to
@@ -21,6 +21,7 @@ class ResponseSerializer(Serializer):
     """Serializer of one call as the items of a response. It stores the response before the answer ends."""
 
     ends_with_done: ClassVar[bool] = False
+    opening_seconds: ClassVar[float] = 0.5
 
     def __init__(
         self,
@@ -30,16 +31,19 @@ class ResponseSerializer(Serializer):
         scope: Scope,
         turn: Turn,
         checker: AnswerChecker | None,
+        local: LocalTurns | None = None,
     ) -> None:
-        """`raw`: the body as the client sent it; it is stored with the response."""
+        """`raw`: the body as the client sent it; it is stored with the response. `local`: turns of the client's
+        connection, to which this is added."""
         self._raw = raw
         self._body = body
         self._model = model
         self._scope = scope
         self._turn = turn
         self._checker = checker
+        self._local = local
         self._id = new_response_id()
-        self.persists = turn.is_stored
+        self.persists = turn.is_stored or body.conversation is not None
 
     @property
     def _call(self) -> Call:
@@ -80,6 +84,10 @@ class ResponseSerializer(Serializer):
         events = [*builder.open(), *builder.add_text(reference_to(self._call)), *builder.close()]
         return encode_events([*events, builder.build_last_event(builder.finish())])
 
+    def opening_events(self) -> bytes:
+        """Return the first events of the response."""
+        return encode_events(self._builder.open())
+
     def piece_events(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Return the events for new pieces of the answer."""
         text = "".join([piece.text for piece in pieces])
@@ -108,10 +116,15 @@ class ResponseSerializer(Serializer):
     async def _store(self) -> Response:
         """Store the response, if the client may continue it later, and return it."""
         response = self._builder.finish()
+        if self._builder.conversation is not None and not await self._turn.append(response, self._raw):
+            self._builder.conversation = None  # the answer says that the conversation does not have it
+            response = self._builder.finish()
         if self._builder.is_stored:
             try:
                 await self._turn.store(response, self._raw, slots=self._call.spec.parts is not None)
             except ResponseStoreError:  # the answer is valid all the same; `store` says that it is not stored
                 self._builder.is_stored = False
                 response = self._builder.finish()
+        if self._local is not None:
+            self._local.remember(self._turn, response, self._raw)
         return response

@@ -49,9 +49,12 @@ class AdmissionGate:
             asyncio.get_running_loop().call_soon(self._turn)
 
 
-def admission_gate() -> Middleware:
+ADMISSION = web.AppKey("admission", AdmissionGate)
+"""Gate of all requests, and of messages that are requests."""
+
+
+def admission_gate(gate: AdmissionGate) -> Middleware:
     """Return middleware that lets requests pass the gate before any other work for them."""
-    gate = AdmissionGate()
 
     async def wait(admitted: asyncio.Future[None], request: web.Request, handler: Handler) -> web.StreamResponse:
         await admitted

@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from compat.openai import ChatCompletionRequest, Message
 from compat.openai.base import MAX_STOPS
+from gateway.errors import RequestError
+from gateway.http.json_body import validate
 
 VALID: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
@@ -59,3 +61,49 @@ def test_the_length_of_a_message_is_the_length_of_its_texts(content: Any, length
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     message = Message.model_validate({"role": "assistant", "content": content, "tool_calls": [call]})
     assert message.length == length
+
+
+def allowed(mode: Any, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def with_tools(choice: Any) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b", "c")]
+    return {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": tools, "tool_choice": choice}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_the_model_reads_only_the_allowed_tools(mode: str) -> None:
+    body = ChatCompletionRequest.model_validate(with_tools(allowed(mode, "c", "a")))
+    assert [tool.function.name for tool in body.tools or ()] == ["a", "c"]
+    assert body.tool_choice == mode
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        (allowed("auto", "d"), "tool_choice.allowed_tools.tools.0"),
+        (allowed("auto"), "tool_choice.allowed_tools.tools"),
+        (allowed("none", "a"), "tool_choice.allowed_tools.mode"),
+        ({"type": "allowed_tools"}, "tool_choice.allowed_tools"),
+        (allowed("auto", *["a"] * 513), "tool_choice.allowed_tools.tools"),
+    ],
+)
+def test_an_invalid_choice_of_tools_is_refused(choice: Any, param: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        validate(with_tools(choice), ChatCompletionRequest)
+    assert refused.value.param == param
+
+
+def test_hints_are_accepted() -> None:
+    hints: dict[str, Any] = {
+        "store": True,
+        "service_tier": "flex",
+        "reasoning_effort": "none",
+        "verbosity": "low",
+        "prompt_cache_retention": "24h",
+        "prompt_cache_options": {"mode": "explicit", "ttl": "30m"},
+    }
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], **hints}
+    assert ChatCompletionRequest.model_validate(body).store

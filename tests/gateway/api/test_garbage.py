@@ -95,8 +95,22 @@ async def left(client: GatewayClient, server: ScriptedServer) -> None:
             await answer.text()
 
 
+async def over_a_websocket(client: GatewayClient, server: ScriptedServer) -> None:
+    server.script += [says("one"), breaks_off("a "), refuses(400, "no")]
+    async with client.ws_connect("/v1/responses") as socket:
+        for last in ("response.completed", "response.failed", "error"):
+            await socket.send_json({"type": "response.create", **RESPONSE})
+            while (await socket.receive_json())["type"] != last:
+                pass
+
+
+async def compacted(client: GatewayClient, server: ScriptedServer) -> None:
+    async with client.post("/v1/responses/compact", json=RESPONSE) as answer:
+        assert answer.status == 200
+
+
 KINDS: list[Kind] = [
-    *(whole, several, streamed, completed, responded),
+    *(whole, several, streamed, completed, responded, over_a_websocket, compacted),
     *(refused_there, refused_here, nonsense, broken_off, response_broken_off, messages, left),
 ]
 

@@ -181,7 +181,10 @@ def test_an_embedded_engine_ignores_the_reasoning_effort(server: GatewayHarness)
         chat: Any = {"reasoning_effort": effort, "max_tokens": 2}
         assert client.chat.completions.create(model=model, messages=ASKED, **chat).choices[0].message.content
         reasoning: Any = {"effort": effort, "summary": "auto"}
-        told = client.responses.create(model=model, input="x", reasoning=reasoning, max_output_tokens=2)
+        text: Any = {"verbosity": "low"}
+        told = client.responses.create(model=model, input="x", reasoning=reasoning, text=text, max_output_tokens=2)
+        assert told.text is not None
+        assert told.text.verbosity == "medium"
         assert told.reasoning is not None
         assert told.reasoning.effort is None, "the answer says what was done"
 

@@ -213,3 +213,33 @@ async def test_a_conversation_that_is_too_large_is_not_read(open_store: Open, mo
         assert len(await store.load_conversation("", "r5")) == 6
         with pytest.raises(ConversationTooLarge, match="more than 2000 bytes"):
             await store.load_conversation("", "r39")
+
+
+async def test_a_response_is_replaced_only_if_it_is_unchanged(open_store: Open) -> None:
+    async with open_store() as store:
+        first, second = response("r"), response("r", length=50)
+        assert not await store.replace(first, second), "there is none yet"
+        await store.add(first)
+        await store.add(response("other"))
+        assert await store.replace(first, second)
+        assert not await store.replace(first, response("r", length=70)), "another request was faster"
+        assert await store.find("", "r") == second
+        assert await store.find("", "other") == response("other")
+        assert len(await rows(store)) == 2
+        assert not await store.replace(response("r", tenant="t"), second)
+        changes = [store.replace(second, response("r", length=60 + number)) for number in range(10)]
+        assert sum(await asyncio.gather(*changes)) == 1
+        assert await store.delete("", "r")
+        assert len(await rows(store)) == 1
+
+
+async def test_a_replaced_response_counts_as_new(open_store: Open) -> None:
+    if_any = response("r", length=2_000)
+    async with open_store(max_bytes=6_000) as store:
+        await store.add(if_any)
+        await store.add(response("a", length=2_000))
+        assert await store.replace(if_any, response("r", length=2_001))
+        await store.add(response("b", length=2_000))
+        await store.enforce_retention()
+        assert await store.find("", "r") is not None
+        assert await store.find("", "a") is None

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletion
 
 from compat.openai import Message
 from engine.sampling_params import SamplingParams
@@ -74,3 +75,16 @@ async def test_upstream_servers_receive_arguments_unchanged(scripted_gateway: Sc
             assert answer.status == 200
         (told,) = server.asked[-1]["messages"][1]["tool_calls"]
         assert told["function"] == {"name": "f", "arguments": arguments}
+
+
+async def test_hints_change_nothing_and_the_answer_says_so(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+    async with client.post("/v1/chat/completions", json=body) as answer:
+        assert "service_tier" not in await answer.json()
+    plain = server.asked[-1]
+    hints = {"store": True, "service_tier": "priority", "prompt_cache_options": {"mode": "implicit"}}
+    async with client.post("/v1/chat/completions", json={**body, **hints}) as answer:
+        told = await answer.json()
+    assert ChatCompletion.model_validate(told).service_tier == "default"
+    assert server.asked[-1] == plain

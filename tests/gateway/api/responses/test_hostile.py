@@ -1,0 +1,138 @@
+"""Requests of the Responses API in which one value is wrong, missing or huge: no server error, over HTTP and WebSocket."""
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from compat.openai.responses.opaque import write_compaction, write_reasoning
+from tests.fakes.in_process_gateway import ScriptedGateway
+
+FUNCTION = {
+    "type": "function",
+    "name": "read",
+    "description": "d",
+    "strict": False,
+    "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
+    "defer_loading": False,
+    "output_schema": {"type": "object"},
+}
+LARK = {"type": "grammar", "syntax": "lark", "definition": 'start: "a"+'}
+REGEX = {"type": "grammar", "syntax": "regex", "definition": "a+"}
+CUSTOM = {"type": "custom", "name": "edit", "description": "d", "format": LARK}
+NAMESPACE = {"type": "namespace", "name": "n", "description": "d", "tools": [FUNCTION, CUSTOM]}
+TEXT = {"type": "input_text", "text": "x"}
+TOOLS = [
+    FUNCTION,
+    CUSTOM,
+    {**CUSTOM, "name": "move", "format": REGEX},
+    NAMESPACE,
+    {"type": "tool_search", "execution": "client", "description": "d", "parameters": {"type": "object"}},
+    {"type": "web_search", "filters": {"allowed_domains": ["x"]}},
+]
+ITEMS: list[dict[str, Any]] = [
+    {"type": "message", "role": "user", "content": [TEXT, {"type": "input_image", "image_url": "x", "detail": "low"}]},
+    {"type": "message", "role": "assistant", "content": "x", "phase": "commentary", "status": "completed"},
+    {"type": "function_call", "call_id": "a", "name": "read", "arguments": "{}", "namespace": "n", "caller": {}},
+    {"type": "function_call_output", "call_id": "a", "output": [TEXT]},
+    {"type": "custom_tool_call", "call_id": "b", "name": "edit", "input": "a", "namespace": "n", "id": "ctc_1"},
+    {"type": "custom_tool_call_output", "call_id": "b", "output": "x"},
+    {"type": "tool_search_call", "call_id": "c", "arguments": {"query": "x"}, "execution": "client"},
+    {"type": "tool_search_output", "call_id": "c", "tools": [FUNCTION, NAMESPACE], "status": "completed"},
+    {"type": "additional_tools", "role": "developer", "tools": [{**CUSTOM, "name": "more"}]},
+    {"type": "reasoning", "summary": [], "content": [], "encrypted_content": write_reasoning("x")},
+    {"type": "compaction", "encrypted_content": write_compaction("x")},
+    {"type": "web_search_call", "id": "ws_1", "action": {}},
+]
+REQUEST: dict[str, Any] = {
+    "model": "fake",
+    "input": ITEMS,
+    "tools": TOOLS,
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "read"}]},
+    "reasoning": {"effort": "none", "summary": "auto", "context": "auto"},
+    "text": {"format": {"type": "text"}, "verbosity": "low"},
+    "include": ["reasoning.encrypted_content"],
+    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
+    "client_metadata": {"a": "b"},
+    "store": False,
+}
+NESTED: Any = {"a": 1}
+for _ in range(150):
+    NESTED = {"a": [NESTED]}
+MISSING = object()
+VALUES: list[Any] = [
+    *(MISSING, None, True, -1, 2**70, 0.5, "", "x" * 200_000, "\ud800", "<<x>>", [], {}),
+    *([[]], [{}] * 600, ["x"] * 20_000, {f"k{number}": 1 for number in range(2_000)}, NESTED),
+    *({"type": "message"}, {"id": "msg_1"}),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all values in the request."""
+    if path:
+        yield path
+    steps = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in steps:
+        yield from places(inner, (*path, step))
+
+
+def with_value(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    body = copy.deepcopy(REQUEST)
+    holder: Any = body
+    for step in path[:-1]:
+        holder = holder[step]
+    if value is MISSING:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    return body
+
+
+PLACES = [place for place in places(REQUEST) if place != ("model",)]
+
+
+async def test_the_request_itself_is_accepted(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    async with client.post("/v1/responses", json=REQUEST) as answer:
+        assert answer.status == 200, await answer.text()
+    assert len(server.asked[-1]["messages"]) == 8
+
+
+@pytest.mark.parametrize("number", range(len(VALUES)))
+async def test_a_wrong_value_is_no_server_error(scripted_gateway: ScriptedGateway, number: int) -> None:
+    client, *_ = scripted_gateway
+    statuses = set()
+    for index, place in enumerate(PLACES):
+        path = ("/v1/responses", "/v1/responses/compact", "/v1/conversations")[index % 3]
+        body = with_value(place, VALUES[number])
+        if path.endswith("compact"):
+            body = {name: value for name, value in body.items() if name in ("model", "input")}
+        elif path.endswith("conversations"):
+            body = {"items": body.get("input")}
+        began = time.monotonic()
+        async with client.post(path, data=json.dumps(body), headers={"Content-Type": "application/json"}) as answer:
+            told = await answer.json()
+        assert answer.status < 500, (place, told)
+        assert time.monotonic() - began < 5, place
+        if answer.status >= 400:
+            assert told["error"]["message"], place
+        statuses.add(answer.status)
+    assert statuses & {200, 400}
+
+
+async def test_wrong_messages_leave_the_websocket_open(scripted_gateway: ScriptedGateway) -> None:
+    client, *_ = scripted_gateway
+    async with client.ws_connect("/v1/responses") as socket:
+        for index, place in enumerate(PLACES):
+            body = {"type": "response.create", **with_value(place, VALUES[index % len(VALUES)])}
+            await socket.send_str(json.dumps(body))
+            while True:
+                event = json.loads((await socket.receive(10)).data)
+                if event["type"] == "error":
+                    assert 400 <= event["status"] < 500, (place, event)
+                    break
+                if event["type"] in ("response.completed", "response.failed"):
+                    break
