@@ -193,11 +193,13 @@ class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A served model. `max_model_len`: its context window in tokens, if known."""
+    """A served model. `max_model_len`: its context window in tokens, if known. `capabilities`: what it can do, such as
+    `chat` or `embeddings`."""
 
     id: str
     created: int
     max_model_len: int | None
+    capabilities: list[str] = msgspec.field(default_factory=list)
     object: Literal["model"] = "model"
     owned_by: str = "myna"
 

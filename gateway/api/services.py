@@ -7,6 +7,7 @@ from aiohttp import web
 
 from gateway.graph.session_store import SessionStore
 from gateway.prompts.served_models import ServedModels
+from gateway.relay import Relay
 from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
@@ -24,8 +25,11 @@ class Services:
     scheduler: Scheduler
     models: ServedModels
     response_store: ResponseStore
+    relay: Relay
     is_ready: Callable[[], bool]
     max_wait_seconds: float
+    max_upload_bytes: int
+    """Maximum size of a multipart form, in bytes."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
 

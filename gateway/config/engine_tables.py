@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gateway.engines.openai import KINDS
+from gateway.engines.openai import CAPABILITIES, KINDS
 
 _HELP = "embedded, myna=tcp://HOST:PORT, ray=auto, or KIND=http://HOST:PORT with a kind of " + ", ".join(KINDS)
 _KEY_VARIABLES = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY"}
@@ -52,6 +52,9 @@ class EngineTable(BaseModel):
     gpus: float | None = Field(None, ge=0, description="GPUs of each engine on Ray")
     linger: float = Field(300.0, gt=0, description="seconds without a gateway after which an engine on Ray exits")
     concurrency: int = Field(0, ge=0, description="maximum concurrent requests; 0: as the server reports, or 256")
+    capabilities: tuple[str, ...] = Field(
+        (), description="what the models can do, such as embeddings; default: as the server and the names show"
+    )
     tool_calls: Literal["repair", "refuse", "pass"] | None = Field(
         None, description="treatment of malformed tool calls of the server; default: as --upstream-tool-calls"
     )
@@ -79,6 +82,10 @@ class EngineTable(BaseModel):
             raise ValueError("key and key_env cannot both be set")
         if self.key_env is not None and not os.environ.get(self.key_env):
             raise ValueError(f"key_env: the environment has no variable {self.key_env}")
+        unknown = set(self.capabilities) - set(CAPABILITIES.values())
+        if unknown:
+            valid = ", ".join(dict.fromkeys(CAPABILITIES.values()))
+            raise ValueError(f"capabilities: {min(unknown)!r} is unknown; valid: {valid}")
         if self.tokenizer is not None and not KINDS[self.kind].accepts_tokens:
             raise ValueError(f"tokenizer: a server of kind {self.kind} does not accept tokens")
         return self

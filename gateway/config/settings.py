@@ -196,6 +196,9 @@ class ServeSettings(EngineOptions):
     parrot_api: bool = Field(False, description="also serve the API of Parrot (Lin et al., OSDI'24)")
 
     max_body_bytes: int = Field(16 << 20, ge=1024, description="maximum size of a request body in bytes")
+    max_upload_bytes: int = Field(
+        100 << 20, ge=1024, description="maximum size of a form with files for an upstream server in bytes"
+    )
     max_kept_bytes: int = Field(256 << 20, ge=0, description="maximum size of stored responses in bytes; 0: store none")
     max_calls: int = Field(4096, ge=1, description="maximum number of unfinished calls; further ones get status 429")
     max_sessions: int = Field(10_000, ge=1, description="maximum number of sessions")

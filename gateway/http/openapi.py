@@ -1,6 +1,7 @@
 """GET /openapi.json: one OpenAPI 3.1 document, from the description beside each route's handler."""
 
 import importlib.metadata
+import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ _EVENT = {
     "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
 }
 """Schema of one server-sent event."""
+_VERSION = re.compile(r"/(v\d+)/")
+"""Pattern of paths with a version."""
 _REF = "#/components/schemas/{%s}"
 _AnyHandler = TypeVar("_AnyHandler", bound=Callable[[web.Request], Awaitable[web.StreamResponse]])
 
@@ -47,13 +50,14 @@ _STATUS_TEXTS = {
 class Operation:
     """Description of a route.
 
-    `answers`: types of answers by their media type, None for plain text. `query` and `headers`: JSON schemas of
-    parameters by name. `errors`: statuses besides those that every route of its kind has. `error`: type of the bodies
-    of errors.
+    `answers`: types of answers by their media type, None for plain text. `media_type`: that of the body. `query` and
+    `headers`: JSON schemas of parameters by name. `errors`: statuses besides those that every route of its kind has.
+    `error`: type of the bodies of errors.
     """
 
     answers: Mapping[str, Any]
     body: type[BaseModel] | None = None
+    media_type: str = "application/json"
     status: int = 200
     query: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, Any] = field(default_factory=dict)
@@ -131,7 +135,7 @@ def _path_item(route: web.AbstractRoute, path: str, spec: Operation, secured: bo
     }
     failure = {"application/json": {"schema": _reference(spec.error)}}
     described: dict[str, Any] = {
-        "operationId": f"{name}{'_v1' if path.startswith('/v1/') else ''}",
+        "operationId": name + (f"_{version[1]}" if (version := _VERSION.match(path)) else ""),
         "tags": [handler.__module__.rpartition(".")[2]],
         "summary": summary,
         "parameters": parameters,
@@ -146,7 +150,7 @@ def _path_item(route: web.AbstractRoute, path: str, spec: Operation, secured: bo
     if spec.body is not None:
         described["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _reference(spec.body)}},
+            "content": {spec.media_type: {"schema": _reference(spec.body)}},
         }
     return described
 

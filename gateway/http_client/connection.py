@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -43,6 +44,10 @@ class Connection(asyncio.Protocol):
         """Whether the server is paused, because the body is not read."""
         self._is_resting = False
         """Whether the server is paused, because its data took the event loop too long."""
+        self._writable: asyncio.Future[None] | None = None
+        """Set while the server reads slower than the request is sent; done once it has caught up."""
+        self._has_whole_request = True
+        """Whether the current request was sent completely."""
 
     @property
     def is_open(self) -> bool:
@@ -57,6 +62,27 @@ class Connection(asyncio.Protocol):
         self._head_bytes = self._trailer_bytes = 0
         self._transport.write(request)
         return response
+
+    async def send_body(self, body: AsyncIterable[bytes]) -> None:
+        """Send the body of the current request in chunks, as fast as the server reads them.
+
+        The connection is not used again if this is cancelled or fails. Raises the errors of `body`.
+        """
+        self._has_whole_request = False
+        async for chunk in body:
+            if chunk:
+                await self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        await self._write(b"0\r\n\r\n")
+        self._has_whole_request = True
+
+    async def _write(self, data: bytes) -> None:
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+        if not self.is_open:
+            raise ConnectionBroken("the server closed the connection")
+        assert self._transport is not None
+        self.last_activity = time.monotonic()
+        self._transport.write(data)
 
     def end(self, error: ConnectionBroken | None) -> None:
         """Close the connection immediately. The response fails with `error`."""
@@ -135,8 +161,19 @@ class Connection(asyncio.Protocol):
         if spent > _TURN_SECONDS and self.is_open and not self._is_resting:
             self._rest(spent)
 
+    def pause_writing(self) -> None:
+        """Pause the sending of a body. See asyncio.Protocol."""
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """Continue to send a body. See asyncio.Protocol."""
+        writable, self._writable = self._writable, None
+        if writable is not None:
+            writable.set_result(None)
+
     def connection_lost(self, error: Exception | None) -> None:
         """End the response. See asyncio.Protocol."""
+        self.resume_writing()
         response, self.response = self.response, None
         self._pool.remove(self)
         if response is None:
@@ -190,7 +227,7 @@ class Connection(asyncio.Protocol):
             return
         response.ended = True
         self.response = None
-        if self._parser.should_keep_alive():
+        if self._parser.should_keep_alive() and self._has_whole_request:
             self.resume()
             self._pool.add_idle(self)
         else:

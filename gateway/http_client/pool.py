@@ -3,8 +3,9 @@
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Coroutine, Mapping
 from itertools import takewhile
+from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.http_client.connection import Connection
@@ -58,6 +59,25 @@ class ConnectionPool:
         """Return the response to a POST request. See `request`."""
         return self.request("POST", path, content)
 
+    async def send(self, method: str, path: str, body: bytes | AsyncIterable[bytes], content_type: str) -> Response:
+        """Send a request whose body is not JSON, or arrives in pieces. Return its response once the head has arrived.
+
+        If the server answers before it has read the whole body, the rest is not sent. Raises ConnectError,
+        ConnectionBroken, and the errors of `body`.
+        """
+        connection = self._pop_idle() if isinstance(body, bytes) else None
+        if connection is not None and isinstance(body, bytes):
+            request = self._encoder.encode(method, path, body, content_type)
+            try:
+                return await self._begin(connection, request)
+            except ConnectionBroken as error:  # as in `request`
+                if connection.has_response or isinstance(error, ResponseTimeout):
+                    raise
+        connection = await self._connector.connect(self._build_connection)
+        if isinstance(body, bytes):
+            return await self._begin(connection, self._encoder.encode(method, path, body, content_type))
+        return await self._begin(connection, self._encoder.encode(method, path, None, content_type), body)
+
     async def request(self, method: str, path: str, content: bytes = b"") -> Response:
         """Send a request. Return its response once the head has arrived. Raises ConnectError or ConnectionBroken."""
         if (idle := self._pop_idle()) is not None:
@@ -69,12 +89,21 @@ class ConnectionPool:
                     raise
         return await self._send(await self._connector.connect(self._build_connection), method, path, content)
 
-    async def _send(self, connection: Connection, method: str, path: str, content: bytes) -> Response:
+    def _send(self, connection: Connection, method: str, path: str, content: bytes) -> Awaitable[Response]:
+        return self._begin(connection, self._encoder.encode(method, path, content))
+
+    async def _begin(
+        self, connection: Connection, request: bytes, body: AsyncIterable[bytes] | None = None
+    ) -> Response:
+        """Send the head of a request, and its body. Return the response once its head has arrived."""
         self._busy.add(connection)
         self._schedule_check()
-        response = connection.request(self._encoder.encode(method, path, content), self._timeout)
+        response = connection.request(request, self._timeout)
         try:
-            await response.wait_for_head()
+            if body is None:
+                await response.wait_for_head()
+            else:
+                await _send_until_head(response, connection.send_body(body))
         except BaseException:
             response.close()
             raise
@@ -143,3 +172,18 @@ class ConnectionPool:
         for connection in [*self._idle, *self._busy]:
             connection.end(ConnectionBroken("the gateway is shutting down"))
         await asyncio.sleep(0)  # lets the transports close
+
+
+async def _send_until_head(response: Response, sending: Coroutine[Any, Any, None]) -> None:
+    """Wait for the head of the response while the body is sent. Raises the errors of both."""
+    arriving = asyncio.ensure_future(response.wait_for_head())
+    sent = asyncio.ensure_future(sending)
+    try:
+        await asyncio.wait((arriving, sent), return_when=asyncio.FIRST_COMPLETED)
+        if not arriving.done() and sent.exception() is not None:
+            sent.result()
+        await arriving
+    finally:
+        for task in (arriving, sent):
+            task.cancel()
+        await asyncio.gather(arriving, sent, return_exceptions=True)

@@ -26,13 +26,18 @@ class RequestEncoder:
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in {**own_headers, **headers}.items())
         self._heads: dict[tuple[str, str], bytes] = {}
 
-    def encode(self, method: str, path: str, content: bytes) -> bytes:
-        """Return the bytes of a request. `content`: the body, which is JSON, or nothing."""
+    def encode(self, method: str, path: str, content: bytes | None, content_type: str = "application/json") -> bytes:
+        """Return the bytes of a request. `content`: the body, possibly none; None if it follows in chunks. Raises
+        ValueError if the content type contains characters that are not allowed."""
         head = self._heads.get((method, path))
         if head is None:
             head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}".encode()
             self._heads[method, path] = head
-        end = b"\r\n"
-        if content:
-            end = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
-        return head + end + content
+        if content == b"":
+            return head + b"\r\n"
+        if not content_type.isascii() or not content_type.isprintable():
+            raise ValueError("the content type contains characters that are not allowed")
+        kind = b"Content-Type: %b\r\n" % content_type.encode()
+        if content is None:
+            return head + kind + b"Transfer-Encoding: chunked\r\n\r\n"
+        return head + kind + b"Content-Length: %d\r\n\r\n" % len(content) + content

@@ -32,6 +32,8 @@ class ServedModel:
     tokenizer: Tokenizer | None
     prompts: PromptBuilder
     created: int = field(default_factory=lambda: int(time.time()))
+    capabilities: Sequence[str] = ("chat", "completions")
+    """Kinds of requests that the model answers, such as `embeddings`."""
 
     def token_bytes(self, token: int | bytes) -> bytes:
         """Return the bytes of a token. Tokens of upstream servers are bytes already."""

@@ -37,9 +37,9 @@ class JsonRepairer:
         self.has_ended = False
         """Whether the object is complete. Text after it is ignored."""
         self._state = "start"
-        """Next expected element. `start`: the object. `key`, `colon`, `value`; `after`: a comma or an end, after a
-        value. `string`, `escape`, `hex`: inside a string. `quote`: a quote that may end the string. `word`: inside a
-        value or key without quotes. `other`: the text is not an object."""
+        """Expected text. `start`: the object. `key`, `colon`, `value`; `after`: a comma or an end, after a value.
+        `string`, `escape`, `hex`: inside a string. `quote`: a quote that may end the string. `word`: inside a value or
+        key without quotes. `other`: the text is not an object."""
         self._stack: list[str] = []
         """Brackets that are open."""
         self._opened = {"}": 0, "]": 0}

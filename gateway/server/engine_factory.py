@@ -1,6 +1,7 @@
 """Create and start the engines of the settings, and register the models that they serve."""
 
 import asyncio
+import dataclasses
 import ssl
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from gateway.engines.local.ray import RayEngine, resources_per_engine
 from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
+from gateway.engines.openai.capabilities import TEXT, order_capabilities
 from gateway.engines.openai.tokenizer import load_tokenizer
 from gateway.engines.openai.tool_calls import MalformedCalls
 from gateway.engines.pool import EnginePool
@@ -103,6 +105,7 @@ class EngineFactory:
             timeout=table.timeout,
             concurrency=table.concurrency,
             tls=self.upstream_tls,
+            capabilities=table.capabilities,
             malformed=MalformedCalls(table.tool_calls or self._settings.upstream_tool_calls),
         )
         return Upstream(config, self._pool.notify_change, start_timeout=self._settings.engine_wait)
@@ -130,9 +133,10 @@ class EngineFactory:
             for listed in upstream.models:
                 name = table.name if len(upstream.models) == 1 else f"{table.name}:{listed.id}"
                 engine_class = AnthropicEngine if upstream.config.kind == "anthropic" else OpenAIEngine
-                remote = engine_class(name, upstream, listed.id, tokenizer)
+                remote = engine_class(name, upstream, listed.id, tokenizer, listed.capabilities)
                 vocabulary = None if tokenizer is None else tokenizer.vocabulary
-                self._register(listed.id, remote, tokenizer, listed.window or table.window, vocabulary)
+                window = listed.window or table.window
+                self._register(listed.id, remote, tokenizer, window, vocabulary, listed.capabilities)
         self._check_names()
 
     async def _start_clients(self) -> None:
@@ -157,7 +161,13 @@ class EngineFactory:
         return self._tokenizers[table.tokenizer]
 
     def _register(
-        self, name: str, engine: Engine, tokenizer: Tokenizer | None, window: int | None, vocabulary: int | None
+        self,
+        name: str,
+        engine: Engine,
+        tokenizer: Tokenizer | None,
+        window: int | None,
+        vocabulary: int | None,
+        capabilities: Sequence[str] = TEXT,
     ) -> None:
         """Register an engine of a model. Raises EngineStartFailed if other engines of the model need other prompts."""
         known = next((model for model in self.models if model.id == name), None)
@@ -166,12 +176,16 @@ class EngineFactory:
                 prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer, window)
             except TemplateRefused as error:
                 raise EngineStartFailed(f"the chat template of {name} is invalid: {error}") from error
-            self.models.append(ServedModel(name, window, vocabulary, tokenizer, prompts))
+            model = ServedModel(name, window, vocabulary, tokenizer, prompts, capabilities=capabilities)
+            self.models.append(model)
         elif not _same_prompts(known.tokenizer, tokenizer):
             raise EngineStartFailed(
                 f"engine {engine.name} serves {name} like another engine, but with other prompts: set the same "
                 "`tokenizer` for both, in tables of the settings, or rename one of the models"
             )
+        elif more := [each for each in capabilities if each not in known.capabilities]:
+            joined = order_capabilities([*known.capabilities, *more])
+            self.models[self.models.index(known)] = dataclasses.replace(known, capabilities=joined)
         self._pool.add(name, engine)
 
     def _check_names(self) -> None:

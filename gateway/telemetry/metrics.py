@@ -40,6 +40,19 @@ KV_BLOCKS_IN_USE = Gauge(
 SCHEMA_VIOLATIONS = Counter(
     "myna_schema_violations_total", "Complete answers that violate a schema that the client sent without strict"
 )
+RELAYED = Counter(
+    "myna_relayed_total", "Requests that upstream servers answered as they are, such as embeddings", ["model", "route"]
+)
+RELAYED_BYTES = Counter("myna_relayed_bytes_total", "Bytes of the answers to such requests", ["model", "route"])
+RELAYED_TOKENS = Counter(
+    "myna_relayed_tokens_total", "Prompt tokens of such requests, if the server reports them", ["model", "route"]
+)
+RELAYED_SECONDS = Histogram(
+    "myna_relayed_seconds",
+    "Time from such a request to the end of its answer",
+    ["route"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
 UNFINISHED = Gauge("myna_calls_unfinished", "Unfinished calls")
 
 
@@ -98,6 +111,14 @@ def observe(call: Call) -> None:
 def count_schema_violation() -> None:
     """Count an answer that violates its schema. Call it on the event loop."""
     SCHEMA_VIOLATIONS.inc()
+
+
+def count_relayed(model: str, route: str, size: int, tokens: int, seconds: float) -> None:
+    """Count a request that an upstream server has answered. `size`: bytes of the answer."""
+    RELAYED.labels(model, route).inc()
+    RELAYED_BYTES.labels(model, route).inc(size)
+    RELAYED_TOKENS.labels(model, route).inc(tokens)
+    RELAYED_SECONDS.labels(route).observe(seconds)
 
 
 def render_metrics() -> bytes:

@@ -324,7 +324,8 @@ def test_tokens_of_texts_and_conversations(server: GatewayHarness) -> None:
         error = post(server, "/tokenize", body, 400)["error"]
         assert (error["code"], error["param"]) == ("string_above_max_length", min(body))
     assert post(server, "/detokenize", {"tokens": [1] * 1_000_001}, 400)["error"]["param"] == "tokens"
-    assert "embeddings are not supported" in post(server, "/v1/embeddings", {"input": "a"}, 400)["error"]["message"]
+    embedded = post(server, "/v1/embeddings", {"input": "a", "model": MODEL}, 400)["error"]
+    assert (embedded["code"], embedded["param"]) == ("unsupported_by_engine", "model")
 
 
 def test_the_answer_can_continue_the_last_message(client: OpenAI, server: GatewayHarness) -> None:

@@ -14,7 +14,7 @@ routes = web.RouteTableDef()
 
 
 def _model(model: ServedModel) -> Model:
-    return Model(id=model.id, created=model.created, max_model_len=model.window)
+    return Model(id=model.id, created=model.created, max_model_len=model.window, capabilities=list(model.capabilities))
 
 
 @routes.get("/v1/models")

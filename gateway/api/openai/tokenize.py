@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, as in vLLM; POST /v1/embeddings, which is refused."""
+"""POST /tokenize and /detokenize, as in vLLM."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -118,15 +118,3 @@ def _detokenize(tokens: list[int], model: ServedModel) -> str:
     """Return the text of tokens. Raises RequestError if one of them is not in the model's vocabulary."""
     check_tokens(model, tokens, "tokens")
     return model.known_tokenizer.decode(tokens, skip_special=False)
-
-
-@routes.post("/v1/embeddings")
-@operation(errors=(400,))
-async def embeddings(request: web.Request) -> web.Response:
-    """Refuse: the served models only generate text."""
-    raise RequestError(
-        400,
-        "embeddings are not supported: the served models only generate text",
-        code="unsupported_value",
-        param="model",
-    )

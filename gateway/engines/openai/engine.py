@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from gateway.engines.openai.capabilities import TEXT
 from gateway.engines.openai.concurrency import ConcurrencySlot
 from gateway.engines.openai.stream_parser import LONGEST_ANSWER, AnswerParser, InvalidAnswer, ReportedUsage
 from gateway.engines.openai.tool_calls import MalformedToolCall
@@ -73,8 +74,16 @@ class OpenAIEngine:
     parser: ClassVar[type[AnswerParser]] = AnswerParser
     """Parser of the server's answers."""
 
-    def __init__(self, name: str, upstream: Upstream, model: str, tokenizer: Tokenizer | None = None) -> None:
-        """`model`: the server's name for it."""
+    def __init__(
+        self,
+        name: str,
+        upstream: Upstream,
+        model: str,
+        tokenizer: Tokenizer | None = None,
+        capabilities: Sequence[str] = TEXT,
+    ) -> None:
+        """`model`: the server's name for it. `capabilities`: what the model can do."""
+        self.capabilities = capabilities
         self.name = name
         self.upstream = upstream
         self.model = model

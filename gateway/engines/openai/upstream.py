@@ -7,7 +7,7 @@ import math
 import re
 import ssl
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.engines.backoff import Backoff
 from gateway.engines.local.client import EngineStartFailed
+from gateway.engines.openai.capabilities import TEXT, guess_capabilities, order_capabilities
 from gateway.engines.openai.concurrency import ConcurrencyLimiter
 from gateway.engines.openai.profiles import Profile, profile_of
 from gateway.engines.openai.stream_parser import refusal_of
@@ -57,6 +58,7 @@ class UpstreamConfig:
     `url`: with or without its `/v1`. `models`: models to use; if empty, all that the server lists. `timeout`: seconds
     of silence, before or within an answer, after which the request is aborted. `concurrency`: maximum number of
     concurrent requests; 0 leaves it to the server. `malformed`: treatment of malformed tool calls.
+    `capabilities`: what its models can do; if empty, what the server and the names of the models show.
     """
 
     name: str
@@ -68,14 +70,17 @@ class UpstreamConfig:
     concurrency: int = 0
     tls: ssl.SSLContext | None = None
     malformed: MalformedCalls = MalformedCalls.REPAIR
+    capabilities: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A model that a server lists. `window`: its context length in tokens, if the server reports it."""
+    """A model that a server lists. `window`: its context length in tokens, if the server reports it. `capabilities`:
+    see `capabilities.CAPABILITIES`."""
 
     id: str
     window: int | None = None
+    capabilities: Sequence[str] = TEXT
 
 
 class Upstream:
@@ -92,7 +97,7 @@ class Upstream:
         host = re.sub(r"^\w+://", "", config.url).partition("/")[0].rpartition("@")[2].partition(":")[0]
         self.profile: Profile = profile_of(config.kind, host)
         self.url = re.sub(r"(/v1)?/*$", "", config.url)
-        self.models: list[ListedModel] = [ListedModel(name) for name in config.models]
+        self.models = [ListedModel(name, None, self._capabilities(name)) for name in config.models]
         self.limiter = ConcurrencyLimiter(config.concurrency or _CONCURRENCY)
         self.external_requests = 0
         """Number of requests that other clients have on the server, if it reports its load."""
@@ -163,6 +168,24 @@ class Upstream:
         try:
             response = await self._connections.post(path, content)
             if response.status == 200:
+                return response
+            try:
+                raise await self._refusal(response, tenant)
+            finally:
+                response.close()
+        except (ConnectError, ConnectionBroken) as error:
+            raise self.connection_error(error, tenant) from error
+
+    async def relay(self, path: str, body: bytes | AsyncIterable[bytes], content_type: str, tenant: str) -> Response:
+        """Send a request of a client as it is. Return the response if it is a success; the caller closes it.
+
+        Raises as `post`, and the errors of `body`.
+        """
+        assert self._connections is not None, "not started"
+        self._last_used[tenant] = time.monotonic()
+        try:
+            response = await self._connections.send("POST", path, body, content_type)
+            if 200 <= response.status < 300:
                 return response
             try:
                 raise await self._refusal(response, tenant)
@@ -297,32 +320,50 @@ class Upstream:
         if status != 200:
             raise EngineStartFailed(f"answers {status} to a request for its models")
         listed = _decode(body, _Models).data
-        by_name = {model.id: ListedModel(model.id, model.window) for model in listed}
+        by_name = {model.id: model for model in listed}
         names = self.config.models or list(by_name)
-        self.models = [by_name.get(name, ListedModel(name)) for name in names]
-        if not self.models:
+        if not names:
             raise EngineStartFailed("lists no models")
-        self.profile = self.profile.adapt(await self._fetch_request_fields())
+        document = await self._fetch_document()
+        self.profile = self.profile.adapt(_chat_fields(document))
+        paths = document.get("paths")
+        routes = list(paths) if isinstance(paths, dict) else []
+        self.models = [
+            ListedModel(
+                name,
+                by_name[name].window if name in by_name else None,
+                self._capabilities(name, by_name[name].capabilities if name in by_name else None, routes),
+            )
+            for name in names
+        ]
         if self.config.kind == "llamacpp" and not self.config.concurrency:
             status, body = await self._get("/props")
             if status == 200 and (slots := _decode(body, _Props).total_slots) > 0:
                 self.limiter.limit = slots
 
-    async def _fetch_request_fields(self) -> list[str]:
-        """Return the field names of the server's chat requests, if it documents them."""
+    def _capabilities(self, model: str, listed: Any = None, routes: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return what a model can do. `listed`: its capabilities as the server lists them. `routes`: the server's
+        routes, if it documents them."""
+        if self.config.capabilities:
+            return order_capabilities(self.config.capabilities)
+        if isinstance(listed, list):  # other servers have other words in this field
+            known = order_capabilities(item for item in listed if isinstance(item, str))
+            if known:
+                return known
+        return guess_capabilities(model, routes)
+
+    async def _fetch_document(self) -> dict[str, Any]:
+        """Return the server's OpenAPI document; an empty one if it has none."""
         if self.config.kind in ("openai", "llamacpp"):
-            return []
+            return {}
         status, body = await self._get("/openapi.json")
         if status != 200:
-            return []
+            return {}
         try:
             document = decode_json(body)
-            route = document["paths"]["/v1/chat/completions"]["post"]
-            schema = route["requestBody"]["content"]["application/json"]["schema"]
-            name = schema["$ref"].rpartition("/")[2]
-            return [str(field) for field in dict(document["components"]["schemas"][name]["properties"])]
-        except (KeyError, TypeError, ValueError, AttributeError):  # there is no such document
-            return []
+        except ValueError:  # BadJson is one
+            return {}
+        return document if isinstance(document, dict) else {}
 
     async def _check_health(self) -> None:
         """Check the server's health, and read its load."""
@@ -356,6 +397,17 @@ class Upstream:
                 response.close()
 
 
+def _chat_fields(document: Mapping[str, Any]) -> list[str]:
+    """Return the field names of chat requests in an OpenAPI document; none if it does not describe them."""
+    try:
+        route = document["paths"]["/v1/chat/completions"]["post"]
+        schema = route["requestBody"]["content"]["application/json"]["schema"]
+        name = schema["$ref"].rpartition("/")[2]
+        return [str(field) for field in dict(document["components"]["schemas"][name]["properties"])]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
 class _Meta(msgspec.Struct):
     n_ctx: int | None = None
 
@@ -366,6 +418,7 @@ class _Model(msgspec.Struct):
     context_length: int | None = None
     max_input_tokens: int | None = None
     meta: _Meta | None = None
+    capabilities: Any = None
 
     @property
     def window(self) -> int | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -91,3 +92,81 @@ async def test_cancelling_a_request_closes_its_connection() -> None:
         asking.cancel()
         async with asyncio.timeout(5):
             await server.closed.wait()
+
+
+async def _reads_chunks(reader: asyncio.StreamReader) -> bytes:
+    """Return a body that arrives in chunks."""
+    body = b""
+    while size := int(await reader.readline(), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readline()
+    return body
+
+
+async def _pieces(count: int, size: int = 1) -> AsyncIterator[bytes]:
+    for number in range(count):
+        yield b""
+        yield bytes([number % 256]) * size
+
+
+async def test_a_body_is_sent_in_pieces_and_the_connection_is_kept() -> None:
+    bodies: list[bytes] = []
+
+    async def reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        bodies.append(await _reads_chunks(reader))
+        await sends(FRAMED["by length"])(reader, writer)
+
+    async with raw_server(reads, sends(FRAMED["by length"])) as server, connected(server.url) as pool:
+        response = await pool.send("POST", "/x", _pieces(100, 50_000), "multipart/form-data; boundary=b")
+        assert await response.read() == BODY
+        assert bodies == [b"".join([piece async for piece in _pieces(100, 50_000)])]
+        head = server.requests[0].decode()
+        assert "Content-Type: multipart/form-data; boundary=b\r\nTransfer-Encoding: chunked\r\n\r\n" in head
+        response = await pool.send("POST", "/x", b"whole", "text/plain")
+        assert await response.read() == BODY
+        assert server.requests[1].endswith(b"Content-Type: text/plain\r\nContent-Length: 5\r\n\r\nwhole")
+        assert server.connections == 1
+        with pytest.raises(ValueError, match="content type"):
+            await pool.send("POST", "/x", b"x", "a\r\nb: c")
+
+
+async def test_a_server_that_answers_early_gets_no_more_of_the_body() -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield b"x" * 10_000
+            await asyncio.sleep(0)
+
+    refusal = b"HTTP/1.1 413 No\r\nContent-Length: 21\r\n\r\n" + BODY
+    async with raw_server(sends(refusal), sends(FRAMED["by length"])) as server, connected(server.url) as pool:
+        response = await pool.send("POST", "/x", endless(), "text/plain")
+        assert (response.status, await response.read()) == (413, BODY)
+        before = sent
+        await asyncio.sleep(0.05)
+        assert sent == before
+        assert await (await pool.post("/x", b"{}")).read() == BODY
+        assert server.connections == 2, "the rest of the body would be read as another request"
+
+
+async def test_the_error_of_a_body_ends_the_request() -> None:
+    async def breaks_off() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise LookupError("the client has gone")
+
+    async with raw_server(stays_silent) as server, connected(server.url) as pool:
+        with pytest.raises(LookupError, match="has gone"):
+            await pool.send("POST", "/x", breaks_off(), "text/plain")
+        async with asyncio.timeout(5):
+            await server.closed.wait()
+
+
+async def test_a_server_that_stops_reading_is_silent() -> None:
+    async def never_reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(5)
+
+    async with raw_server(never_reads) as server, connected(server.url, timeout=0.5) as pool:
+        with pytest.raises(ResponseTimeout):
+            await pool.send("POST", "/x", _pieces(10_000, 100_000), "text/plain")

@@ -80,12 +80,6 @@ async def test_a_model_that_receives_messages_has_no_tokens_here(scripted_gatewa
         assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "unsupported_by_engine", "model")
 
 
-async def test_embeddings_are_refused(scripted_gateway: ScriptedGateway) -> None:
-    client, _, _ = scripted_gateway
-    status, answer = await send(client, "/v1/embeddings", input="x")
-    assert (status, answer["error"]["code"]) == (400, "unsupported_value")
-
-
 @pytest.mark.parametrize(
     "message",
     [
