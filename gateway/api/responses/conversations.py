@@ -92,8 +92,8 @@ class Turn:
         tenant: str,
         body: ResponseRequest,
         scope: Scope,
-        *,
         agent_session: Session | None = None,
+        *,
         local: "LocalTurns | None" = None,
     ) -> "Turn":
         """Return the turn of a request. `agent_session`: the session that `X-Session-Id` names; see

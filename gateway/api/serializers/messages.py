@@ -40,6 +40,7 @@ class MessageSerializer(Serializer):
     """Serializer of one call as a message with content blocks."""
 
     ends_with_done: ClassVar[bool] = False
+    opening_seconds: ClassVar[float] = 0.5
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ async def test_other_requests_are_refused() -> None:
         async with client.get("/v1/responses", headers=headers) as answer:
             assert answer.status == 400
         with pytest.raises(WSServerHandshakeError) as refused:
-            async with client.ws_connect("/v1/responses", headers={"X-Session-Id": "s"}):
+            async with client.ws_connect("/v1/responses", headers={"X-Semantic-Session": "s"}):
                 pass
         assert refused.value.status == 400
         assert not client.app[WEBSOCKETS]._open

@@ -146,7 +146,7 @@ async def test_a_response_continues_a_conversation(scripted_gateway: ScriptedGat
     refused = await ask(client, 400, input="x", previous_response_id=first["id"])
     assert refused["error"]["param"] == "previous_response_id", "the conversation has more than its turns"
     for status, fields in (
-        (400, {"conversation": id, "headers": {"X-Session-Id": "s"}}),
+        (400, {"conversation": id, "headers": {"X-Semantic-Session": "s"}}),
         (404, {"conversation": "conv_none"}),
         (404, {"conversation": first["id"]}),
         (400, {"previous_response_id": id}),

@@ -61,10 +61,10 @@ async def test_items_belong_to_an_api_key_and_a_session() -> None:
         items = [reference(mine["output"][0]["id"]), {"role": "user", "content": "x"}]
         assert (await ask(client, 404, "other-key", input=items))["error"]["code"] == "item_not_found"
         await ask(client, key="one-key", input=items)
-        inside = await ask(client, key="one-key", headers={"X-Session-Id": "s"})
+        inside = await ask(client, key="one-key", headers={"X-Semantic-Session": "s"})
         items = [reference(inside["output"][0]["id"]), {"role": "user", "content": "x"}]
         assert (await ask(client, 400, "one-key", input=items))["error"]["code"] == "session_conflict"
-        await ask(client, key="one-key", input=items, headers={"X-Session-Id": "s"})
+        await ask(client, key="one-key", input=items, headers={"X-Semantic-Session": "s"})
 
 
 async def test_what_takes_the_place_of_a_reference_is_checked(scripted_gateway: ScriptedGateway) -> None:

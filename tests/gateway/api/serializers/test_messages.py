@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from gateway.api import pipeline
+from gateway.api.serializers.messages import MessageSerializer
 from tests.fakes.in_process_gateway import ScriptedGateway
 from tests.fakes.scripted_server import Behaviour, breaks_off, chunk, says, stream
 from tests.gateway.api.anthropic.messages_client import ASKED, ask, events, send, text_of
@@ -115,7 +115,7 @@ async def test_tool_calls_are_blocks(scripted_gateway: ScriptedGateway) -> None:
     (block,) = message["content"]
     assert (block["type"], block["name"], block["input"]) == ("tool_use", "look", {"a": [1, 2]})
     broken = await both(scripted_gateway, calls("{'a': 1}"), tools=[TOOL])
-    assert broken["content"][0]["input"] == {"INVALID_JSON": "{'a': 1}"}
+    assert broken["content"][0]["input"] == {"a": 1}, "the engine has repaired it"
 
 
 async def test_reasoning_comes_back_and_is_read_again(scripted_gateway: ScriptedGateway) -> None:
@@ -173,7 +173,7 @@ async def test_a_failure_before_the_first_event_has_its_status(scripted_gateway:
 async def test_a_silent_stream_begins_and_is_kept_alive(
     scripted_gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_STATUS_SECONDS", 0.05)
+    monkeypatch.setattr(MessageSerializer, "opening_seconds", 0.05)
     monkeypatch.setattr("gateway.http.sse.HEARTBEAT_SECONDS", 0.05)
     client, server, _ = scripted_gateway
 
