@@ -17,7 +17,6 @@ from engine.generation import Generation, SampledToken
 from engine.grammar import Grammars, Matcher
 from engine.healing import PrefixMatcher, TokenTable
 from engine.kernels.base import PendingSample
-from engine.models.pooling import Pooling
 from engine.pending_generations import PendingGenerations, Start
 from engine.protocol import Update
 from engine.sampler import BadLogits, Sampler, collect
@@ -80,7 +79,6 @@ class Engine:
         self._scheduler = parts.scheduler
         self._input_batch = parts.input_batch
         self._overlaps = parts.overlaps
-        self._pooling = parts.decoder.spec.pooling
         self._sampler = Sampler(parts.decoder.kernels)
         self._pending_generations = PendingGenerations(Grammars(parts.tokenizer))
         self._token_table = TokenTable(parts.tokenizer)
@@ -146,28 +144,10 @@ class Engine:
         target.pending_fills.append(len(target.tokens))
         target.fill_tokens += len(tokens)
 
-    def embed(self, context: int, tokens: list[int], *, rank: float = 0.0, scope: str = "") -> None:
-        """Compute the embedding of a text, in a context of its own; see `Embed`."""
-        if self._pooling is None:
-            raise ContextError("unsupported_by_engine", f"the model {self.info.model} makes no embeddings")
-        if context in self._sequences:
-            raise ContextError("context_exists", f"context {context} exists already")
-        if not tokens:
-            raise ContextError("empty_context", "an empty text has no embedding")
-        self.fill(context, tokens, rank=rank, scope=scope, interactive=False)
-        sequence = self._sequences[context]
-        sequence.embeds = True
-        if self._pooling.kind == "mean":  # it needs the hidden states of all tokens, which the tree does not have
-            sequence.shares_prefixes = False
-
     def generate(
         self, context: int, sampling: SamplingParams, *, rank: float | None = None, heals: bool = False
     ) -> None:
         """Sample after the context's last token; see `Generate`."""
-        if self._pooling is not None:
-            raise ContextError(
-                "unsupported_by_engine", f"the model {self.info.model} makes embeddings; it generates no text"
-            )
         target = self._get(context)
         if target.generation is not None or context in self._pending_generations:
             raise ContextError("context_busy", f"context {context} is already generating")
@@ -304,8 +284,6 @@ class Engine:
             self.decoder.swap(swaps)
         if not plan.chunks:
             return []
-        if self._pooling is not None:
-            return self._compute_embeddings(plan, self._pooling)
         began = time.perf_counter()
         sampling = [chunk for chunk in plan.chunks if chunk.samples]
         generations = [chunk.sequence.generation for chunk in sampling if chunk.sequence.generation is not None]
@@ -337,40 +315,6 @@ class Engine:
         self._running = _RunningStep(plan, filled, sampling, generations, row_generations, positions, pending, began)
         return []
 
-    def _compute_embeddings(self, plan: Plan, pooling: Pooling) -> list[Update]:
-        """Run a step of a model for embeddings, and return its updates."""
-        began = time.perf_counter()
-        try:
-            hidden = self._forward(plan).cpu()
-        except Exception as error:
-            return self._recover(plan, error)
-        updates, row = [], 0
-        for chunk in plan.chunks:
-            sequence, rows = chunk.sequence, chunk.end - chunk.start
-            if not chunk.is_stored:
-                sequence.commit(chunk.end)
-            update = Update(sequence.id)
-            if sequence.pending_fills:
-                _report_fills(sequence, update)
-            if pooling.kind == "mean":
-                total = hidden[row : row + rows].sum(0)
-                sequence.pooled = total if sequence.pooled is None else sequence.pooled + total
-                row += rows
-            if chunk.samples:
-                if pooling.kind == "mean":
-                    assert sequence.pooled is not None
-                    vector, sequence.pooled = sequence.pooled / len(sequence.tokens), None
-                else:
-                    vector = hidden[row]
-                    row += 1
-                sequence.embeds = False
-                update.embedding = vector.numpy().astype("<f4").tobytes()
-                if not bool(torch.isfinite(vector).all()):
-                    update = self._fail(sequence, "bad_logits", "the model computed hidden states that are not numbers")
-            updates.append(update)
-        self._observe(plan, time.perf_counter() - began)
-        return [update for update in updates if update.embedding or update.error or update.filled is not None]
-
     def _finish(self) -> list[Update]:
         """Return the updates of the running step, if there is one."""
         running, self._running = self._running, None
@@ -400,17 +344,8 @@ class Engine:
             _apply_tokens(chunk, tokens, position, update)
             if generation.failure is not None and update.finish != "length":
                 updates[sequence.id] = self._fail(sequence, *generation.failure)
-        now = time.perf_counter()
+        plan, now = running.plan, time.perf_counter()
         seconds, self._last_read_time = now - max(running.began, self._last_read_time), now
-        self._observe(running.plan, seconds)
-        return [
-            update
-            for update in updates.values()
-            if update.tokens or update.finish or update.error or update.filled is not None
-        ]
-
-    def _observe(self, plan: Plan, seconds: float) -> None:
-        """Account for the duration of a step."""
         for sequence in plan.over_budget:
             sequence.budget_wait += seconds
         for sequence in plan.out_of_memory:
@@ -424,6 +359,11 @@ class Engine:
             waiting=plan.has_waiting_prompts,
             seconds=seconds,
         )
+        return [
+            update
+            for update in updates.values()
+            if update.tokens or update.finish or update.error or update.filled is not None
+        ]
 
     def _recover(self, plan: Plan, error: Exception) -> list[Update]:
         """Undo a step that raised, and queue its sequences to run alone; a single one fails."""
@@ -445,9 +385,8 @@ class Engine:
         if plan.copies:
             self.decoder.copy_blocks(plan.copies)
         if not plan.rows:
-            return torch.empty(0, 0)  # no row gets logits
-        all_rows = self._pooling is not None and self._pooling.kind == "mean"
-        return self.decoder.forward(*self._input_batch.gather(plan, all_rows=all_rows))
+            return torch.empty(0, self.info.vocabulary)
+        return self.decoder.forward(*self._input_batch.gather(plan))
 
     def check_integrity(self) -> None:
         """Recount the cache from all sequences. Raises AssertionError on any difference."""

@@ -22,7 +22,7 @@ from engine.models.checkpoint import open_weights, weights_size
 from engine.models.decoder import Decoder
 from engine.models.fetch import checkpoint_folder, model_name
 from engine.models.spec import DecoderSpec, read_spec
-from engine.protocol import EmbeddingInfo, EngineInfo
+from engine.protocol import EngineInfo
 from engine.sampler import greedy_requests
 from engine.scheduler import StepScheduler
 from engine.speculative import Speculator
@@ -85,7 +85,7 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
     decoder = _load_decoder(folder, spec, kernels, dtype)
     cache = _allocate_kv(config, decoder, device)
     step_budget = StepBudget(decode_share=config.decode_share, max_step_seconds=config.step_seconds)
-    speculates, overlaps = (False, False) if spec.pooling else _step_modes(config, device, kernels)
+    speculates, overlaps = _step_modes(config, device, kernels)
     speculator = Speculator(step_budget) if speculates else None
     info = EngineInfo(
         model=model_name(config.model),
@@ -101,7 +101,6 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
         kv_tokens=cache.capacity,
         block_size=config.block_size,
         load_seconds=time.monotonic() - began,
-        embedding=None if spec.pooling is None else EmbeddingInfo(spec.shape.hidden, spec.pooling.normalizes),
     )
     _warm_up(decoder, step_budget, config, speculates=speculates)
     return EngineParts(
@@ -231,5 +230,4 @@ def _run_trial(decoder: Decoder, rows_by_sequence: list[int], block_size: int, k
         block_tables=torch.full((len(rows_by_sequence), blocks), SCRATCH, dtype=torch.int32),
     )
     logits = decoder.forward(torch.zeros(row_count, dtype=torch.int64), batch, ends - 1)
-    if decoder.spec.pooling is None:
-        decoder.kernels.sample(logits, greedy_requests(len(rows_by_sequence))).result()
+    decoder.kernels.sample(logits, greedy_requests(len(rows_by_sequence))).result()

@@ -28,11 +28,8 @@ class InputBatch:
         self._written = [0] * sequences
         self._views: tuple[tuple[int, int, int], tuple[torch.Tensor, ...]] | None = None
 
-    def gather(self, plan: Plan, *, all_rows: bool = False) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
-        """Return token ids (rows,), the batch, and the rows that get logits; valid until the next step is gathered.
-
-        `all_rows`: all rows get logits, or hidden states.
-        """
+    def gather(self, plan: Plan) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
+        """Return token ids (rows,), the batch, and the rows that get logits; valid until the next step is gathered."""
         chunks, size = plan.chunks, self._block_size
         if plan.empty_chunks:
             chunks = [chunk for chunk in chunks if chunk.end > chunk.start]
@@ -72,7 +69,7 @@ class InputBatch:
         self._lengths[:count] = lengths
         self._logit_rows[:sampling] = logit_rows
         token_view, *batch, logit_row_view = self._tensors(row, count, sampling)
-        return token_view, AttentionBatch(*batch), torch.arange(row) if all_rows else logit_row_view
+        return token_view, AttentionBatch(*batch), logit_row_view
 
     def _tensors(self, rows: int, count: int, sampling: int) -> tuple[torch.Tensor, ...]:
         """Return the used parts of the arrays as tensors on the same memory; mostly those of the last step."""

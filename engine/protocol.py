@@ -12,7 +12,7 @@ import msgspec
 from engine.sampling_params import SamplingParams
 
 _LENGTH = struct.Struct("<I")
-VERSION = 4
+VERSION = 3
 """Version of the protocol. Both sides must have the same."""
 MAX_FRAME = 256 * 1024 * 1024
 """Maximum length of a frame, in bytes. A longer announcement means that the stream has another format or is out of
@@ -50,15 +50,6 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     sampling: SamplingParams
     rank: float | None = None
     heals: bool = False
-
-
-class Embed(msgspec.Struct, frozen=True, tag="embed"):
-    """Compute the embedding of a text, in a new context of its own. See `Fill` for `rank` and `scope`."""
-
-    context: int
-    tokens: list[int]
-    rank: float = 0.0
-    scope: str = ""
 
 
 class Free(msgspec.Struct, frozen=True, tag="free"):
@@ -99,7 +90,7 @@ class Refusal(msgspec.Struct, frozen=True, tag="unwelcome"):
     message: str
 
 
-Command = Fill | Generate | Embed | Free | Rerank | Shutdown
+Command = Fill | Generate | Free | Rerank | Shutdown
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,15 +109,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int
     block_size: int
     load_seconds: float
-    embedding: "EmbeddingInfo | None" = None
-
-
-class EmbeddingInfo(msgspec.Struct, frozen=True):
-    """Properties of a model's embeddings. Only such a model makes them, and it generates no text. `size`: number of
-    elements. `normalizes`: each has the length 1; the gateway divides by it, after it has cut the vector."""
-
-    size: int
-    normalizes: bool
 
 
 class FolderReport(msgspec.Struct, frozen=True, tag="resolved"):
@@ -170,7 +152,6 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     `held`, `starved`: how long the fill waited for room in a step, and for KV memory, in seconds.
     `accepted`, `rejected`: tokens of the prediction that the check accepted and rejected.
     `stop_string`: the stop string that ended the text, if one did.
-    `embedding`: the embedding, as little-endian float32 numbers, before normalisation.
     """
 
     context: int
@@ -187,7 +168,6 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     accepted: int = 0
     rejected: int = 0
     stop_string: str | None = None
-    embedding: bytes = b""
 
 
 class StepReport(msgspec.Struct, frozen=True, tag="step"):

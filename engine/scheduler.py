@@ -206,7 +206,7 @@ class StepScheduler:
             kind = prefill_rows.kind_of(
                 rank=sequence.rank,
                 is_interactive=sequence.is_interactive,
-                is_prefetch=not sequence.needs_output,
+                is_prefetch=sequence.generation is None,
                 prompt_tokens=sequence.prompt_tokens,
             )
             allowed = prefill_rows.allowed(kind)
@@ -252,7 +252,7 @@ class StepScheduler:
         if not sequence.adopt_cached():
             return None
         length = sequence.target_length
-        samples = sequence.needs_output
+        samples = sequence.generation is not None
         if sequence.computed_tokens == length:
             if samples:
                 return Chunk(sequence, length - 1, length, samples=True, is_stored=True)
@@ -290,7 +290,7 @@ class StepScheduler:
 def _has_waiting_client(sequence: TokenSequence) -> bool:
     """Return whether a client waits for the prefill of the prompt. While an input is missing, the client waits for the
     call that produces the input."""
-    return sequence.is_interactive and sequence.needs_output
+    return sequence.is_interactive and sequence.generation is not None
 
 
 def _priority_of(sequence: TokenSequence) -> tuple[float, int]:

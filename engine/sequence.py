@@ -3,8 +3,6 @@
 from collections import deque
 from itertools import count
 
-import torch
-
 from engine.generation import Generation
 from engine.kv.cache import KVCache, MissReason, Node
 
@@ -44,12 +42,6 @@ class TokenSequence:
         """Whether the sequence got blocks of its own since it last had none."""
         self.prompt_tokens = 0
         """Number of tokens to compute when the current prefill was first planned; 0 between prefills."""
-        self.embeds = False
-        """Whether the hidden states of its tokens are requested, and not pooled yet."""
-        self.pooled: torch.Tensor | None = None
-        """Sum of the hidden states so far, (hidden,) float32, if their mean is requested."""
-        self.shares_prefixes = cache.shares_prefixes
-        """Whether it adopts blocks from the tree, and its own blocks are inserted there."""
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0
@@ -73,8 +65,7 @@ class TokenSequence:
 
         A preempted sequence without work stays without blocks until its next fill or generate.
         """
-        generates = self.generation is not None and not self.generation.is_exhausted
-        return generates or self.embeds or bool(self.pending_fills)
+        return (self.generation is not None and not self.generation.is_exhausted) or bool(self.pending_fills)
 
     @property
     def known_tokens(self) -> int:
@@ -83,19 +74,14 @@ class TokenSequence:
         return len(self.tokens) - (self.generation.pending if self.generation is not None else 0)
 
     @property
-    def needs_output(self) -> bool:
-        """Whether the last token gets logits, or its hidden state is requested."""
-        return self.generation is not None or self.embeds
-
-    @property
     def target_length(self) -> int:
-        """Number of tokens to compute now: all of them if a generate or an embedding waits, else only full blocks.
+        """Number of tokens to compute now: all of them if a generate waits, else only full blocks.
 
         The rest of a block is computed with the next fill or generate. So sequences with equal fills in small pieces
         stay at block boundaries, where one can adopt the blocks of another.
         """
         length = len(self.tokens)
-        if self.needs_output:
+        if self.generation is not None:
             return length
         return max(self.computed_tokens, length - length % self._cache.block_size)
 
@@ -151,7 +137,7 @@ class TokenSequence:
         Return False if another sequence computes the next block in the planned step: waiting for it is cheaper than
         computing it twice.
         """
-        if not self.shares_prefixes:
+        if not self._cache.shares_prefixes:
             return True
         ready = self._adopt()
         self._cancel_return()
@@ -215,7 +201,7 @@ class TokenSequence:
         """Insert the blocks that this step completes into the tree, as not ready. A block with unknown tokens follows
         when they are known."""
         cache, size = self._cache, self._cache.block_size
-        if not self.shares_prefixes:
+        if not cache.shares_prefixes:
             return
         parent = self._tip
         for index in range(self._path_length, min(end, self.known_tokens) // size):
@@ -308,5 +294,4 @@ class TokenSequence:
         self.has_own_blocks = False
         self._cache.release(reversed(blocks))
         self.computed_tokens = 0
-        self.pooled = None
         self._tip, self._path_length = self._cache.root(self.scope), 0

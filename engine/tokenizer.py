@@ -73,7 +73,6 @@ class Tokenizer:
         self.control_pattern: re.Pattern[str] | None = re.compile(f"({alternatives})") if added else None
         self._bytes = _byte_table(content, self.control)
         self._long = LongTextEncoder(self._backend, plain, self._bytes)
-        self._affixes = _affixes(content.get("post_processor"))
 
     def _read_beside(self, folder: Path) -> None:
         """Read the special tokens, the chat template and the tokens that end an answer, from the tokenizer's folder."""
@@ -151,12 +150,6 @@ class Tokenizer:
                 tokens.extend(self.encode(piece, after="control" if tokens else "nothing"))
         return tokens
 
-    def encode_whole(self, text: str, max_tokens: int | None = None) -> list[int]:
-        """Return the tokens of a text that stands alone, with those that the vocabulary puts around it, such as an end
-        token. `max_tokens`: see `encode`."""
-        before, after = self._affixes
-        return [*before, *self.encode(text, after="control" if before else "nothing", max_tokens=max_tokens), *after]
-
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for; empty for ids without a text (padding of the vocabulary)."""
         return self._bytes[token] if 0 <= token < len(self._bytes) else b""
@@ -190,27 +183,6 @@ class Detokenizer:
     def flush(self) -> str:
         """Return the rest at the end of the tokens: U+FFFD for half a character, or nothing."""
         return self._decoder.decode(b"", final=True)
-
-
-def _affixes(post_processor: Any) -> tuple[list[int], list[int]]:
-    """Return the tokens that a post-processor of tokenizer.json puts before and after a single text."""
-    before: list[int] = []
-    after: list[int] = []
-    kind = None if post_processor is None else post_processor.get("type")
-    if kind == "Sequence":
-        for processor in post_processor["processors"]:
-            inner_before, inner_after = _affixes(processor)
-            before, after = inner_before + before, after + inner_after
-    elif kind == "TemplateProcessing":
-        target = before
-        for piece in post_processor["single"]:
-            if "Sequence" in piece:
-                target = after
-            else:
-                target += post_processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
-    elif kind in ("BertProcessing", "RobertaProcessing"):
-        before, after = [post_processor["cls"][1]], [post_processor["sep"][1]]
-    return before, after
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:

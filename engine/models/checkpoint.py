@@ -10,9 +10,8 @@ from safetensors import safe_open
 
 from engine.errors import CheckpointError
 
-_PREFIXES = (("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""), ("", ""))
-"""Prefixes of the decoder's and the head's tensors, in checkpoints of text models, of vision-language models, and of
-decoders without a head."""
+_PREFIXES = (("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""))
+"""Prefixes of the decoder's and the head's tensors, in checkpoints of text models and of vision-language models."""
 
 
 _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})

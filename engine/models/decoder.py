@@ -31,14 +31,10 @@ class Decoder:
         self._tables: dict[int, torch.Tensor] = {}
         reader = _Reader(spec, weight, kernels, dtype)
         self._embedding = reader.matrix("model.embed_tokens", rows=spec.vocabulary, columns=spec.shape.hidden)
-        self._head: PackedWeight | None = None
-        """Output head; None if the model is made for embeddings."""
-        if spec.pooling is None:
-            self._head = (
-                kernels.pack(self._embedding)
-                if spec.ties_embeddings
-                else reader.linear(spec.vocabulary, spec.shape.hidden, "lm_head")
-            )
+        if spec.ties_embeddings:
+            self._head = kernels.pack(self._embedding)
+        else:
+            self._head = reader.linear(spec.vocabulary, spec.shape.hidden, "lm_head")
         self._norm = reader.norm("model.norm", spec.shape.hidden)
         self._layers = [self._layer(reader, index, layer) for index, layer in enumerate(spec.layers)]
         self.parameters = reader.parameters
@@ -113,11 +109,10 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> torch.Tensor:
-        """Run one step: write the rows' KV and return logits, valid until the next step. A model for embeddings returns
-        hidden states instead.
+        """Run one step: write the rows' KV and return logits, valid until the next step.
 
-        `tokens`: (rows,) int64. `logit_rows`: (m,) int64, rows that get logits or hidden states, ascending. These and
-        the batch are in host memory. Returns (m, vocabulary) or (m, hidden) float32 on the kernels' device.
+        `tokens`: (rows,) int64. `logit_rows`: (m,) int64, rows that get logits, ascending. These and the batch are in
+        host memory. Returns (m, vocabulary) float32 on the kernels' device.
         """
         row_count = len(logit_rows)
         staged = self.kernels.stage(tokens, batch, logit_rows)
@@ -131,11 +126,9 @@ class Decoder:
         residual = residual.float()
         residual, delta = (self._fused or self._layer_by_layer)(residual, batch, logit_rows)
         if not len(logit_rows):
-            return torch.empty(0, self.spec.output_size, device=residual.device)
+            return torch.empty(0, self.spec.vocabulary, device=residual.device)
         last = self._layers[-1].mlp_out_norm
         x = self.kernels.add_rms_norm(residual, delta, self._norm, last)
-        if self._head is None:
-            return x.float()
         logits = self.kernels.linear_float32(x, self._head)
         if cap := self.spec.logit_cap:
             logits = torch.tanh(logits / cap) * cap

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError
 from engine.json_files import read_object
 from engine.kernels import LayerShape
-from engine.models.pooling import Pooling, read_pooling
 from engine.models.rope import Rope, number, read_rope
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
@@ -32,7 +31,6 @@ class DecoderSpec:
     `has_sandwich_norms`: the outputs of attention and MLP are normalised before the residual addition.
     `has_fused_projections`: the checkpoint stores queries, keys and values as one tensor, and gate and up as one.
     `embedding_scale` multiplies embeddings; `logit_cap`, if not 0, bounds logits.
-    `pooling`: how hidden states become an embedding; None for a model that generates text.
     """
 
     architecture: str
@@ -50,12 +48,6 @@ class DecoderSpec:
     has_fused_projections: bool = False
     embedding_scale: float = 1.0
     logit_cap: float = 0.0
-    pooling: Pooling | None = None
-
-    @property
-    def output_size(self) -> int:
-        """Number of elements of a row's logits, or of its hidden state if the model is made for embeddings."""
-        return self.vocabulary if self.pooling is None else self.shape.hidden
 
 
 Config = dict[str, Any]
@@ -105,16 +97,6 @@ _MODEL_TYPES = {
     "Phi3ForCausalLM": "phi3",
 }
 """`model_type` of each architecture. A checkpoint with another one is a different model."""
-_WITH_HEAD = {
-    "LlamaModel": "LlamaForCausalLM",
-    "MistralModel": "MistralForCausalLM",
-    "Qwen2Model": "Qwen2ForCausalLM",
-    "Qwen3Model": "Qwen3ForCausalLM",
-    "Phi3Model": "Phi3ForCausalLM",
-    "Gemma2Model": "Gemma2ForCausalLM",
-    "Gemma3TextModel": "Gemma3ForCausalLM",
-}
-"""Architectures of decoders without a head, which checkpoints for embeddings have, and the same with a head."""
 _MAX_LAYERS = 10_000
 
 
@@ -125,11 +107,8 @@ def read_spec(folder: Path) -> DecoderSpec:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; a model folder holds config.json, safetensors, tokenizer")
     config: Config = read_object(path)
-    pooling = read_pooling(folder)
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else "none"
-    if pooling is not None and isinstance(architecture, str):  # a model without the head for text
-        architecture = _WITH_HEAD.get(architecture, architecture)
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise CheckpointError(
             f"{folder} has architecture {architecture}; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
@@ -143,7 +122,7 @@ def read_spec(folder: Path) -> DecoderSpec:
         config = {**config, **config["text_config"]}
     try:
         _check(config)
-        return replace(_spec(architecture, config), pooling=pooling)
+        return _spec(architecture, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:
@@ -158,8 +137,6 @@ def _check(config: Config) -> None:
         method = config["quantization_config"]
         method = method.get("quant_method", method) if isinstance(method, dict) else method
         raise CheckpointError(f"its weights are quantized ({method}); use floating-point weights or a GGUF file")
-    if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
-        raise CheckpointError("its tokens attend to later ones, which is not supported")
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         _positive(config[name], name)
     _positive(config["max_position_embeddings"], "max_position_embeddings")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from engine.engine import Engine
 from engine.errors import ContextError
-from engine.protocol import Command, Embed, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
+from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
 
 log = logging.getLogger("myna.engine")
 
@@ -130,8 +130,6 @@ class EngineServer:
                     )
                 case Generate(context, sampling, rank, heals):
                     engine.generate(self._number(connection, context), sampling, rank=rank, heals=heals)
-                case Embed(context, tokens, rank, scope):
-                    engine.embed(self._number(connection, context), tokens, rank=rank, scope=scope)
                 case Free(context):
                     number = connection.numbers.pop(context, 0)
                     if self._owners.pop(number, None) is not None:
@@ -142,13 +140,13 @@ class EngineServer:
                 case Shutdown():
                     raise AssertionError("handled by the loop")
         except ContextError as error:
-            if isinstance(command, Fill | Generate | Embed):
+            if isinstance(command, Fill | Generate):
                 self._apply(engine, connection, Free(command.context))
                 return Update(command.context, error=(error.code, str(error)))
             log.warning("%s was rejected: %s", type(command).__name__, error)
         except Exception as error:  # a bug here must not abort the work of other gateways
             log.exception("a command failed")
-            if isinstance(command, Fill | Generate | Embed):
+            if isinstance(command, Fill | Generate):
                 self._apply(engine, connection, Free(command.context))
                 return Update(command.context, error=("internal_error", f"internal error: {error!r}"))
         return None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCABULARY = 320
 
@@ -104,37 +104,6 @@ def write_tiny(
 def write_tiny_llama(folder: Path, **config: Any) -> Path:
     """Write a random Llama with plain rotary positions; see `write_tiny`."""
     return write_tiny(folder, "Llama 3", **{"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **config})
-
-
-def write_tiny_embedder(
-    folder: Path, family: str = "Qwen3", *, pooling: str = "lasttoken", normalizes: bool = True, **config: Any
-) -> Path:
-    """Write a random decoder without a head, as checkpoints for embeddings are: with the files of sentence-transformers,
-    and with a tokenizer that ends each text with `</s>`. `pooling`: name of a mode in its pooling module."""
-    from transformers import AutoModel
-
-    write_tiny(folder, family, **config)
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    for file in folder.glob("*.safetensors*"):
-        file.unlink()
-    model.save_pretrained(folder)
-    modules = ["Transformer", "Pooling", *(["Normalize"] if normalizes else [])]
-    listed = [
-        {
-            "idx": index,
-            "name": str(index),
-            "path": f"{index}_{name}" if index else "",
-            "type": f"sentence_transformers.models.{name}",
-        }
-        for index, name in enumerate(modules)
-    ]
-    (folder / "modules.json").write_text(json.dumps(listed))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 257)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def write_byte_tokenizer(folder: Path) -> None:

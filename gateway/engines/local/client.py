@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from engine.protocol import (
     Command,
-    Embed,
     EngineInfo,
     Fill,
     Free,
@@ -29,7 +28,6 @@ from engine.protocol import (
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.engines.backoff import Backoff
-from gateway.engines.local.embedding_queue import EmbeddingQueue
 from gateway.engines.protocol import (
     ContextRefused,
     EngineLost,
@@ -93,7 +91,6 @@ class EngineClient:
         """Drafted and accepted tokens in the last report over this connection."""
         self._free_tokens: int | None = None
         """Tokens of the KV cache that are free or can be evicted, from the engine's latest report."""
-        self._embedding_queue = EmbeddingQueue()
         self._has_generated = False
         """Whether a generation finished over the current connection."""
         self._heartbeat = EngineHeartbeat(time.monotonic(), has_work=False, commands=0)
@@ -158,26 +155,6 @@ class EngineClient:
         context = EngineClientContext(self, self._next_context, scope, urgency)
         self._contexts[self._next_context] = context
         return context
-
-    async def embed(self, texts: Sequence[Sequence[int]], tenant: str) -> list[bytes]:
-        """Return the embeddings of texts, given as tokens, as `Update.embedding` has them.
-
-        The engine computes them in its steps, and shares its time between the tenants. Raises EngineFailure.
-        """
-        queue = self._embedding_queue
-        ranks: list[float] = []
-        contexts: list[EngineClientContext] = []
-        try:
-            for tokens in texts:
-                ranks.append(queue.request(tenant, len(tokens)))
-                contexts.append(self.open(tenant, Urgency(ranks[-1], interactive=False)))
-                contexts[-1].embed(tokens)
-            return [await context.embedding() for context in contexts]
-        finally:
-            for rank in ranks:
-                queue.finish(tenant, rank)
-            for context in contexts:
-                context.free()
 
     def open_text(self, *, adds_space: bool) -> TokenRun:
         """Return an empty run of text. See `Engine.open_text`."""
@@ -326,7 +303,6 @@ class EngineClientContext:
         self._starved = 0.0
         self._missed: Counter[str] = Counter()
         self._freed = False
-        self._embedding = b""
         self.has_commands = False
         """Whether the engine got a command for this context: only then can the context have killed the engine."""
 
@@ -366,20 +342,6 @@ class EngineClientContext:
         finally:
             self._on_event = None
 
-    def embed(self, tokens: Sequence[int]) -> None:
-        """Request the embedding of a text. The context holds nothing else. Raises EngineLost if the engine was lost."""
-        if self._loss is not None:
-            raise self._loss
-        self.has_commands = True
-        self._end_future = asyncio.get_running_loop().create_future()
-        self._engine.send(Embed(self._id, list(tokens), rank=self._urgency.rank, scope=self._scope))
-
-    async def embedding(self) -> bytes:
-        """Return the embedding once it is computed. Raises EngineFailure."""
-        assert self._end_future is not None
-        await self._end_future
-        return self._embedding
-
     def rerank(self, urgency: Urgency) -> None:
         """Change the urgency. See `EngineContext.rerank`."""
         if urgency != self._urgency and self._loss is None:
@@ -403,18 +365,11 @@ class EngineClientContext:
             self._missed.update(update.missed)
         if update.error is not None:
             self._refusal = ContextRefused(*update.error)
-        if self._end_future is None or self._end_future.done():
-            return
-        if update.embedding:
-            self._embedding = update.embedding
-            self._end_future.set_result(None)
-            return
-        if self._on_event is None and self._refusal is None:
+        if self._on_event is None or self._end_future is None or self._end_future.done():
             return
         if self._refusal is not None:
             self._end_future.set_exception(self._refusal)
             return
-        assert self._on_event is not None
         try:
             if update.tokens or update.finish is not None:
                 if self._filled:

@@ -3,11 +3,10 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import psutil
 import pytest
 from prometheus_client import REGISTRY
@@ -18,8 +17,8 @@ from engine.sampling_params import SamplingParams
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.pool import EnginePool
-from gateway.engines.protocol import ContextEvent, ContextRefused, EngineLost, TokenDelta
-from tests.fakes.checkpoints import write_tiny_embedder, write_tiny_llama
+from gateway.engines.protocol import ContextEvent, EngineLost, TokenDelta
+from tests.fakes.checkpoints import write_tiny_llama
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text, token_count_of, until
 
 pytestmark = pytest.mark.waits
@@ -225,45 +224,3 @@ def test_drafts_are_counted_from_the_first_report_of_a_connection(config: Engine
     for reports in ((100, 70), (110, 74), (110, 74), (113, 77)):
         engine.on_step(StepReport([], 0, 0, 0, 0.001, 0.01, *reports))
     assert drafted("counted") == [7, 6]
-
-
-def are_close(vectors: Sequence[bytes], others: Sequence[bytes]) -> bool:
-    """Return whether embeddings are equal up to rounding, which depends on the rows of a step with torch's kernels."""
-    pairs = zip(vectors, others, strict=True)
-    return all(np.allclose(np.frombuffer(a, "<f4"), np.frombuffer(b, "<f4"), atol=1e-4) for a, b in pairs)
-
-
-async def test_embeddings(tmp_path: Path) -> None:
-    folder = await asyncio.to_thread(write_tiny_embedder, tmp_path / "tiny", window=512)
-    engine = SubprocessEngine("test", EngineConfig(model=str(folder), kv_tokens=2048, dtype="float32"), lambda: None)
-    await engine.start()
-    try:
-        texts = [list(range(1, length)) for length in range(2, 40)]
-        vectors = await engine.embed(texts, "ann")
-        assert [len(vector) for vector in vectors] == [64 * 4] * len(texts)
-        assert are_close(await engine.embed(texts[:3], "bob"), vectors[:3])
-        assert engine.load == 0
-        with pytest.raises(ContextRefused, match="window is 512"):
-            await engine.embed([[1], [1] * 513, [2]], "ann")
-        many = asyncio.create_task(engine.embed([[number % 250] * 500 for number in range(500)], "ann"))
-        await until(lambda: engine.load > 400)
-        few = await engine.embed(texts[:2], "bob")
-        assert are_close(few, vectors[:2])
-        assert not many.done(), "the texts of one tenant do not wait for all those of another"
-        many.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await many
-        assert engine.load == 0
-        context = engine.open("ann", URGENT)
-        context.fill([1])
-        with pytest.raises(ContextRefused, match="it generates no text"):
-            await context.generate(SamplingParams(), lambda event: None)
-        context.free()
-        interrupted = asyncio.create_task(engine.embed([[number % 250] * 500 for number in range(500)], "ann"))
-        await until(lambda: engine.load > 400)
-        assert engine.pid is not None
-        os.kill(engine.pid, signal.SIGKILL)
-        with pytest.raises(EngineLost):
-            await interrupted
-    finally:
-        await engine.close()
