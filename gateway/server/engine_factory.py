@@ -132,8 +132,11 @@ class EngineFactory:
             tokenizer = await self._load_tokenizer(table, upstream)
             for listed in upstream.models:
                 name = table.name if len(upstream.models) == 1 else f"{table.name}:{listed.id}"
-                engine_class = AnthropicEngine if upstream.config.kind == "anthropic" else OpenAIEngine
-                remote = engine_class(name, upstream, listed.id, tokenizer, listed.capabilities)
+                remote = (
+                    AnthropicEngine(name, upstream, listed)
+                    if table.kind == "anthropic"
+                    else OpenAIEngine(name, upstream, listed.id, tokenizer, listed.capabilities)
+                )
                 vocabulary = None if tokenizer is None else tokenizer.vocabulary
                 window = listed.window or table.window
                 self._register(listed.id, remote, tokenizer, window, vocabulary, listed.capabilities)

@@ -43,8 +43,12 @@ async def gateway_before(
     upstream = Upstream(UpstreamConfig("there", kind, server.url, malformed=malformed), lambda: None)
     await upstream.start()
     pool = EnginePool(1.0)
-    engine_class = AnthropicEngine if kind == "anthropic" else OpenAIEngine
-    pool.add("fake", engine_class("there", upstream, "fake", tokenizer))
+    engine = (
+        AnthropicEngine("there", upstream, upstream.models[0])
+        if kind == "anthropic"
+        else OpenAIEngine("there", upstream, "fake", tokenizer)
+    )
+    pool.add("fake", engine)
     response_store = await open_response_store(chosen, None)
     services = build_services(chosen, pool, NullSink(), response_store)
     prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)

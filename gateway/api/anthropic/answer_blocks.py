@@ -20,9 +20,9 @@ from compat.anthropic import (
     TextDelta,
     ThinkingDelta,
 )
-from gateway.api.anthropic.conversation import INVALID_JSON
 from gateway.api.anthropic.signature import ThinkingSigner
 from gateway.graph.ids import new_id
+from gateway.prompts.tool_calls.formats import INVALID_JSON
 from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, ToolCallEvent, ToolCallStart
 from gateway.runtime.json_codec import BadJson, decode_json, encode_json
 

@@ -29,10 +29,9 @@ from compat.anthropic.blocks import (
 )
 from compat.openai.messages import CalledFunction, MediaPart, Message, TextPart, ToolCall
 from gateway.errors import RequestError
+from gateway.prompts.tool_calls.formats import INVALID_JSON
 from gateway.runtime.json_codec import encode_json
 
-INVALID_JSON = "INVALID_JSON"
-"""Key of a tool call's input under which Anthropic's clients keep arguments that are not a JSON object."""
 _ENCRYPTED = frozenset({"encrypted_content", "encrypted_index", "encrypted_stdout", "signature", "cache_control"})
 """Fields of the results of other servers' tools that say nothing to the model."""
 

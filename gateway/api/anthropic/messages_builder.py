@@ -119,6 +119,10 @@ def _hints(body: CountTokensRequest) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     if body.output_config is not None and body.output_config.effort is not None:
         hints["effort"] = body.output_config.effort
+    if body.thinking is not None:
+        hints["thinking"] = body.thinking.model_dump(exclude_none=True)
+    if isinstance(body, MessagesRequest) and body.metadata is not None and body.metadata.user_id is not None:
+        hints["metadata"] = {"user_id": body.metadata.user_id}
     blocks = [*body.system_blocks, *(block for message in body.messages for block in message.blocks)]
     if any(part.cache_control for part in (body, *body.client_tools, *blocks)):
         hints["cache_control"] = True

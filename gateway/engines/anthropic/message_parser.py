@@ -4,12 +4,15 @@ Each event becomes the chunk of a chat completion with the same content, which t
 limits and faults have one implementation.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from gateway.engines.anthropic.thinking_memory import Block
 from gateway.engines.openai.stream_parser import AnswerParser, ParsedPiece
-from gateway.runtime.json_codec import encode_json
+from gateway.prompts.tool_calls.formats import INVALID_JSON
+from gateway.runtime.json_codec import BadJson, decode_json, encode_json
 
 
 class _Usage(msgspec.Struct):
@@ -24,6 +27,8 @@ class _Block(msgspec.Struct):
     type: str
     text: str = ""
     thinking: str = ""
+    signature: str = ""
+    data: str = ""
     name: str = ""
     input: Any = None
 
@@ -32,6 +37,7 @@ class _Delta(msgspec.Struct):
     type: str = ""
     text: str = ""
     thinking: str = ""
+    signature: str = ""
     partial_json: str = ""
     stop_reason: str | None = None
     stop_sequence: str | None = None
@@ -59,12 +65,26 @@ _STATUSES = {"invalid_request_error": 400, "request_too_large": 413, "not_found_
 """Statuses of errors in a stream that another attempt would not mend, by their types."""
 
 
+_MAX_THINKING = 4 << 20
+"""Maximum size of the thinking of one answer that is remembered, in characters."""
+RememberThinking = Callable[[str, Sequence[tuple[str, Any]], Sequence[Block]], None]
+"""Stores the thinking blocks of an answer with this text and these tool calls."""
+
+
 class MessageParser(AnswerParser):
     """Incremental parser of one message."""
 
-    def __init__(self, **options: Any) -> None:
-        """`options`: those of `AnswerParser`."""
+    def __init__(self, *, remember: RememberThinking | None = None, **options: Any) -> None:
+        """`remember`: gets the thinking blocks at the end of an answer that has some. `options`: those of
+        `AnswerParser`."""
         super().__init__(**options)
+        self._remember = remember
+        self._thinking: list[dict[str, Any]] = []
+        """Thinking blocks, for the next request of the conversation."""
+        self._thinking_size = 0
+        self._texts: list[str] = []
+        self._inputs: list[tuple[str, list[str]]] = []
+        """Name of each tool call, and the pieces of its arguments."""
         self._calls = 0
         """Number of tool calls whose blocks have started."""
         self._has_arguments = True
@@ -97,7 +117,33 @@ class MessageParser(AnswerParser):
                 return {"error": {"message": str(message), "code": _STATUSES.get(str(kind))}}
         return None
 
+    def _collect(self, block: _Block | _Delta) -> None:
+        """Record what the next request needs of a block, or of its growth."""
+        self._texts.append(block.text)
+        if isinstance(block, _Delta):
+            if block.partial_json and self._inputs:
+                self._inputs[-1][1].append(block.partial_json)
+        elif block.type == "tool_use":
+            self._inputs.append((block.name, [encode_json(block.input).decode()] if block.input else []))
+        elif block.type == "thinking":
+            self._thinking.append({"type": block.type, "thinking": "", "signature": ""})
+        elif block.type == "redacted_thinking":
+            self._thinking.append({"type": block.type, "data": block.data})
+            self._thinking_size += len(block.data)
+        if (block.thinking or block.signature) and self._thinking and "signature" in self._thinking[-1]:
+            self._thinking_size += len(block.thinking) + len(block.signature)
+            if self._thinking_size <= _MAX_THINKING:
+                self._thinking[-1]["thinking"] += block.thinking
+                self._thinking[-1]["signature"] += block.signature
+
+    def _end_thinking(self) -> None:
+        """Pass on the thinking blocks of an answer that has ended."""
+        if self._remember is not None and self._thinking and self._thinking_size <= _MAX_THINKING:
+            calls = [(name, _parse_input("".join(pieces))) for name, pieces in self._inputs]
+            self._remember("".join(self._texts), calls, self._thinking)
+
     def _start(self, block: _Block) -> dict[str, Any] | None:
+        self._collect(block)
         if block.type == "tool_use":
             self._calls += 1
             arguments = encode_json(block.input).decode() if block.input else ""
@@ -106,6 +152,7 @@ class MessageParser(AnswerParser):
         return _delta(content=block.text, reasoning_content=block.thinking)
 
     def _grow(self, delta: _Delta) -> dict[str, Any] | None:
+        self._collect(delta)
         if delta.partial_json:
             self._has_arguments = True
             return self._call(arguments=delta.partial_json)
@@ -115,6 +162,8 @@ class MessageParser(AnswerParser):
         return _delta(tool_calls=[{"index": self._calls - 1, "function": function}]) if self._calls else None
 
     def _whole(self, message: _Message) -> dict[str, Any]:
+        for block in message.content:
+            self._collect(block)
         calls = [block for block in message.content if block.type == "tool_use"]
         fields = {
             "content": "".join(block.text for block in message.content),
@@ -132,6 +181,7 @@ class MessageParser(AnswerParser):
     def _end(
         self, choice: dict[str, Any], reason: str, stop_sequence: str | None, usage: _Usage | None
     ) -> dict[str, Any]:
+        self._end_thinking()
         last = {**choice, "finish_reason": _FINISHES.get(reason, "stop"), "stop_reason": stop_sequence}
         return {"choices": [last], "usage": self._usage(usage)}
 
@@ -155,6 +205,15 @@ class MessageParser(AnswerParser):
             "completion_tokens": counts.output_tokens,
             "completion_tokens_details": {"reasoning_tokens": thinking},
         }
+
+
+def _parse_input(text: str) -> Any:
+    """Return the arguments of a tool call as the next request has them."""
+    try:
+        value = decode_json(text.encode(errors="replace")) if text.strip() else {}
+    except BadJson:
+        value = None
+    return value if isinstance(value, dict) else {INVALID_JSON: text}
 
 
 def _delta(**fields: Any) -> dict[str, Any] | None:

@@ -2,28 +2,33 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.sampling_params import SamplingParams
+from gateway.engines.anthropic.thinking_memory import Block
 from gateway.engines.openai.profiles import Profile
 from gateway.engines.protocol import ContextRefused
 from gateway.graph.segments import Messages
+from gateway.prompts.tool_calls.formats import INVALID_JSON
 
 RULES = {
-    "messages": "roles stay; consecutive messages of one role are joined; reasoning is left out, because only the "
-    "server can sign it",
+    "messages": "roles stay; consecutive messages of one role are joined",
+    "reasoning in messages": "the server's own thinking blocks with their signatures, if this gateway remembers the "
+    "answer; other reasoning is left out, because only the server can sign it",
     "system and developer messages": "those at the beginning become `system`; later ones stay messages",
     "images": "`image` blocks; a PDF becomes a `document`; audio, video and other files are refused",
     "tools, tool_choice, parallel_tool_calls": "the same; `required` becomes `any`",
-    "max_tokens": "the same; 8,192 if the client sets no limit, because Anthropic requires one",
+    "max_tokens": "the same, at most the limit that the server lists; that limit, or 8,192, if the client sets none",
     "temperature": "the same; refused above 1",
     "top_p, top_k": "the same",
     "stop": "`stop_sequences`",
     "response_format": "a schema becomes `output_config.format`; `json_object` without a schema is refused",
     "reasoning_effort, output_config.effort": "`output_config.effort`; `minimal` becomes `low`, and `none` turns "
     "thinking off",
-    "thinking": "`adaptive` or `disabled`; without the field, the server decides",
+    "thinking of a Messages request, metadata.user_id": "the same",
+    "enable_thinking": "`adaptive` or `disabled`; without the field, the server decides. `disabled` as well after "
+    "results of tools if the thinking blocks before the tool calls are not known",
     "cache_control": "if a Messages request has it anywhere, at the top of the request",
     "continue_final_message, slots": "the last message is an assistant's; some models of Anthropic refuse that",
     "seed, verbosity, prediction, name of a message": "dropped",
@@ -35,6 +40,8 @@ RULES = {
 }
 """Rule for each field of requests to this gateway. docs/engines.md has them as a table."""
 
+RecallThinking = Callable[[str, Sequence[tuple[str, Any]]], Sequence[Block]]
+"""Returns the thinking blocks of an answer with this text and these tool calls; none if they are not known."""
 DEFAULT_LENGTH = 8_192
 """Maximum number of tokens of an answer if the client sets none."""
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max"}
@@ -47,11 +54,21 @@ _INVALID_ID = re.compile(r"[^A-Za-z0-9_-]")
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
 
-def messages_request(conversation: Messages, sampling: SamplingParams, profile: Profile) -> dict[str, Any]:
-    """Return the body of a Messages request, without the model. Raises ContextRefused if the API lacks a feature that
-    the call needs."""
+def messages_request(
+    conversation: Messages,
+    sampling: SamplingParams,
+    profile: Profile,
+    *,
+    recall: RecallThinking = lambda text, tool_calls: (),
+    answer_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Return the body of a Messages request, without the model.
+
+    `recall`: returns thinking blocks of earlier answers. `answer_tokens`: maximum tokens of an answer, if the server
+    reports it. Raises ContextRefused if the API lacks a feature that the call needs.
+    """
     fields = dict(conversation.fields)
-    body = _conversation(conversation.messages, profile) | _sampling(sampling, profile)
+    body = _conversation(conversation.messages, profile, recall) | _sampling(sampling, profile, answer_tokens)
     tools, choice, parallel = (fields.pop(name, None) for name in ("tools", "tool_choice", "parallel_tool_calls"))
     if tools:
         body["tools"] = [_tool(tool["function"]) for tool in tools]
@@ -66,6 +83,12 @@ def messages_request(conversation: Messages, sampling: SamplingParams, profile: 
     enable_thinking = fields.pop("enable_thinking", enable_thinking)
     if enable_thinking is not None:
         body["thinking"] = {"type": "adaptive" if enable_thinking else "disabled"}
+    if (thinking := fields.pop("thinking", None)) is not None:  # a Messages request's own field
+        body["thinking"] = thinking
+    if body.get("thinking", {}).get("type") not in (None, "disabled") and _lacks_thinking(body["messages"]):
+        body["thinking"] = {"type": "disabled"}  # the server would refuse the conversation
+    if (metadata := fields.pop("metadata", None)) is not None:
+        body["metadata"] = metadata
     if fields.pop("cache_control", None):
         body["cache_control"] = {"type": "ephemeral"}
     for name in ("verbosity", "effort"):
@@ -76,8 +99,20 @@ def messages_request(conversation: Messages, sampling: SamplingParams, profile: 
     return body
 
 
-def _sampling(sampling: SamplingParams, profile: Profile) -> dict[str, Any]:
-    body: dict[str, Any] = {"max_tokens": sampling.max_tokens or DEFAULT_LENGTH}
+def _lacks_thinking(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether an answer that called tools, since the last user's text, does not begin with a thinking block."""
+    for message in reversed(messages):
+        kinds = [block["type"] for block in message["content"]]
+        if message["role"] == "assistant" and "tool_use" in kinds:
+            return kinds[0] not in ("thinking", "redacted_thinking")
+        if message["role"] == "user" and "tool_result" not in kinds:
+            return False
+    return False
+
+
+def _sampling(sampling: SamplingParams, profile: Profile, answer_tokens: int | None) -> dict[str, Any]:
+    length = sampling.max_tokens or answer_tokens or DEFAULT_LENGTH
+    body: dict[str, Any] = {"max_tokens": length if answer_tokens is None else min(length, answer_tokens)}
     for name, value in sampling.with_positive_top_p.specified.items():
         if name in _PASSED:
             body[name] = value
@@ -121,7 +156,7 @@ def _tool_choice(choice: Any, parallel: bool | None) -> dict[str, Any]:
     return {"tool_choice": translated}
 
 
-def _conversation(messages: Sequence[Mapping[str, Any]], profile: Profile) -> dict[str, Any]:
+def _conversation(messages: Sequence[Mapping[str, Any]], profile: Profile, recall: RecallThinking) -> dict[str, Any]:
     """Return the fields `system` and `messages`."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
@@ -134,6 +169,9 @@ def _conversation(messages: Sequence[Mapping[str, Any]], profile: Profile) -> di
             blocks = [_tool_result(message, profile)]
         elif role == "assistant":
             blocks = [*_blocks(message["content"], profile), *map(_tool_use, message.get("tool_calls") or ())]
+            text = "".join(block["text"] for block in blocks if block["type"] == "text")
+            calls = [(block["name"], block["input"]) for block in blocks if block["type"] == "tool_use"]
+            blocks = [*map(dict, recall(text, calls)), *blocks]
         else:
             blocks = _blocks(message["content"], profile)
         role = {"tool": "user", "developer": "system"}.get(role, role)
@@ -180,7 +218,7 @@ def _media(part: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
 def _tool_use(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments = call["function"]["arguments"]
     # Anthropic's convention for arguments that are no object
-    input = arguments if isinstance(arguments, Mapping) else {"INVALID_JSON": str(arguments)}
+    input = arguments if isinstance(arguments, Mapping) else {INVALID_JSON: str(arguments)}
     return {"type": "tool_use", "id": _id(call["id"]), "name": call["function"]["name"], "input": input}
 
 

@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ from gateway.runtime.json_codec import encode_json
 _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that can be left out if a server refuses them. The salt is not one: without it, tenants would share a
 cache."""
-HINTS_OF_MESSAGES = ("enable_thinking", "effort", "cache_control")
+HINTS_OF_MESSAGES = ("enable_thinking", "thinking", "effort", "metadata", "cache_control")
 """Hints of Messages requests, for servers that support them."""
 _OFFLOAD_SIZE = 100_000
 """Number of tokens or characters from which a request is built in a thread."""
@@ -71,9 +71,6 @@ UNCHANGED = RequestChanges()
 class OpenAIEngine:
     """One model of an upstream server. See `Engine`. It sends messages or text, or with a tokenizer tokens."""
 
-    parser: ClassVar[type[AnswerParser]] = AnswerParser
-    """Parser of the server's answers."""
-
     def __init__(
         self,
         name: str,
@@ -92,6 +89,10 @@ class OpenAIEngine:
         self.constrains_after_reasoning = False
         self.step_times: StepTimes | None = None
         self.contexts = 0
+
+    def new_parser(self, scope: str, *, is_streamed: bool) -> AnswerParser:
+        """Return a parser of an answer in this scope. `is_streamed`: see `AnswerParser`."""
+        return AnswerParser(is_streamed=is_streamed, malformed=self.upstream.config.malformed)
 
     @property
     def is_ready(self) -> bool:
@@ -285,9 +286,7 @@ class OpenAIContext:
                 if not prefilled:
                     on_event(PrefillResult(math.ceil(self._size * self._engine.tokens_per_unit), 0, held=held))
                     prefilled = True
-                answer = self._engine.parser(
-                    is_streamed=_is_stream(response), malformed=self._upstream.config.malformed
-                )
+                answer = self._engine.new_parser(self._scope, is_streamed=_is_stream(response))
                 await self._read(response, answer, receive)
             except (ContextRefused, EngineLost) as error:
                 new_changes = self._changes_after(str(error), body, changes)

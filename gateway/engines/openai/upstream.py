@@ -75,12 +75,13 @@ class UpstreamConfig:
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A model that a server lists. `window`: its context length in tokens, if the server reports it. `capabilities`:
-    see `capabilities.CAPABILITIES`."""
+    """A model that a server lists. `window`: its context length in tokens, and `answer_tokens`: maximum tokens of an
+    answer, if the server reports them. `capabilities`: see `capabilities.CAPABILITIES`."""
 
     id: str
     window: int | None = None
     capabilities: Sequence[str] = TEXT
+    answer_tokens: int | None = None
 
 
 class Upstream:
@@ -333,6 +334,7 @@ class Upstream:
                 name,
                 by_name[name].window if name in by_name else None,
                 self._capabilities(name, by_name[name].capabilities if name in by_name else None, routes),
+                by_name[name].answer_tokens if name in by_name else None,
             )
             for name in names
         ]
@@ -419,6 +421,12 @@ class _Model(msgspec.Struct):
     max_input_tokens: int | None = None
     meta: _Meta | None = None
     capabilities: Any = None
+    max_tokens: Any = None
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Maximum tokens of an answer, as Anthropic's API reports it; None if it is absent or not a positive number."""
+        return self.max_tokens if type(self.max_tokens) is int and 0 < self.max_tokens <= _LARGEST_WINDOW else None
 
     @property
     def window(self) -> int | None:

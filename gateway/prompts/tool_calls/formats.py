@@ -32,3 +32,7 @@ def format_of_template(template: str) -> ToolCallFormat:
     if "<tool_call>" not in template and '"parameters"' in template and "ipython" in template:
         return LLAMA
     return HERMES
+
+
+INVALID_JSON = "INVALID_JSON"
+"""Key of a tool call's input, in Anthropic's API, under which arguments that are not a JSON object are kept."""

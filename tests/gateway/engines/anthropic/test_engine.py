@@ -233,3 +233,46 @@ async def test_the_key_and_the_window(scripted: Scripted) -> None:
     assert "Authorization" not in seen[0]
     await upstream.close()
     await runner.cleanup()
+
+
+def look(city: str) -> Any:
+    return call("look", city=city)
+
+
+async def test_thinking_returns_to_the_server_with_its_signature(scripted: Scripted) -> None:
+    client, server = scripted
+    server.script = [answers(thinking("Where? "), text("Let me look."), look("Rome"), reason="tool_use")]
+    told = await chat(client, tools=[FUNCTION])
+    message = told["choices"][0]["message"]
+    assert message["tool_calls"]
+    del message["reasoning_content"]  # most clients do not return it
+    result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "sunny"}
+    await chat(client, tools=[FUNCTION], messages=[*ASKED, message, result])
+    first, *_ = server.asked[-1]["messages"][1]["content"]
+    assert (first["type"], first["thinking"]) == ("thinking", "Where? ")
+    assert first["signature"] == thinking("Where? ")["signature"]
+
+
+async def test_a_message_that_hides_its_thinking_continues(scripted: Scripted) -> None:
+    client, server = scripted
+    adaptive = {"type": "adaptive", "display": "omitted"}
+    fields = {"tools": [TOOL], "thinking": adaptive, "metadata": {"user_id": "u"}}
+    server.script = [answers(thinking(""), look("Rome"), reason="tool_use")]
+    status, told = await send(client, **fields)
+    assert status == 200
+    assert server.asked[-1]["thinking"] == adaptive
+    assert server.asked[-1]["metadata"] == {"user_id": "u"}
+    (used,) = [block for block in told["content"] if block["type"] == "tool_use"]
+    result = {"type": "tool_result", "tool_use_id": used["id"], "content": "sunny"}
+    turn = [*ASKED, {"role": "assistant", "content": [used]}, {"role": "user", "content": [result]}]
+    await send(client, **fields, messages=turn)
+    asked = server.asked[-1]
+    assert [block["type"] for block in asked["messages"][1]["content"]] == ["thinking", "tool_use"]
+    assert asked["thinking"] == adaptive
+    used["input"] = {"city": "Oslo"}  # an answer that the gateway does not know
+    await send(client, **fields, messages=turn)
+    asked = server.asked[-1]
+    assert [block["type"] for block in asked["messages"][1]["content"]] == ["tool_use"]
+    assert asked["thinking"] == {"type": "disabled"}, "the server would refuse to think without its blocks"
+    await send(client, **fields, messages=[*turn, {"role": "assistant", "content": "Sunny."}, *ASKED])
+    assert server.asked[-1]["thinking"] == adaptive, "from the next question on it thinks again"
