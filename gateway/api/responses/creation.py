@@ -53,6 +53,12 @@ async def build_call(
     pipeline.check_admission(target)
     reserve_bytes(request, turn.size)
     messages, places = await pipeline.offload_if_long(lambda: turn.messages_with_paths, turn.size, model)
+    if turn.earlier_tools:
+        try:
+            body = body.with_earlier_tools(turn.earlier_tools)
+        except ValueError as error:
+            message = f"tools of earlier turns: {error}"
+            raise RequestError(400, message, code="invalid_value", param="tools") from None
     chat = body.chat.model_copy(update={"messages": messages})
     builder = ChatSpecBuilder(chat, scope.is_named, scope.is_deferred, field="input", places=places)
     length = len(raw) + sum([message.length for message in messages])
