@@ -331,7 +331,9 @@ class Background:
 
     def _create_checker(self, body: ResponseRequest, model: ServedModel, tenant: str) -> AnswerChecker | None:
         parser_factory = tool_call_parser_factory(body.chat, model)
-        return answer_checker_of(body.chat, parser_factory, self._services.schema_check_gate, tenant)
+        return answer_checker_of(
+            body.chat, parser_factory, self._services.schema_check_gate, tenant, checks_inputs=model.is_passthrough
+        )
 
     def _add(self, running: BackgroundResponse) -> None:
         self._in_progress[running.row.tenant, running.row.id] = running

@@ -86,6 +86,12 @@ async def create_response(
         running = await request.app[BACKGROUND].start(call.raw, body, model, scope, call.turn, call.spec)
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
     parser_factory = tool_call_parser_factory(body.chat, model)
-    checker = answer_checker_of(body.chat, parser_factory, target.services.schema_check_gate, scope.session.tenant)
+    checker = answer_checker_of(
+        body.chat,
+        parser_factory,
+        target.services.schema_check_gate,
+        scope.session.tenant,
+        checks_inputs=model.is_passthrough,
+    )
     serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local)
     return await pipeline.respond(target, [call.spec], serializer, streamed=body.is_streamed, stream=stream)

@@ -160,3 +160,29 @@ async def test_tools_of_earlier_items_stay(scripted_gateway: ScriptedGateway) ->
     many = {**NAMESPACE, "tools": [{**LOOK, "name": f"f{number}"} for number in range(512)]}
     refused = await ask(client, 400, input="z", previous_response_id=second["id"], tools=[many])
     assert (refused["error"]["param"], "at most 512" in refused["error"]["message"]) == ("tools", True)
+
+
+@pytest.mark.parametrize(
+    ("format", "input", "problem"),
+    [
+        (LARK, "a", None),
+        (LARK, "c", "in a call of patch: the input does not match its grammar"),
+        (LARK, "a" * 50_000, "in a call of patch: the input does not match its grammar"),
+        ({"type": "grammar", "syntax": "regex", "definition": "[ab]+"}, "abab", None),
+        ({"type": "grammar", "syntax": "regex", "definition": "[ab]+"}, "abc", "in a call of patch: input: pattern"),
+        ({"type": "text"}, "anything", None),
+    ],
+)
+async def test_an_input_that_the_upstream_server_does_not_constrain_is_checked(
+    scripted_gateway: ScriptedGateway, format: Any, input: str, problem: str | None
+) -> None:
+    client, server, _ = scripted_gateway
+    called = {"name": "patch", "arguments": json.dumps({"input": input})}
+    server.script = [calls(called), calls(called)]
+    async with client.post(
+        "/v1/responses", json={"model": "fake", "input": "x", "tools": [{**PATCH, "format": format}]}
+    ) as answer:
+        told = await answer.json()
+    assert told["output"][0]["input"] == input
+    assert (told.get("schema_violation") or "").startswith(problem or "")
+    assert ("schema_violation" in told) == (problem is not None)
