@@ -37,7 +37,7 @@ _SESSION_HELP = "sessions are not available over a WebSocket; use POST /v1/respo
 
 
 @routes.get("/v1/responses")
-@operation(status=101, errors=(400, 426, 429, 503))
+@operation(status=101, errors=(400, 403, 426, 429, 503))
 async def connect(request: web.Request) -> web.StreamResponse:
     """Create responses over a WebSocket.
 
