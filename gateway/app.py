@@ -162,7 +162,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     app[BODY_BYTES_LIMIT] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
     app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_close_background)
-    app[WEBSOCKETS] = WebSockets(SharedLimit(MAX_SOCKETS, several=several))
+    app[WEBSOCKETS] = WebSockets(SharedLimit(MAX_SOCKETS, several=several), settings.cors_origin)
     app.on_shutdown.append(_close_websockets)
     if settings.parrot_api:
         app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)

@@ -47,6 +47,16 @@ def problem_of_lark(grammar: str) -> str:
     return _problem(LLMatcher.grammar_from_lark(grammar))
 
 
+def matches_lark(grammar: str, text: str) -> bool | None:
+    """Return whether a text matches a grammar in Lark; None if that takes too long. It takes about 1 µs for a byte."""
+    matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_lark(grammar), log_level=0, limits=_FIRST_LIMITS)
+    tokens = list(text.encode(errors="replace"))
+    count = matcher.try_consume_tokens(tokens)
+    if matcher.is_error():
+        return None
+    return count == len(tokens) and bool(matcher.is_accepting())
+
+
 def _problem(grammar: str) -> str:
     """Compile the grammar, compute which bytes may be first. Return the error message, or "" if there is no error."""
     matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=_FIRST_LIMITS)

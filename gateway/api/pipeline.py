@@ -180,6 +180,20 @@ async def respond(
         return json_response(await serializer.whole_response())
 
 
+async def generate(target: Target, spec: CallSpec) -> Call:
+    """Submit a call, and return it once it is done: the answer is not its text. Raises FailedCall. If the client
+    disconnects meanwhile, the call is cancelled, as in `respond`."""
+    scope, scheduler = target.scope, target.services.scheduler
+    addition = scope.session.add_all([spec])
+    (call,) = addition.calls
+    on_end = None if scope.is_named else scope.session.dissolve
+    with subscribed(scheduler, [call.output], after_response=True, on_end=on_end):
+        await scheduler.start(scope.session, addition)
+        await call.output.wait_final()
+        check_done(call)
+        return call
+
+
 async def _stream(stream: EventStream, calls: Sequence[Call], serializer: Serializer) -> web.StreamResponse:
     """Write the events of the answers while they are generated. Raises FailedCall before the first event."""
     writer = StreamWriter(

@@ -11,7 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from compat.openai import ChatCompletionRequest, CompletionRequest
+from compat.openai.grammars import matches_lark
+from compat.openai.responses import CustomFunction
 from gateway.graph.call import Call, CallState
+from gateway.prompts.tool_calls.input_decoder import InputDecoder
 from gateway.prompts.tool_calls.parser import ToolCallParser, parse_answer
 from gateway.runtime.fair_gate import FairGate
 from gateway.runtime.json_codec import BadJson, decode_json
@@ -29,6 +32,8 @@ _IMMEDIATE_STEPS = 1_000
 """Part of this budget that may be spent on the event loop: about 2 ms."""
 _IMMEDIATE_CHARACTERS = 10_000
 """Length of an answer from which it is checked in a thread."""
+_CHARACTERS_PER_MATCHING_STEP = 3
+"""Number of characters that are compared with a grammar for one unit of the budget."""
 _CHARACTERS_PER_STEP = 16
 """Number of characters that are searched for tool calls for one unit of the budget."""
 
@@ -45,17 +50,19 @@ class AnswerChecker:
         parser_factory: Callable[[], ToolCallParser] | None,
         *,
         may_stop: bool,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         """`schema`: the schema of an answer without tool calls, None if there is none.
 
         `tools`: schemas of arguments, by name of the tool. `parser_factory`: creates the parser that finds tool calls
-        in an answer. `may_stop`: whether a stop string or a stop token may cut off an answer; its finish reason does
-        not show that.
+        in an answer. `inputs`: grammars in Lark of the inputs of custom tools, by name of the tool. `may_stop`:
+        whether a stop string or a stop token may cut off an answer; its finish reason does not show that.
         """
         self._gate = gate
         self._tenant = tenant
         self._schema = None if schema is None else SchemaChecker(schema)
         self._tools = {name: SchemaChecker(schema) for name, schema in tools.items()}
+        self._inputs = inputs or {}
         self._parser_factory = parser_factory
         self._may_stop = may_stop
         self._immediate = WorkBudget(_IMMEDIATE_STEPS)
@@ -95,6 +102,14 @@ class AnswerChecker:
             self._violations[index] = found
             metrics.count_schema_violation()
 
+    def _matches(self, grammar: str, arguments: str, steps: WorkBudget) -> bool:
+        """Return whether the input of a custom tool matches its grammar, or there is no verdict. Raises
+        BudgetExceeded."""
+        decoder = InputDecoder()
+        text = decoder.push(arguments) + decoder.finish()
+        steps.spend(len(text) // _CHARACTERS_PER_MATCHING_STEP)
+        return matches_lark(grammar, text) is not False
+
     def _find_violation(self, text: str, steps: WorkBudget) -> str | None:
         """Return the first violation of an answer. Raises BudgetExceeded."""
         tool_calls: list[tuple[str, str]] = []
@@ -107,6 +122,8 @@ class AnswerChecker:
         for name, arguments in tool_calls:
             if name in self._tools and (found := _violation(self._tools[name], arguments, steps)) is not None:
                 return _crop(f"in a call of {name}: {found}")
+            if name in self._inputs and not self._matches(self._inputs[name], arguments, steps):
+                return _crop(f"in a call of {name}: the input does not match its grammar")
         if tool_calls or self._schema is None:
             return None
         if self._may_stop and text.lstrip()[:1] + text.rstrip()[-1:] not in ("{}", "[]"):
@@ -157,12 +174,16 @@ def answer_checker_of(
     parser_factory: Callable[[], ToolCallParser] | None,
     gate: FairGate,
     tenant: str,
+    *,
+    checks_inputs: bool = False,
 ) -> AnswerChecker | None:
     """Return the checker of a request's answers; None if there is nothing to check.
 
     Only schemas that are not `strict` are checked, because strict ones are enforced. `parser_factory`: creates the
-    parser of tool calls; None if the model may not call tools.
+    parser of tool calls; None if the model may not call tools. `checks_inputs`: whether to check the inputs of custom
+    tools, because the model's server does not enforce their formats.
     """
+    inputs: dict[str, str] = {}
     schema, tools = None, dict[str, Any]()
     requested = None if body.response_format is None else body.response_format.json_schema
     if requested is not None and not requested.strict and requested.schema_ is not True:
@@ -174,11 +195,18 @@ def answer_checker_of(
         tools = {
             function.name: function.parameters
             for function in functions
-            if not function.strict and function.parameters is not None
+            if function.parameters is not None
+            and (not function.strict or (checks_inputs and isinstance(function, CustomFunction)))
         }
-    if schema is None and not tools:
+        if checks_inputs:
+            inputs = {
+                function.name: function.input_lark
+                for function in functions
+                if isinstance(function, CustomFunction) and function.input_lark is not None
+            }
+    if schema is None and not tools and not inputs:
         return None
     if body.semantic is not None and (body.semantic.transform is not None or body.semantic.slots):
         return None  # the model did not write this text for the schema
     may_stop = bool(body.stop or body.stop_token_ids)
-    return AnswerChecker(gate, tenant, schema, tools, parser_factory, may_stop=may_stop)
+    return AnswerChecker(gate, tenant, schema, tools, parser_factory, may_stop=may_stop, inputs=inputs)

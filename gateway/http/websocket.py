@@ -1,6 +1,8 @@
 """Serve WebSockets: their number, their end at a shutdown, and streams of events as messages."""
 
-from aiohttp import WSCloseCode, web
+from collections.abc import Collection
+
+from aiohttp import WSCloseCode, hdrs, web
 
 from gateway.errors import RequestError
 from gateway.graph.limits import SharedLimit
@@ -21,9 +23,10 @@ _CLOSE_SECONDS = 5.0
 class WebSockets:
     """Owner of the open WebSockets."""
 
-    def __init__(self, limit: SharedLimit) -> None:
-        """`limit`: maximum number of them."""
+    def __init__(self, limit: SharedLimit, origins: Collection[str] = ()) -> None:
+        """`limit`: maximum number of them. `origins`: other origins whose pages may open some; `*` allows all."""
         self._limit = limit
+        self._origins = origins
         self._open: set[web.WebSocketResponse] = set()
 
     async def accept(self, request: web.Request, max_message_bytes: int) -> web.WebSocketResponse:
@@ -32,6 +35,9 @@ class WebSockets:
         if request.headers.get("Upgrade", "").lower() != "websocket":
             message = "GET is possible here with an upgrade to a WebSocket alone; send a POST request instead"
             raise RequestError(426, message, code="upgrade_required", headers={"Upgrade": "websocket"})
+        if not self._allows(request.headers.get(hdrs.ORIGIN), request.host):
+            message = "pages of this origin may not open WebSockets here; allow it by --cors-origin"
+            raise RequestError(403, message, code="origin_not_allowed")
         if not self._limit.has_room(request[TENANT]):
             message = "this API key has too many open WebSockets, or the server has; close some, or use POST"
             raise RequestError(429, message, code="overloaded")
@@ -46,6 +52,13 @@ class WebSockets:
             self.release(request, socket)
             raise
         return socket
+
+    def _allows(self, origin: str | None, host: str) -> bool:
+        """Return whether a page of the origin may open a WebSocket. Browsers ask no server before they open one, so
+        any page could use a server on the user's machine."""
+        if origin is None or "*" in self._origins or origin in self._origins:
+            return True
+        return origin.partition("://")[2] == host
 
     def release(self, request: web.Request, socket: web.WebSocketResponse) -> None:
         """Count a WebSocket as closed."""

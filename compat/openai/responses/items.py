@@ -343,8 +343,10 @@ def _complete_item(item: Mapping[str, Any], suffix: str) -> dict[str, Any]:
         complete.setdefault("summary", [])
     if kind in ("tool_search_call", "tool_search_output"):
         complete.setdefault("execution", "client")
-    if kind == "compaction":
-        del complete["status"]
+    if kind == "additional_tools":
+        complete.setdefault("role", "developer")
+    if kind in ("compaction", "additional_tools"):
+        complete.pop("status", None)
     return complete
 
 

@@ -1,9 +1,10 @@
 """Request of POST /v1/responses, and its conversion to a chat completion."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self, TypeGuard
 
-from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from compat.bounds import TokenCount
@@ -136,6 +137,9 @@ class ResponseRequest(Generation):
     prompt_cache_key: str | None = None
     client_metadata: dict[str, str] | None = None
 
+    _earlier_tools: Sequence[ResponseTool] = PrivateAttr(())
+    """Tools that items of earlier turns have added."""
+
     @model_validator(mode="after")
     def _is_a_chat_completion(self) -> Self:
         if self.top_logprobs and not self.includes_logprobs:
@@ -202,14 +206,24 @@ class ResponseRequest(Generation):
     def flat_tools(self) -> dict[str, FlatTool]:
         """Tools that the model reads, by the names under which it knows them. Raises ValueError if two have the same
         name."""
-        found = () if self.input is None or isinstance(self.input, str) else found_tools(self.input)
-        tools = flat_tools(self.tools or (), found)
+        found = [] if self.input is None or isinstance(self.input, str) else found_tools(self.input)
+        tools = flat_tools(self.tools or (), [*self._earlier_tools, *found])
         by_name = {tool.flat_name: tool for tool in tools}
         if len(by_name) < len(tools):
             raise field_error("tools", "two tools have the same name")
         if len(tools) > MAX_TOOLS:
             raise field_error("tools", f"at most {MAX_TOOLS} tools are allowed, those of namespaces included")
         return by_name
+
+    def with_earlier_tools(self, tools: Sequence[ResponseTool]) -> "ResponseRequest":
+        """Return the request with tools that items of earlier turns have added. Raises ValueError if there are too
+        many."""
+        request = self.model_copy()
+        request._earlier_tools = tools
+        for name in ("flat_tools", "chat"):
+            request.__dict__.pop(name, None)
+        _ = request.chat  # invalid tools must be refused here, not later
+        return request
 
     @property
     def echoed_format(self) -> dict[str, Any]:

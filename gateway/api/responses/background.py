@@ -331,7 +331,9 @@ class Background:
 
     def _create_checker(self, body: ResponseRequest, model: ServedModel, tenant: str) -> AnswerChecker | None:
         parser_factory = tool_call_parser_factory(body.chat, model)
-        return answer_checker_of(body.chat, parser_factory, self._services.schema_check_gate, tenant)
+        return answer_checker_of(
+            body.chat, parser_factory, self._services.schema_check_gate, tenant, checks_inputs=model.is_passthrough
+        )
 
     def _add(self, running: BackgroundResponse) -> None:
         self._in_progress[running.row.tenant, running.row.id] = running
@@ -417,7 +419,7 @@ class Background:
             await self.fail_lost(row)
             return
         try:
-            body = validate(_decode_body(resume_data.body), ResponseRequest)
+            body = await self._with_earlier_tools(row, validate(_decode_body(resume_data.body), ResponseRequest))
             model = await self._services.models.get(body.model)
         except RequestError as error:
             self._services.scheduler.cancel(call, Failure("interrupted", str(error), call.id))
@@ -439,6 +441,20 @@ class Background:
         running = BackgroundResponse(self._services, row, builder, call, scope, is_resumed=True)
         self._add(running)
         self._spawn(self._run(running))
+
+    async def _with_earlier_tools(self, row: StoredResponse, body: ResponseRequest) -> ResponseRequest:
+        """Return the request with the tools that the turns before it have added, as far as they are still stored.
+        Raises ResponseStoreError."""
+        if not body.continues:
+            return body
+        try:
+            turn = await Turn.load(self._services.response_store, row.tenant, body, row.session, deferred=False)
+            await asyncio.to_thread(lambda: turn.messages_with_paths)
+            return body.with_earlier_tools(turn.earlier_tools)
+        except ResponseStoreError:
+            raise
+        except (RequestError, GraphError):
+            return body
 
     async def fail_lost(self, row: StoredResponse, reason: str = "the server ended before the call was stored") -> None:
         """Store that a response has failed because its call is lost. Raises ResponseStoreError."""

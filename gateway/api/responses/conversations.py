@@ -23,7 +23,8 @@ from compat.openai.responses import (
     items_of,
     to_messages,
 )
-from compat.openai.responses.tools import SEARCH_NAME, arguments_of_input, flat_name
+from compat.openai.responses.items import found_tools
+from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, arguments_of_input, flat_name
 from gateway.api.responses.conversation_store import (
     ConversationRecord,
     append_response,
@@ -82,6 +83,8 @@ class Turn:
         self.scope = scope
         """The scope of the request. It is the session of the turns before if these belong to one."""
         self._conversation = conversation
+        self.earlier_tools: list[ResponseTool] = []
+        """Tools that items of the turns before have added, once `messages_with_paths` was read."""
         self.is_stored = response_store.is_enabled
         """Whether the response is stored."""
 
@@ -135,12 +138,14 @@ class Turn:
         messages, places = self._body.messages_with_paths
         before: list[Message] = []
         items = 0
+        self.earlier_tools = []
         field = "previous_response_id"
         turns = self._previous_turns
         if self._conversation is not None:
             field, turns = "conversation", [StoredTurn(self._conversation.row.input, _NO_OUTPUT, None)]
         for stored_turn in turns:
-            turn, count = _messages(stored_turn)
+            turn, count, tools = _messages(stored_turn)
+            self.earlier_tools += tools
             items += count
             if items > MAX_ELEMENTS:
                 message = f"the conversation has more than {MAX_ELEMENTS} items; start a new one"
@@ -269,8 +274,8 @@ def _check_tool_outputs(before: Sequence[Message], messages: Sequence[Message], 
             raise RequestError(400, text, code="tool_call_not_found", param=param)
 
 
-def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int]:
-    """Return a turn as messages, and how many items it has: some items make no message.
+def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int, list[ResponseTool]]:
+    """Return a turn as messages, how many items it has, as some items make no message, and the tools that they add.
 
     If the turn belonged to no session, `<<name>>` in it is text and not a reference.
     """
@@ -279,7 +284,7 @@ def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int]:
     if stored_turn.session is None:
         inputs = [message.model_copy(update={"content": _verbatim(message)}) for message in inputs]
     output = _decode_answer(stored_turn.answer).output
-    return [*inputs, *_answer_message(output)], len(items) + len(output)
+    return [*inputs, *_answer_message(output)], len(items) + len(output), found_tools(items)
 
 
 def _verbatim(message: Message) -> Any:

@@ -63,6 +63,12 @@ async def build_call(
     pipeline.check_admission(target)
     reserve_bytes(request, turn.size)
     messages, places = await pipeline.offload_if_long(lambda: turn.messages_with_paths, turn.size, model)
+    if turn.earlier_tools:
+        try:
+            body = body.with_earlier_tools(turn.earlier_tools)
+        except ValueError as error:
+            message = f"tools of earlier turns: {error}"
+            raise RequestError(400, message, code="invalid_value", param="tools") from None
     chat = body.chat.model_copy(update={"messages": messages})
     builder = ChatSpecBuilder(chat, scope.references, scope.is_deferred, field="input", places=places)
     length = len(raw) + sum([message.length for message in messages])
@@ -91,6 +97,12 @@ async def create_response(
         running = await request.app[BACKGROUND].start(call.raw, body, model, scope, call.turn, call.spec)
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
     parser_factory = tool_call_parser_factory(body.chat, model)
-    checker = answer_checker_of(body.chat, parser_factory, target.services.schema_check_gate, scope.session.tenant)
+    checker = answer_checker_of(
+        body.chat,
+        parser_factory,
+        target.services.schema_check_gate,
+        scope.session.tenant,
+        checks_inputs=model.is_passthrough,
+    )
     serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local)
     return await pipeline.respond(target, [call.spec], serializer, streamed=body.is_streamed, stream=stream)

@@ -1,8 +1,8 @@
 """POST /v1/responses/input_tokens, and POST /v1/responses/compact."""
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any
 
 from aiohttp import web
 
@@ -18,13 +18,11 @@ from compat.openai.responses.derived import CompactRequest, InputTokensRequest
 from gateway.api import pipeline
 from gateway.api.responses.builder import response_usage
 from gateway.api.responses.creation import ResponseCall, build_call
-from gateway.api.serializers.base import Serializer
 from gateway.api.services import SERVICES
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.errors import Failure
 from gateway.graph.ids import new_id
 from gateway.graph.segments import Text
-from gateway.graph.variable import Piece
 from gateway.http.json_body import json_response, read_json, validate_async
 from gateway.http.openapi import operation
 from gateway.runtime.json_codec import decode_json, encode_json
@@ -59,7 +57,7 @@ async def input_tokens(request: web.Request) -> web.Response:
 
 @routes.post("/v1/responses/compact")
 @operation(CompactedResponse, body=CompactRequest, errors=(404, 409, 410, 413, 422, 424, 429, 503))
-async def compact(request: web.Request) -> web.StreamResponse:
+async def compact(request: web.Request) -> web.Response:
     """Return an item that replaces a conversation: the user's newest texts, and a summary that the model writes."""
     body = await read_json(request, CompactRequest)
     content = _without_hints(decode_json(await request.read()))
@@ -73,8 +71,19 @@ async def compact(request: web.Request) -> web.StreamResponse:
     if call.target.scope.is_deferred:
         raise RequestError(400, "a compaction cannot be deferred", code="unsupported_with_semantic")
     inputs = [*(turn.input for turn in call.turn.previous_turns), encode_json(decode_json(call.raw)["input"][:-1])]
-    serializer = _CompactionSerializer(_newest_user_texts(inputs))
-    return await pipeline.respond(call.target, [call.spec], serializer, streamed=False)
+    generated = await pipeline.generate(call.target, call.spec)
+    summary = (generated.output.value or "").strip()
+    if not summary:
+        raise FailedCall(Failure("engine_failed", "the model wrote no summary"))
+    text = "\n\n".join([*(f"The user wrote: {kept}" for kept in _newest_user_texts(inputs)), summary])
+    id = new_id(24)
+    compacted = CompactedResponse(
+        id=f"resp_{id}",
+        created_at=int(time.time()),
+        output=[CompactionBody(id=f"cmp_{id}", encrypted_content=write_compaction(text))],
+        usage=response_usage([generated.usage]),
+    )
+    return json_response(compacted)
 
 
 def _without_hints(content: dict[str, Any]) -> dict[str, Any]:
@@ -106,47 +115,3 @@ def _newest_user_texts(inputs: Iterable[bytes]) -> list[str]:
             break
         kept.insert(0, text)
     return kept
-
-
-class _CompactionSerializer(Serializer):
-    """Serializer of the call that writes the summary. It is never streamed or deferred."""
-
-    def __init__(self, kept: Sequence[str]) -> None:
-        """`kept`: texts of the user that the compacted conversation keeps unchanged."""
-        self._kept = kept
-
-    async def whole_response(self) -> CompactedResponse:
-        """Return the item. Raises FailedCall if the model wrote nothing."""
-        (call,) = self.calls
-        summary = (call.output.value or "").strip()
-        if not summary:
-            raise FailedCall(Failure("engine_failed", "the model wrote no summary"))
-        id = new_id(24)
-        text = "\n\n".join([*(f"The user wrote: {kept}" for kept in self._kept), summary])
-        compaction = CompactionBody(id=f"cmp_{id}", encrypted_content=write_compaction(text))
-        return CompactedResponse(
-            id=f"resp_{id}",
-            created_at=int(time.time()),
-            output=[compaction],
-            usage=response_usage([call.usage]),
-        )
-
-    def reference_response(self) -> NoReturn:
-        """Raise an error: see the class."""
-        raise NotImplementedError
-
-    def reference_events(self) -> NoReturn:
-        """Raise an error: see the class."""
-        raise NotImplementedError
-
-    def piece_events(self, index: int, pieces: Sequence[Piece]) -> NoReturn:
-        """Raise an error: see the class."""
-        raise NotImplementedError
-
-    def end_events(self, index: int) -> NoReturn:
-        """Raise an error: see the class."""
-        raise NotImplementedError
-
-    def error_events(self, error: FailedCall) -> NoReturn:
-        """Raise an error: see the class."""
-        raise NotImplementedError

@@ -29,6 +29,7 @@ MAX_SECONDS = 3_600.0
 """Longest time that a WebSocket stays open, in seconds, apart from the response that runs at its end."""
 _MAX_WAITING = 16
 """Maximum number of messages that wait for an answer on one WebSocket. They have at most MAX_MESSAGE_BYTES together."""
+_NO_INPUT = b'{"input":[]}'
 _LARGE_BYTES = 64 << 10
 """Size from which a message counts among the bytes in progress, in bytes."""
 _LANE = re.compile(r"[A-Za-z0-9_.-]{1,256}")
@@ -36,7 +37,7 @@ _SESSION_HELP = "sessions are not available over a WebSocket; use POST /v1/respo
 
 
 @routes.get("/v1/responses")
-@operation(status=101, errors=(400, 426, 429, 503))
+@operation(status=101, errors=(400, 403, 426, 429, 503))
 async def connect(request: web.Request) -> web.StreamResponse:
     """Create responses over a WebSocket.
 
@@ -138,19 +139,24 @@ class _Connection:
     async def _create(self, content: dict[str, Any], lane: str | None) -> None:
         """Answer a message with the events of a response. Raises RequestError and GraphError."""
         is_warm_up = _take_options(content)
+        is_empty = is_warm_up and not content.get("input")
+        if is_empty:
+            content["input"] = [{"role": "user", "content": ""}]  # it may have tools alone
         raw = encode_json(content)
         body = await validate_async(self._request, content, ResponseRequest, raw)
         if body.semantic is not None and (body.semantic.session is not None or body.semantic.defer):
             raise RequestError(400, _SESSION_HELP, code="unsupported_with_semantic", param="semantic.session")
         stream = MessageStream(self._request, self._socket, lane)
         if is_warm_up:
-            await self._warm_up(body, raw, stream)
+            await self._warm_up(body, raw, stream, is_empty=is_empty)
         else:
             await create_response(self._request, body, raw, stream=stream, local=self._local)
 
-    async def _warm_up(self, body: ResponseRequest, raw: bytes, stream: MessageStream) -> None:
-        """Answer with a response without output, which the next message can continue."""
+    async def _warm_up(self, body: ResponseRequest, raw: bytes, stream: MessageStream, *, is_empty: bool) -> None:
+        """Answer with a response without output, which the next message can continue. `raw`: content of the message.
+        `is_empty`: whether its input is a placeholder."""
         call = await build_call(self._request, body, raw, self._local)
+        stored = _NO_INPUT if is_empty else call.raw
         target = call.target
         builder = ResponseBuilder(
             call.body, target.model, target.scope, None, new_response_id(), checker=None, is_stored=call.turn.is_stored
@@ -158,11 +164,11 @@ class _Connection:
         response = builder.build_response("completed", [])
         if call.turn.is_stored:
             try:
-                await call.turn.store(response, call.raw, slots=False)
+                await call.turn.store(response, stored, slots=False)
             except ResponseStoreError:
                 builder.is_stored = False
                 response = builder.build_response("completed", [])
-        self._local.remember(call.turn, response, call.raw)
+        self._local.remember(call.turn, response, stored)
         await stream.end(encode_events([*builder.open(), builder.build_last_event(response)]))
 
     async def _send_error(self, error: RequestError, lane: str | None) -> int:

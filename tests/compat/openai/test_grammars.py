@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from compat.openai.grammars import client_message, problem_of_lark, problem_of_regex, problem_of_schema
+from compat.openai.grammars import client_message, matches_lark, problem_of_lark, problem_of_regex, problem_of_schema
 
 
 @given(st.text())
@@ -60,3 +60,10 @@ def test_problems_of_grammars(grammar: str, problem: str) -> None:
     found = problem_of_lark(grammar)
     assert (found == "") == (problem == "")
     assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("text", "matches"), [("ab", True), ("abab", True), ("", False), ("aba", False), ("abc", False), ("\ud800", False)]
+)
+def test_a_text_matches_a_grammar_as_a_whole(text: str, matches: bool) -> None:
+    assert matches_lark('start: ("a" "b")+', text) is matches

@@ -49,3 +49,26 @@ async def test_all_are_closed_when_the_server_stops() -> None:
         await client.app[WEBSOCKETS].close_all()
         assert (await socket.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING)
         assert socket.close_code == 1001
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "status"),
+    [
+        ([], None, 101),
+        ([], "http://{host}", 101),
+        ([], "http://evil.example", 403),
+        ([], "null", 403),
+        (["http://good.example"], "http://good.example", 101),
+        (["http://good.example"], "http://evil.example", 403),
+        (["*"], "http://evil.example", 101),
+    ],
+)
+async def test_pages_of_other_origins_are_refused(allowed: list[str], origin: str | None, status: int) -> None:
+    async with ScriptedServer() as server, gateway_before(server, cors_origin=allowed) as (client, _):
+        headers = {} if origin is None else {"Origin": origin.format(host=f"{client.host}:{client.port}")}
+        try:
+            async with client.ws_connect("/v1/responses", headers=headers):
+                found = 101
+        except WSServerHandshakeError as refused:
+            found = refused.status
+        assert found == status

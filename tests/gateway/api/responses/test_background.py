@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from compat.openai.responses import FunctionToolCall
+from gateway.api.responses.background import Background
 from gateway.api.responses.builder import ResponseBuilder
 from gateway.api.services import SERVICES
+from gateway.graph.limits import SharedLimit
 from gateway.responses import ResponseStoreError
 from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
 from tests.fakes.scripted_server import Behaviour, ScriptedServer, chunk, refuses, says, stream
@@ -442,3 +445,29 @@ async def test_the_input_of_a_response_is_listed(scripted_gateway: ScriptedGatew
     plain = await ask(client, input="just text")
     (item,) = (await get(client, plain["id"], what="/input_items"))["data"]
     assert item["content"] == [{"type": "input_text", "text": "just text"}]
+
+
+async def test_a_resumed_response_knows_the_tools_of_earlier_items(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    go_on = asyncio.Event()
+    namespace = {"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "look"}]}
+    added = {"type": "additional_tools", "tools": [namespace]}
+    earlier = await ask(client, input=[added, {"role": "user", "content": "x"}])
+
+    async def waits(request: Any, body: dict[str, Any]) -> Any:
+        await go_on.wait()
+        return await calls({"name": "n__look", "arguments": "{}"})(request, body)
+
+    server.script = [waits]
+    first = await ask(client, background=True, previous_response_id=earlier["id"])
+    again = Background(client.app[SERVICES], SharedLimit(1 << 20))
+    await again.resume_all([])
+    resumed = again.find("", first["id"])
+    assert resumed is not None
+    go_on.set()
+    await asyncio.wait_for(resumed.finished.wait(), 10)
+    (item,) = resumed.response.output
+    assert isinstance(item, FunctionToolCall)
+    assert (item.name, item.namespace) == ("look", "n")
+    assert (await ended(client, first["id"]))["output"][0]["namespace"] == "n"
+    await again.close()

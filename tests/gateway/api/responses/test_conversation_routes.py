@@ -73,6 +73,9 @@ async def test_items_are_added_read_and_deleted(scripted_gateway: ScriptedGatewa
         {"type": "function_call_output", "call_id": "c", "output": "x"},
         {"type": "custom_tool_call", "call_id": "d", "name": "g", "input": "x"},
         {"type": "custom_tool_call_output", "call_id": "d", "output": [{"type": "input_text", "text": "y"}]},
+        {"type": "additional_tools", "tools": [LOOK]},
+        {"type": "tool_search_call", "call_id": "e", "arguments": {}},
+        {"type": "tool_search_output", "call_id": "e", "tools": [LOOK]},
     ]
     path = f"/{(await call(client, 'POST', body={'items': sent[:2]}))['id']}"
     added = await call(client, "POST", f"{path}/items", {"items": sent[2:]})

@@ -1,5 +1,7 @@
 """gateway/api/responses/derived_routes.py: numbers of input tokens, and compacted conversations."""
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from compat.openai.responses.opaque import read_compaction
 from engine.tokenizer import Tokenizer
 from tests.fakes.checkpoints import write_byte_tokenizer
 from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
-from tests.fakes.scripted_server import ScriptedServer, says
+from tests.fakes.scripted_server import ScriptedServer, hangs, says
 from tests.gateway.api.responses.test_routes import CALL, LOOK, ask, asked, calls
 
 USER = {"role": "user", "content": "Plan the trip."}
@@ -124,3 +126,14 @@ async def test_a_compacted_conversation_is_small(scripted_gateway: ScriptedGatew
     headers = {"X-Session-Id": "s", "X-Semantic-Defer": "true"}
     async with client.post("/v1/responses/compact", json={"model": "fake", "input": "x"}, headers=headers) as answer:
         assert answer.status == 400
+
+
+async def test_a_compaction_is_cancelled_when_the_client_disconnects(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
+    server.script = [hangs("one ")]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await post(client, "compact", model="fake", input="x")
+    async with asyncio.timeout(10):
+        while unfinished() or not server.aborted:
+            await asyncio.sleep(0.01)

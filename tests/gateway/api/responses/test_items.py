@@ -11,6 +11,7 @@ from compat.openai.responses import FunctionToolCall, OutputMessage
 from gateway.api.responses.items import Items, item_id, response_id_of
 from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, ToolCallStart
 from tests.fakes.in_process_gateway import ScriptedGateway
+from tests.fakes.scripted_server import says
 from tests.gateway.api.responses.test_routes import LOOK, ask, asked, calls, events_of
 
 
@@ -145,3 +146,43 @@ def test_ids_of_items_name_their_response() -> None:
     assert response_id_of("msg_0123_4") == "resp_0123"
     for other in ("", "msg", "msg_", "msg_1", "_", "__"):
         assert response_id_of(other) is None
+
+
+async def test_tools_of_earlier_items_stay(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    called = {"name": "mcp__files__look", "arguments": '{"at": "it"}'}
+    server.script = [says("one"), calls(called)]
+    added = {"type": "additional_tools", "role": "developer", "tools": [NAMESPACE]}
+    first = await ask(client, input=[added, {"role": "user", "content": "x"}])
+    second = await ask(client, input="y", previous_response_id=first["id"], tools=[PATCH])
+    assert [tool["function"]["name"] for tool in server.asked[-1]["tools"]] == ["patch", "mcp__files__look"]
+    assert (second["output"][0]["name"], second["output"][0]["namespace"]) == ("look", "mcp__files")
+    many = {**NAMESPACE, "tools": [{**LOOK, "name": f"f{number}"} for number in range(512)]}
+    refused = await ask(client, 400, input="z", previous_response_id=second["id"], tools=[many])
+    assert (refused["error"]["param"], "at most 512" in refused["error"]["message"]) == ("tools", True)
+
+
+@pytest.mark.parametrize(
+    ("format", "input", "problem"),
+    [
+        (LARK, "a", None),
+        (LARK, "c", "in a call of patch: the input does not match its grammar"),
+        (LARK, "a" * 50_000, "in a call of patch: the input does not match its grammar"),
+        ({"type": "grammar", "syntax": "regex", "definition": "[ab]+"}, "abab", None),
+        ({"type": "grammar", "syntax": "regex", "definition": "[ab]+"}, "abc", "in a call of patch: input: pattern"),
+        ({"type": "text"}, "anything", None),
+    ],
+)
+async def test_an_input_that_the_upstream_server_does_not_constrain_is_checked(
+    scripted_gateway: ScriptedGateway, format: Any, input: str, problem: str | None
+) -> None:
+    client, server, _ = scripted_gateway
+    called = {"name": "patch", "arguments": json.dumps({"input": input})}
+    server.script = [calls(called), calls(called)]
+    async with client.post(
+        "/v1/responses", json={"model": "fake", "input": "x", "tools": [{**PATCH, "format": format}]}
+    ) as answer:
+        told = await answer.json()
+    assert told["output"][0]["input"] == input
+    assert (told.get("schema_violation") or "").startswith(problem or "")
+    assert ("schema_violation" in told) == (problem is not None)

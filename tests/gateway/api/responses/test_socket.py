@@ -136,6 +136,22 @@ async def test_a_response_without_output_prepares_the_next(scripted_gateway: Scr
             server.asked.clear()
 
 
+async def test_tools_alone_prepare_the_next_response(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    async with connected(client) as socket:
+        for input in ([], [{"type": "additional_tools", "tools": [LOOK]}, {"role": "user", "content": "x"}]):
+            warm = await respond(socket, input=input, generate=False, store=False)
+            told = await respond(socket, input="Go.", previous_response_id=warm.id, store=False)
+            assert told.status == "completed"
+            assert len(server.asked[-1]["messages"]) == 1 + bool(input)
+            assert [tool["function"]["name"] for tool in server.asked[-1].get("tools", [])] == ["look"] * bool(input)
+        kept = await ask(client)
+        reference = {"type": "item_reference", "id": kept["output"][0]["id"]}
+        warm = await respond(socket, input=[reference], generate=False)
+        await ask(client, input="More.", previous_response_id=warm.id)
+        assert [role for role, _ in asked(server)] == ["assistant", "user"]
+
+
 INVALID: list[tuple[Any, str, str | None]] = [
     ("{", "invalid_json", None),
     ("[]", "invalid_json", None),
