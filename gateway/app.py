@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from gateway.api import health
-from gateway.api.openai import chat, completions, models, relayed
+from gateway.api.openai import chat, completions, embeddings, models, relayed
 from gateway.api.openai import tokenize as tokens
 from gateway.api.parrot import routes as parrot
 from gateway.api.responses import routes as responses
@@ -33,7 +33,7 @@ from gateway.http.middleware.cors import cors_headers
 from gateway.http.middleware.errors import errors
 from gateway.journal import Journal, PostgresStorage
 from gateway.prompts.served_models import ServedModels
-from gateway.relay import Relay
+from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import CostModel, Order, Priorities, Scheduler
@@ -88,6 +88,7 @@ def build_services(
         models=ServedModels(settings.engine_wait),
         response_store=response_store,
         relay=Relay(pool, settings.max_calls, several_tenants=several),
+        embedder=Embedder(pool, settings.max_calls, several_tenants=several),
         is_ready=lambda: pool.is_ready,
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
@@ -126,7 +127,20 @@ def build_cluster(
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
     """Return the HTTP application over the services. `inner`: middlewares that run after authentication."""
     keys = ApiKeys(settings.keys())
-    resources = [chat, responses, completions, relayed, tokens, models, sessions, variables, graphs, events, health]
+    resources = [
+        chat,
+        responses,
+        completions,
+        embeddings,
+        relayed,
+        tokens,
+        models,
+        sessions,
+        variables,
+        graphs,
+        events,
+        health,
+    ]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
     if settings.parrot_api:
         resources.append(parrot)
