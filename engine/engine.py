@@ -18,6 +18,7 @@ from engine.grammar import Grammars, Matcher
 from engine.healing import PrefixMatcher, TokenTable
 from engine.kernels.base import PendingSample
 from engine.pending_generations import PendingGenerations, Start
+from engine.pooling import Pooling
 from engine.protocol import Update
 from engine.sampler import BadLogits, Sampler, collect
 from engine.sampling_params import SamplingParams
@@ -153,6 +154,8 @@ class Engine:
             raise ContextError("context_busy", f"context {context} is already generating")
         if not target.tokens:
             raise ContextError("empty_context", f"context {context} has no tokens")
+        if self.info.embedding:
+            raise ContextError("unsupported_by_engine", f"{self.info.model} computes embeddings and generates no text")
         vocabulary = self.info.vocabulary
         for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
             bad = next((id for id in ids if not 0 <= id < vocabulary), None)
@@ -204,6 +207,20 @@ class Engine:
                 log.exception("compiling a grammar failed")
                 failed.append(self._fail(sequence, "internal_error", f"internal error: {error!r}"))
         return failed
+
+    def embed(
+        self, context: int, tokens: list[int], *, rank: float = 0.0, scope: str = "", interactive: bool = False
+    ) -> None:
+        """Compute the embedding of a text in a new context; see `Embed`."""
+        pooling = self.decoder.spec.pooling
+        if pooling is None:
+            raise ContextError("unsupported_by_engine", f"{self.info.model} generates text and computes no embeddings")
+        if context in self._sequences:
+            raise ContextError("context_exists", f"context {context} exists already")
+        if not tokens:
+            raise ContextError("empty_context", "a text without tokens has no embedding")
+        self.fill(context, tokens, rank=rank, scope=scope, interactive=interactive)
+        self._sequences[context].pooling = Pooling(pooling)
 
     def free_context(self, context: int) -> None:
         """Delete the context and release its blocks. Unknown ids are ignored."""
@@ -285,6 +302,8 @@ class Engine:
         if not plan.chunks:
             return []
         began = time.perf_counter()
+        if self.info.embedding:
+            return self._pool(plan, began)
         sampling = [chunk for chunk in plan.chunks if chunk.samples]
         generations = [chunk.sequence.generation for chunk in sampling if chunk.sequence.generation is not None]
         row_generations = generations
@@ -315,6 +334,38 @@ class Engine:
         self._running = _RunningStep(plan, filled, sampling, generations, row_generations, positions, pending, began)
         return []
 
+    def _pool(self, plan: Plan, began: float) -> list[Update]:
+        """Run a step of a model that computes embeddings, and return its updates. Such steps do not overlap."""
+        try:
+            hidden = self._forward(plan).cpu()
+        except Exception as error:
+            return self._recover(plan, error)
+        pooling = self.decoder.spec.pooling
+        reads_all = pooling is not None and pooling.method == "mean"
+        updates: list[Update] = []
+        row = 0
+        for chunk in plan.chunks:
+            sequence, rows = chunk.sequence, chunk.end - chunk.start
+            read = rows if reads_all else min(rows, int(chunk.samples))
+            states, row = hidden[row : row + read], row + read
+            if not chunk.is_stored:
+                sequence.commit(chunk.end)
+            update = Update(sequence.id)
+            if sequence.pending_fills:
+                _report_fills(sequence, update)
+            if sequence.pooling is not None:
+                sequence.pooling.add(states, chunk.end - read)
+                if chunk.samples:
+                    vector, sequence.pooling = sequence.pooling.result(), None
+                    if not torch.isfinite(vector).all():
+                        update = self._fail(sequence, "bad_logits", "the embedding is not finite")
+                    else:
+                        update.embedding, update.finish = vector.numpy().astype("<f4").tobytes(), "stop"
+            if update.finish or update.error or update.filled is not None:
+                updates.append(update)
+        self._observe(plan, began)
+        return updates
+
     def _finish(self) -> list[Update]:
         """Return the updates of the running step, if there is one."""
         running, self._running = self._running, None
@@ -344,8 +395,17 @@ class Engine:
             _apply_tokens(chunk, tokens, position, update)
             if generation.failure is not None and update.finish != "length":
                 updates[sequence.id] = self._fail(sequence, *generation.failure)
-        plan, now = running.plan, time.perf_counter()
-        seconds, self._last_read_time = now - max(running.began, self._last_read_time), now
+        self._observe(running.plan, running.began)
+        return [
+            update
+            for update in updates.values()
+            if update.tokens or update.finish or update.error or update.filled is not None
+        ]
+
+    def _observe(self, plan: Plan, began: float) -> None:
+        """Record the duration of a step that has just ended."""
+        now = time.perf_counter()
+        seconds, self._last_read_time = now - max(began, self._last_read_time), now
         for sequence in plan.over_budget:
             sequence.budget_wait += seconds
         for sequence in plan.out_of_memory:
@@ -359,11 +419,6 @@ class Engine:
             waiting=plan.has_waiting_prompts,
             seconds=seconds,
         )
-        return [
-            update
-            for update in updates.values()
-            if update.tokens or update.finish or update.error or update.filled is not None
-        ]
 
     def _recover(self, plan: Plan, error: Exception) -> list[Update]:
         """Undo a step that raised, and queue its sequences to run alone; a single one fails."""
@@ -385,7 +440,7 @@ class Engine:
         if plan.copies:
             self.decoder.copy_blocks(plan.copies)
         if not plan.rows:
-            return torch.empty(0, self.info.vocabulary)
+            return torch.empty(0, self.info.embedding or self.info.vocabulary)
         return self.decoder.forward(*self._input_batch.gather(plan))
 
     def check_integrity(self) -> None:

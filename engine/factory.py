@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from engine.config import EngineConfig
@@ -69,6 +70,12 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
     spec = read_spec(folder)
     on_resolved(folder)
     tokenizer = Tokenizer(folder)
+    is_mean = spec.pooling is not None and spec.pooling.method == "mean"
+    if spec.pooling is not None:
+        # A mean needs the hidden states of all tokens, which the prefix tree does not have.
+        config = msgspec.structs.replace(
+            config, speculation="off", overlap="off", prefix_sharing=config.prefix_sharing and not is_mean
+        )
     step_tokens = config.step_tokens or _STEP_TOKENS[device.type]
     kernels = select_kernels(
         config.kernels,
@@ -80,7 +87,11 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
         tile_threads=config.tile_threads,
         kv_dtype=config.kv_dtype,
         device=device,
-        limits=Limits(max(step_tokens, _TRIAL_ROWS), config.max_batch, 1 + spec.window // config.block_size),
+        limits=Limits(
+            max(step_tokens, _TRIAL_ROWS),
+            max(step_tokens, _TRIAL_ROWS, config.max_batch) if is_mean else config.max_batch,
+            1 + spec.window // config.block_size,
+        ),
     )
     decoder = _load_decoder(folder, spec, kernels, dtype)
     cache = _allocate_kv(config, decoder, device)
@@ -101,6 +112,8 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
         kv_tokens=cache.capacity,
         block_size=config.block_size,
         load_seconds=time.monotonic() - began,
+        embedding=0 if spec.pooling is None else spec.shape.hidden,
+        normalizes=spec.pooling is not None and spec.pooling.normalizes,
     )
     _warm_up(decoder, step_budget, config, speculates=speculates)
     return EngineParts(
@@ -111,7 +124,7 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
         step_budget=step_budget,
         speculator=speculator,
         scheduler=StepScheduler(cache, step_tokens, config.max_batch, step_budget, speculator),
-        input_batch=InputBatch(step_tokens, config.max_batch, config.block_size),
+        input_batch=InputBatch(step_tokens, config.max_batch, config.block_size, reads_all=is_mean),
         overlaps=overlaps,
     )
 
@@ -230,4 +243,7 @@ def _run_trial(decoder: Decoder, rows_by_sequence: list[int], block_size: int, k
         block_tables=torch.full((len(rows_by_sequence), blocks), SCRATCH, dtype=torch.int32),
     )
     logits = decoder.forward(torch.zeros(row_count, dtype=torch.int64), batch, ends - 1)
-    decoder.kernels.sample(logits, greedy_requests(len(rows_by_sequence))).result()
+    if decoder.spec.pooling is not None:
+        logits.cpu()  # hidden states, which are not sampled; this waits for them
+    else:
+        decoder.kernels.sample(logits, greedy_requests(len(rows_by_sequence))).result()

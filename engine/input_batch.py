@@ -16,13 +16,15 @@ class InputBatch:
     its new blocks are written.
     """
 
-    def __init__(self, rows: int, sequences: int, block_size: int) -> None:
-        """Allocate the arrays. `rows`, `sequences`: maximum numbers in a step."""
+    def __init__(self, rows: int, sequences: int, block_size: int, *, reads_all: bool = False) -> None:
+        """Allocate the arrays. `rows`, `sequences`: maximum numbers in a step. `reads_all`: every row gets logits, or
+        hidden states in place of them."""
+        self._reads_all = reads_all
         self._block_size = block_size
         self._tokens, self._positions, self._slots = np.zeros((3, rows), dtype=np.int64)
         self._starts = np.zeros(sequences + 1, dtype=np.int32)
         self._lengths = np.zeros(sequences, dtype=np.int32)
-        self._logit_rows = np.zeros(sequences, dtype=np.int64)
+        self._logit_rows = np.zeros(rows if reads_all else sequences, dtype=np.int64)
         self._tables = np.full((sequences, 16), SCRATCH, dtype=np.int32)
         self._versions = [0] * sequences
         self._written = [0] * sequences
@@ -57,7 +59,9 @@ class InputBatch:
             row += end - start
             starts.append(row)
             lengths.append(end)
-            if draft:
+            if self._reads_all:
+                logit_rows += range(row - (end - start), row)
+            elif draft:
                 logit_rows += range(row - 1 - len(draft), row)
             elif samples:
                 logit_rows.append(row - 1)

@@ -12,7 +12,7 @@ import msgspec
 from engine.sampling_params import SamplingParams
 
 _LENGTH = struct.Struct("<I")
-VERSION = 3
+VERSION = 4
 """Version of the protocol. Both sides must have the same."""
 MAX_FRAME = 256 * 1024 * 1024
 """Maximum length of a frame, in bytes. A longer announcement means that the stream has another format or is out of
@@ -50,6 +50,16 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     sampling: SamplingParams
     rank: float | None = None
     heals: bool = False
+
+
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Compute the embedding of a text in a new context. See `Fill` for the fields."""
+
+    context: int
+    tokens: list[int]
+    rank: float = 0.0
+    scope: str = ""
+    interactive: bool = False
 
 
 class Free(msgspec.Struct, frozen=True, tag="free"):
@@ -90,11 +100,15 @@ class Refusal(msgspec.Struct, frozen=True, tag="unwelcome"):
     message: str
 
 
-Command = Fill | Generate | Free | Rerank | Shutdown
+Command = Fill | Generate | Embed | Free | Rerank | Shutdown
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Properties of a loaded engine. `folder` holds the checkpoint with its tokenizer; sizes are in tokens."""
+    """Properties of a loaded engine. `folder` holds the checkpoint with its tokenizer; sizes are in tokens.
+
+    `embedding`: number of values of an embedding; 0 if the model generates text. `normalizes`: whether embeddings have
+    length 1.
+    """
 
     model: str
     folder: str
@@ -109,6 +123,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int
     block_size: int
     load_seconds: float
+    embedding: int = 0
+    normalizes: bool = False
 
 
 class FolderReport(msgspec.Struct, frozen=True, tag="resolved"):
@@ -152,6 +168,7 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     `held`, `starved`: how long the fill waited for room in a step, and for KV memory, in seconds.
     `accepted`, `rejected`: tokens of the prediction that the check accepted and rejected.
     `stop_string`: the stop string that ended the text, if one did.
+    `embedding`: the values of a finished embedding, in float32, little-endian.
     """
 
     context: int
@@ -168,6 +185,7 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     accepted: int = 0
     rejected: int = 0
     stop_string: str | None = None
+    embedding: bytes = b""
 
 
 class StepReport(msgspec.Struct, frozen=True, tag="step"):

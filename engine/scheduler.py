@@ -206,7 +206,7 @@ class StepScheduler:
             kind = prefill_rows.kind_of(
                 rank=sequence.rank,
                 is_interactive=sequence.is_interactive,
-                is_prefetch=sequence.generation is None,
+                is_prefetch=sequence.generation is None and sequence.pooling is None,
                 prompt_tokens=sequence.prompt_tokens,
             )
             allowed = prefill_rows.allowed(kind)
@@ -252,7 +252,7 @@ class StepScheduler:
         if not sequence.adopt_cached():
             return None
         length = sequence.target_length
-        samples = sequence.generation is not None
+        samples = sequence.generation is not None or sequence.pooling is not None
         if sequence.computed_tokens == length:
             if samples:
                 return Chunk(sequence, length - 1, length, samples=True, is_stored=True)

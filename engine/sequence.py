@@ -5,6 +5,7 @@ from itertools import count
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache, MissReason, Node
+from engine.pooling import Pooling
 
 _versions = count(1)
 
@@ -38,6 +39,8 @@ class TokenSequence:
         self.pending_fills: deque[int] = deque()
         """Lengths at which pending fills are done."""
         self.generation: Generation | None = None
+        self.pooling: Pooling | None = None
+        """Embedding that waits for the hidden states."""
         self.has_own_blocks = False
         """Whether the sequence got blocks of its own since it last had none."""
         self.prompt_tokens = 0
@@ -65,7 +68,8 @@ class TokenSequence:
 
         A preempted sequence without work stays without blocks until its next fill or generate.
         """
-        return (self.generation is not None and not self.generation.is_exhausted) or bool(self.pending_fills)
+        generates = self.generation is not None and not self.generation.is_exhausted
+        return generates or self.pooling is not None or bool(self.pending_fills)
 
     @property
     def known_tokens(self) -> int:
@@ -81,7 +85,7 @@ class TokenSequence:
         stay at block boundaries, where one can adopt the blocks of another.
         """
         length = len(self.tokens)
-        if self.generation is not None:
+        if self.generation is not None or self.pooling is not None:
             return length
         return max(self.computed_tokens, length - length % self._cache.block_size)
 

@@ -73,6 +73,7 @@ class Tokenizer:
         self.control_pattern: re.Pattern[str] | None = re.compile(f"({alternatives})") if added else None
         self._bytes = _byte_table(content, self.control)
         self._long = LongTextEncoder(self._backend, plain, self._bytes)
+        self._around = _tokens_around(content)
 
     def _read_beside(self, folder: Path) -> None:
         """Read the special tokens, the chat template and the tokens that end an answer, from the tokenizer's folder."""
@@ -84,6 +85,13 @@ class Tokenizer:
         """Texts of special tokens, by the names that chat templates use."""
         self.bos_text = self.special_texts["bos_token"]
         self.eos_text = self.special_texts["eos_token"]
+        before, after = self._around
+        bos, eos = (self.control.get(text) for text in (self.bos_text, self.eos_text))
+        if config.get("add_bos_token") and bos is not None and bos not in before:
+            before = [bos, *before]
+        if config.get("add_eos_token") and eos is not None and eos not in after:
+            after = [*after, eos]
+        self._around = before, after
         self.adds_bos = bool(config.get("add_bos_token", False)) and self.bos_text in self.control
         self.chat_template = _chat_template(folder, config)
         stops: set[int] = set()
@@ -133,6 +141,12 @@ class Tokenizer:
         See `LongTextEncoder.encode_stable`.
         """
         return self._long.encode_stable(text, max_tokens)
+
+    def encode_document(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Return the tokens of a whole text with the control tokens that the checkpoint puts around texts, as for
+        embeddings. Control tokens in the text are ordinary text. `max_tokens`: see `encode`."""
+        before, after = self._around
+        return [*before, *self.encode(text, after="control" if before else "nothing", max_tokens=max_tokens), *after]
 
     def adds_space(self, after: Preceding) -> bool:
         """Return whether the vocabulary puts a space before a text at such a place."""
@@ -194,6 +208,18 @@ def _plain(content: dict[str, Any]) -> dict[str, Any]:
     if pre is not None and pre.get("type") == "Metaspace":
         plain["pre_tokenizer"] = {**pre, "prepend_scheme": "never"}
     return plain
+
+
+def _tokens_around(content: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Return the control tokens before and after a text, which the post-processor of a tokenizer adds."""
+    if content.get("post_processor") is None:
+        return [], []
+    backend = _Backend.from_str(msgspec.json.encode({**content, "truncation": None, "padding": None}).decode())
+    marked = backend.encode("a")
+    inside = [index for index, special in enumerate(marked.special_tokens_mask) if not special]
+    if not inside:
+        return [], []
+    return marked.ids[: inside[0]], marked.ids[inside[-1] + 1 :]
 
 
 def _without_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from aiohttp.typedefs import Middleware
 
 from gateway.api import health
 from gateway.api.anthropic import count_tokens, messages
-from gateway.api.openai import chat, completions, models, relayed
+from gateway.api.openai import chat, completions, embeddings, models, relayed
 from gateway.api.openai import tokenize as tokens
 from gateway.api.parrot import routes as parrot
 from gateway.api.responses import conversation_routes, derived_routes, socket
@@ -36,7 +36,7 @@ from gateway.http.middleware.errors import errors
 from gateway.http.websocket import MAX_SOCKETS, WEBSOCKETS, WebSockets
 from gateway.journal import Journal, PostgresStorage
 from gateway.prompts.served_models import ServedModels
-from gateway.relay import Relay
+from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import CostModel, Order, Priorities, Scheduler
@@ -91,6 +91,7 @@ def build_services(
         models=ServedModels(settings.engine_wait),
         response_store=response_store,
         relay=Relay(pool, settings.max_calls, several_tenants=several),
+        embedder=Embedder(pool, settings.max_calls, several_tenants=several),
         is_ready=lambda: pool.is_ready,
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
@@ -138,6 +139,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         derived_routes,
         conversation_routes,
         completions,
+        embeddings,
         relayed,
         tokens,
         models,

@@ -10,8 +10,9 @@ from safetensors import safe_open
 
 from engine.errors import CheckpointError
 
-_PREFIXES = (("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""))
-"""Prefixes of the decoder's and the head's tensors, in checkpoints of text models and of vision-language models."""
+_PREFIXES = (("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""), ("", ""))
+"""Prefixes of the decoder's and the head's tensors, in checkpoints of text models, of vision-language models, and of
+models without a head."""
 
 
 _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})

@@ -31,7 +31,11 @@ class Decoder:
         self._tables: dict[int, torch.Tensor] = {}
         reader = _Reader(spec, weight, kernels, dtype)
         self._embedding = reader.matrix("model.embed_tokens", rows=spec.vocabulary, columns=spec.shape.hidden)
-        if spec.ties_embeddings:
+        self._head: PackedWeight | None = None
+        """Head that computes logits; None if the model computes embeddings."""
+        if spec.pooling is not None:
+            pass
+        elif spec.ties_embeddings:
             self._head = kernels.pack(self._embedding)
         else:
             self._head = reader.linear(spec.vocabulary, spec.shape.hidden, "lm_head")
@@ -85,6 +89,11 @@ class Decoder:
         return self._tables[id(rope)]
 
     @property
+    def width(self) -> int:
+        """Number of values in each row that `forward` returns."""
+        return self.spec.vocabulary if self.spec.pooling is None else self.spec.shape.hidden
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Size of a token's KV in all layers, in bytes."""
         shape = self.spec.shape
@@ -112,7 +121,8 @@ class Decoder:
         """Run one step: write the rows' KV and return logits, valid until the next step.
 
         `tokens`: (rows,) int64. `logit_rows`: (m,) int64, rows that get logits, ascending. These and the batch are in
-        host memory. Returns (m, vocabulary) float32 on the kernels' device.
+        host memory. Returns (m, vocabulary) float32 on the kernels' device. A model that computes embeddings returns
+        the normalised hidden states instead, (m, hidden) float32.
         """
         row_count = len(logit_rows)
         staged = self.kernels.stage(tokens, batch, logit_rows)
@@ -126,9 +136,11 @@ class Decoder:
         residual = residual.float()
         residual, delta = (self._fused or self._layer_by_layer)(residual, batch, logit_rows)
         if not len(logit_rows):
-            return torch.empty(0, self.spec.vocabulary, device=residual.device)
+            return torch.empty(0, self.width, device=residual.device)
         last = self._layers[-1].mlp_out_norm
         x = self.kernels.add_rms_norm(residual, delta, self._norm, last)
+        if self._head is None:
+            return x.float()
         logits = self.kernels.linear_float32(x, self._head)
         if cap := self.spec.logit_cap:
             logits = torch.tanh(logits / cap) * cap

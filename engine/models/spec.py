@@ -1,14 +1,16 @@
 """Specification of a checkpoint's decoder, for all model families, read from `config.json`."""
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError
 from engine.json_files import read_object
 from engine.kernels import LayerShape
+from engine.models.pooling import PoolingSpec, read_pooling
 from engine.models.rope import Rope, number, read_rope
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
@@ -30,7 +32,8 @@ class DecoderSpec:
     `has_unit_norms`: the checkpoint stores norm weights minus one.
     `has_sandwich_norms`: the outputs of attention and MLP are normalised before the residual addition.
     `has_fused_projections`: the checkpoint stores queries, keys and values as one tensor, and gate and up as one.
-    `embedding_scale` multiplies embeddings; `logit_cap`, if not 0, bounds logits.
+    `embedding_scale` multiplies embeddings; `logit_cap`, if not 0, bounds logits. `pooling`: how the hidden states
+    become an embedding; None for a model that generates text.
     """
 
     architecture: str
@@ -48,6 +51,7 @@ class DecoderSpec:
     has_fused_projections: bool = False
     embedding_scale: float = 1.0
     logit_cap: float = 0.0
+    pooling: PoolingSpec | None = None
 
 
 Config = dict[str, Any]
@@ -109,6 +113,9 @@ def read_spec(folder: Path) -> DecoderSpec:
     config: Config = read_object(path)
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else "none"
+    pooling = read_pooling(folder)
+    if pooling is not None and isinstance(architecture, str):  # a model without a head, such as Qwen3Model
+        architecture = re.sub("Model$", "ForCausalLM", architecture)
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise CheckpointError(
             f"{folder} has architecture {architecture}; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
@@ -122,7 +129,7 @@ def read_spec(folder: Path) -> DecoderSpec:
         config = {**config, **config["text_config"]}
     try:
         _check(config)
-        return _spec(architecture, config)
+        return replace(_spec(architecture, config), pooling=pooling)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:
@@ -137,6 +144,8 @@ def _check(config: Config) -> None:
         method = config["quantization_config"]
         method = method.get("quant_method", method) if isinstance(method, dict) else method
         raise CheckpointError(f"its weights are quantized ({method}); use floating-point weights or a GGUF file")
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
+        raise CheckpointError("its attention sees later tokens; only causal attention is supported")
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         _positive(config[name], name)
     _positive(config["max_position_embeddings"], "max_position_embeddings")

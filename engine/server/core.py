@@ -11,7 +11,7 @@ from typing import Protocol
 
 from engine.engine import Engine
 from engine.errors import ContextError
-from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
+from engine.protocol import Command, Embed, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
 
 log = logging.getLogger("myna.engine")
 
@@ -130,6 +130,9 @@ class EngineServer:
                     )
                 case Generate(context, sampling, rank, heals):
                     engine.generate(self._number(connection, context), sampling, rank=rank, heals=heals)
+                case Embed(context, tokens, rank, scope, interactive):
+                    number = self._number(connection, context)
+                    engine.embed(number, tokens, rank=rank, scope=scope, interactive=interactive)
                 case Free(context):
                     number = connection.numbers.pop(context, 0)
                     if self._owners.pop(number, None) is not None:
@@ -140,13 +143,13 @@ class EngineServer:
                 case Shutdown():
                     raise AssertionError("handled by the loop")
         except ContextError as error:
-            if isinstance(command, Fill | Generate):
+            if isinstance(command, Fill | Generate | Embed):
                 self._apply(engine, connection, Free(command.context))
                 return Update(command.context, error=(error.code, str(error)))
             log.warning("%s was rejected: %s", type(command).__name__, error)
         except Exception as error:  # a bug here must not abort the work of other gateways
             log.exception("a command failed")
-            if isinstance(command, Fill | Generate):
+            if isinstance(command, Fill | Generate | Embed):
                 self._apply(engine, connection, Free(command.context))
                 return Update(command.context, error=("internal_error", f"internal error: {error!r}"))
         return None

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from gateway.graph.session_store import SessionStore
 from gateway.prompts.served_models import ServedModels
-from gateway.relay import Relay
+from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
@@ -26,6 +26,7 @@ class Services:
     models: ServedModels
     response_store: ResponseStore
     relay: Relay
+    embedder: Embedder
     is_ready: Callable[[], bool]
     max_wait_seconds: float
     max_upload_bytes: int

@@ -34,6 +34,10 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
     capabilities: Sequence[str] = ("chat", "completions")
     """Kinds of requests that the model answers, such as `embeddings`."""
+    embedding: int = 0
+    """Number of values of an embedding; 0 if the model generates text, or is on an upstream server."""
+    normalizes: bool = False
+    """Whether embeddings have length 1."""
 
     def token_bytes(self, token: int | bytes) -> bytes:
         """Return the bytes of a token. Tokens of upstream servers are bytes already."""

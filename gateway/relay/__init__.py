@@ -1,5 +1,7 @@
-"""Requests that the gateway passes on to upstream servers as they are: embeddings, rerank, speech, images."""
+"""Requests without a call: those that upstream servers answer as they are, such as rerank and speech, and
+embeddings."""
 
+from gateway.relay.embedder import Embedder
 from gateway.relay.relay import Relay, RelayedRequest
 
-__all__ = ["Relay", "RelayedRequest"]
+__all__ = ["Embedder", "Relay", "RelayedRequest"]

@@ -62,7 +62,7 @@ class Relay:
                 if response.ended:
                     engine.upstream.record_success()
             except ConnectionBroken as error:
-                raise _as_request_error(engine.upstream.connection_error(error, tenant)) from error
+                raise as_request_error(engine.upstream.connection_error(error, tenant)) from error
             finally:
                 response.close()
                 _release(engine)
@@ -76,7 +76,7 @@ class Relay:
             try:
                 engine = await self._find_engine(request)
             except EngineFailure as error:
-                raise _as_request_error(error) from error
+                raise as_request_error(error) from error
             rank = time.monotonic() + _RANK_SECONDS * self._limit.amount(request.tenant)
             await engine.upstream.limiter.acquire(ConcurrencySlot(rank))
             engine.contexts += 1
@@ -86,11 +86,11 @@ class Relay:
             except EngineLost as error:
                 _release(engine)
                 if attempt == _ATTEMPTS - 1 or not isinstance(request.body, bytes):
-                    raise _as_request_error(error) from error
+                    raise as_request_error(error) from error
                 pause = error.pause
             except EngineFailure as error:
                 _release(engine)
-                raise _as_request_error(error) from error
+                raise as_request_error(error) from error
             except BaseException:
                 _release(engine)
                 raise
@@ -115,7 +115,7 @@ def _release(engine: OpenAIEngine) -> None:
     engine.upstream.limiter.release()
 
 
-def _as_request_error(error: EngineFailure) -> RequestError:
+def as_request_error(error: EngineFailure) -> RequestError:
     """Return the error that the client receives."""
     failed = FailedCall(Failure(error.code, str(error), field=error.field))
     if isinstance(error, EngineBusy):

@@ -127,7 +127,8 @@ class EngineFactory:
         for engine in self._clients:
             assert engine.info is not None
             name = self._settings.model_name or engine.info.model
-            self._register(name, engine, engine.tokenizer, engine.info.window, engine.info.vocabulary)
+            kinds = ("embeddings",) if engine.info.embedding else TEXT
+            self._register(name, engine, engine.tokenizer, engine.info.window, engine.info.vocabulary, kinds)
         for table, upstream in self._servers:
             tokenizer = await self._load_tokenizer(table, upstream)
             for listed in upstream.models:
@@ -180,6 +181,9 @@ class EngineFactory:
             except TemplateRefused as error:
                 raise EngineStartFailed(f"the chat template of {name} is invalid: {error}") from error
             model = ServedModel(name, window, vocabulary, tokenizer, prompts, capabilities=capabilities)
+            if isinstance(engine, EngineClient) and engine.info is not None:
+                size, normalizes = engine.info.embedding, engine.info.normalizes
+                model = dataclasses.replace(model, embedding=size, normalizes=normalizes)
             self.models.append(model)
         elif not _same_prompts(known.tokenizer, tokenizer):
             raise EngineStartFailed(

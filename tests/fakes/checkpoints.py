@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 VOCABULARY = 320
 
@@ -117,3 +117,33 @@ def write_byte_tokenizer(folder: Path) -> None:
     template = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
     config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_tiny_embedder(folder: Path, family: str, method: str, *, normalizes: bool = True, **config: Any) -> Path:
+    """Write a random model of a family without a head, with settings for sentence-transformers. `method`: `lasttoken`
+    or `mean_tokens`. The tokenizer adds `</s>` to a text."""
+    from transformers import AutoModel
+
+    write_tiny(folder, family, **config)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    model.save_pretrained(folder)
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalizes else [])]
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{kind}" if index else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for index, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 64, "pooling_mode_cls_token": False, f"pooling_mode_{method}": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 257)])
+    backend.save(str(folder / "tokenizer.json"))
+    return folder

@@ -1,6 +1,6 @@
 """The gateway in the process of the test, in front of a scripted upstream server."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from gateway.graph.events import NullSink
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.template_builder import TemplatePromptBuilder
+from gateway.server.engine_factory import EngineFactory
 from gateway.server.storage import open_response_store
 from tests.fakes.scripted_server import ScriptedServer
 
@@ -62,3 +63,24 @@ async def gateway_before(
         await services.scheduler.close()
         await response_store.close()
         await upstream.close()
+
+
+@asynccontextmanager
+async def gateway_of(engines: Sequence[Any], **settings: Any) -> AsyncIterator[GatewayClient]:
+    """Yield a client of a gateway with these engines, as the settings name them."""
+    chosen = ServeSettings(journal="memory", engine=list(engines), **settings)
+    pool = EnginePool(1.0)
+    factory = EngineFactory(chosen, pool)
+    await factory.start()
+    response_store = await open_response_store(chosen, None)
+    services = build_services(chosen, pool, NullSink(), response_store)
+    for model in factory.models:
+        services.models.add(model)
+    services.models.set_aliases(chosen.aliases(), chosen.fallbacks())
+    try:
+        async with TestClient(TestServer(build_app(chosen, services), handler_cancellation=True)) as client:
+            yield client
+    finally:
+        await services.scheduler.close()
+        await response_store.close()
+        await factory.close()

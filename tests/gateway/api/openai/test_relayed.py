@@ -4,23 +4,16 @@ import asyncio
 import hashlib
 import io
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import MultipartWriter
-from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import REGISTRY
 
-from gateway.app import build_app, build_services
-from gateway.config.settings import ServeSettings
-from gateway.engines.pool import EnginePool
-from gateway.graph.events import NullSink
-from gateway.server.engine_factory import EngineFactory
-from gateway.server.storage import open_response_store
 from gateway.telemetry.metrics import render_metrics
-from tests.fakes.in_process_gateway import GatewayClient
+from tests.fakes.in_process_gateway import GatewayClient, gateway_of
 from tests.fakes.media_server import MediaServer
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -36,26 +29,12 @@ BODIES: dict[str, dict[str, Any]] = {
 FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits")
 
 
-@asynccontextmanager
-async def gateway(*servers: MediaServer, timeout: float = 60.0, **settings: Any) -> AsyncIterator[GatewayClient]:
-    """Yield a client of a gateway in front of the servers. `timeout`: longest silence of a server, in seconds."""
+def gateway(
+    *servers: MediaServer, timeout: float = 60.0, **settings: Any
+) -> AbstractAsyncContextManager[GatewayClient]:
+    """Return a client of a gateway in front of the servers. `timeout`: longest silence of a server, in seconds."""
     engines = [{"kind": "openai", "url": server.url, "timeout": timeout} for server in servers]
-    chosen = ServeSettings(journal="memory", engine=engines, **settings)
-    pool = EnginePool(1.0)
-    factory = EngineFactory(chosen, pool)
-    await factory.start()
-    response_store = await open_response_store(chosen, None)
-    services = build_services(chosen, pool, NullSink(), response_store)
-    for model in factory.models:
-        services.models.add(model)
-    services.models.set_aliases(chosen.aliases(), chosen.fallbacks())
-    try:
-        async with TestClient(TestServer(build_app(chosen, services), handler_cancellation=True)) as client:
-            yield client
-    finally:
-        await services.scheduler.close()
-        await response_store.close()
-        await factory.close()
+    return gateway_of(engines, **settings)
 
 
 def form(data: bytes, *, model: Any = "fake", model_last: bool = False) -> MultipartWriter:
