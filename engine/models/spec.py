@@ -115,7 +115,7 @@ def read_spec(folder: Path) -> DecoderSpec:
     architecture = named[0] if isinstance(named, list) and named else "none"
     pooling = read_pooling(folder)
     if pooling is not None and isinstance(architecture, str):  # a model without a head, such as Qwen3Model
-        architecture = re.sub("Model$", "ForCausalLM", architecture)
+        architecture = re.sub("(Text)?Model$", "ForCausalLM", architecture)
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise CheckpointError(
             f"{folder} has architecture {architecture}; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
