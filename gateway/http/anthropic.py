@@ -9,7 +9,7 @@ from gateway.errors import RequestError
 
 VERSION_HEADER = "anthropic-version"
 """Header that every client of Anthropic's API sends."""
-_PATH = re.compile(r"/v1/messages(/.*)?")
+_MESSAGES = "/v1/messages"
 _OVERLOADED = 529
 """Anthropic's status for a server that accepts no work now. Its clients try again."""
 _STATUSES = {503: _OVERLOADED}
@@ -32,13 +32,15 @@ _NUMBER = re.compile(r"\d{1,12}")
 def speaks_anthropic(request: web.BaseRequest) -> bool:
     """Return whether the client of a request expects answers in Anthropic's format: on its routes, and on others if the
     request has the header `anthropic-version`."""
-    return _PATH.fullmatch(request.path) is not None or VERSION_HEADER in request.headers
+    path = request.path
+    return path == _MESSAGES or path.startswith(_MESSAGES + "/") or VERSION_HEADER in request.headers
 
 
 def request_id_headers(request: web.BaseRequest, request_id: str) -> dict[str, str]:
     """Return the headers of an answer that have the request's id: `x-request-id`, and Anthropic's name for it."""
-    headers = {"x-request-id": request_id}
-    return {**headers, "request-id": request_id} if speaks_anthropic(request) else headers
+    if speaks_anthropic(request):
+        return {"x-request-id": request_id, "request-id": request_id}
+    return {"x-request-id": request_id}
 
 
 def anthropic_status(error: RequestError) -> int:

@@ -29,7 +29,6 @@ AGENT_SESSION_HEADER = "X-Session-Id"
 """Header that agents send without knowing of variables. It names a session only for requests that use variables in
 another way, or that read a variable which the session has."""
 DEFER_HEADER = "X-Semantic-Defer"
-_HEADERS = (SESSION_HEADER, AGENT_SESSION_HEADER, DEFER_HEADER)
 SESSION_HEADERS = {
     SESSION_HEADER: {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     AGENT_SESSION_HEADER: {"type": "string"},
@@ -69,7 +68,8 @@ async def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
     of the session; otherwise it is a plain request. Raises RequestError and GraphError; see docs/api.md.
     """
     sessions, headers = request.app[SERVICES].sessions, request.headers
-    if semantic is None and not any(name in headers for name in _HEADERS):  # a plain request
+    names_session = SESSION_HEADER in headers or AGENT_SESSION_HEADER in headers
+    if semantic is None and not names_session and DEFER_HEADER not in headers:  # a plain request
         return Scope(sessions.build(request[TENANT]), is_named=False, is_deferred=False)
     if uses_variables(headers, has_semantic=semantic is not None):
         deferred = _is_deferred(request, semantic)

@@ -103,7 +103,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         release_body(request)
     if not response.prepared:
         response.headers.update(request_id_headers(request, request_id))
-        response.headers.update(warning_headers(request))
+        if warnings := warning_headers(request):
+            response.headers.update(warnings)
     route = request.match_info.route.resource
     name = "unknown" if route is None else route.canonical
     count_request(request.method, name, response.status)
