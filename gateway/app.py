@@ -41,6 +41,8 @@ from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import CostModel, Order, Priorities, Scheduler
 from gateway.telemetry import metrics
+from gateway.telemetry.span_exporter import SpanExporter
+from gateway.telemetry.spans import traceparent_of
 from gateway.telemetry.trace_recorder import TraceRecorder
 
 _BODIES_BYTES = 512 << 20
@@ -53,6 +55,7 @@ def build_services(
     sink: FactSink,
     response_store: ResponseStore,
     recorder: TraceRecorder | None = None,
+    exporter: SpanExporter | None = None,
 ) -> Services:
     """Return the sessions, the scheduler and the models over the engines of the pool."""
 
@@ -60,6 +63,8 @@ def build_services(
         metrics.observe(call)
         if recorder is not None:
             recorder.observe(call)
+        if exporter is not None:
+            exporter.observe(call)
 
     weights = {tenant_of(key): weight for key, weight in settings.keys().items()}
     priorities = Priorities(CostModel(), Order(settings.order), weights)
@@ -71,6 +76,7 @@ def build_services(
         several_tenants=several,
         priorities=priorities,
         fill_ahead=settings.fill_ahead,
+        traceparent_of=None if exporter is None else traceparent_of,
     )
     store = SessionStore(
         cancel=scheduler.cancel,
@@ -95,6 +101,7 @@ def build_services(
         is_ready=lambda: pool.is_ready,
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
+        exports_traces=exporter is not None,
     )
 
 

@@ -26,6 +26,7 @@ from gateway.api.stream_writer import StreamWriter
 from gateway.api.subscription import subscribed
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, CallSpec, Rendering
+from gateway.graph.trace_context import parse_traceparent
 from gateway.http.json_body import json_response
 from gateway.http.sse import EventStream
 from gateway.prompts.served_models import ServedModel
@@ -142,6 +143,13 @@ def repeat(spec: CallSpec, count: int) -> list[CallSpec]:
     return specs
 
 
+def join_trace(request: web.Request, services: Services, calls: Sequence[Call]) -> None:
+    """Make calls parts of the trace that their request names, if there is one."""
+    if services.exports_traces and (trace := parse_traceparent(request.headers.get("traceparent"))) is not None:
+        for call in calls:
+            call.trace = trace
+
+
 async def respond(
     target: Target,
     specs: Sequence[CallSpec],
@@ -158,6 +166,7 @@ async def respond(
     request, scope, scheduler = target.request, target.scope, target.services.scheduler
     addition = scope.session.add_all(specs)
     serializer.calls = calls = addition.calls
+    join_trace(target.request, target.services, calls)
     if specs[0].deferred:
         await scheduler.start(scope.session, addition, promised=True)
         if streamed:
@@ -186,6 +195,7 @@ async def generate(target: Target, spec: CallSpec) -> Call:
     scope, scheduler = target.scope, target.services.scheduler
     addition = scope.session.add_all([spec])
     (call,) = addition.calls
+    join_trace(target.request, target.services, addition.calls)
     on_end = None if scope.is_named else scope.session.dissolve
     with subscribed(scheduler, [call.output], after_response=True, on_end=on_end):
         await scheduler.start(scope.session, addition)

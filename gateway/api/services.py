@@ -31,6 +31,8 @@ class Services:
     max_wait_seconds: float
     max_upload_bytes: int
     """Maximum size of a multipart form, in bytes."""
+    exports_traces: bool = False
+    """Whether calls join the traces that their requests name."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
 

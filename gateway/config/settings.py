@@ -229,6 +229,9 @@ class ServeSettings(EngineOptions):
     record: Path | None = Field(
         None, description="file that records sizes, digests and times of calls for myna simulate, but no texts"
     )
+    otlp_endpoint: str | None = Field(
+        None, description="URL of an OpenTelemetry collector that gets traces by OTLP over HTTP: http://HOST:4318"
+    )
 
     session_ttl: float = Field(3600.0, gt=0, description="lifetime of an idle session")
     response_ttl: float = Field(30 * 86_400.0, gt=0, description="lifetime of a stored response")
@@ -287,6 +290,13 @@ class ServeSettings(EngineOptions):
         for item in (parse_pair(text, "MODEL=OTHER") for text in self.fallback):
             found.setdefault(item.name, []).append(item.value)
         return found
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector_has_a_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", url):
+            raise ValueError(f"{url!r} is not http(s)://HOST:PORT")
+        return url
 
     @model_validator(mode="after")
     def _key_has_its_certificate(self) -> Self:

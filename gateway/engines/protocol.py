@@ -220,9 +220,9 @@ class Engine(Protocol):
         `adds_space`: put a space before the text if it is not empty, as some vocabularies need it.
         """
 
-    def open(self, scope: str, urgency: Urgency) -> EngineContext:
-        """Open an empty context. Contexts of different scopes share no KV cache. Raises EngineLost if the engine
-        accepts no work now."""
+    def open(self, scope: str, urgency: Urgency, traceparent: str = "") -> EngineContext:
+        """Open an empty context. Contexts of different scopes share no KV cache. `traceparent`: header that an upstream
+        server gets, if it is not empty. Raises EngineLost if the engine accepts no work now."""
 
 
 class Engines(Protocol):

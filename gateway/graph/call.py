@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.graph.errors import Failure
 from gateway.graph.segments import Input, Segment, Slot
+from gateway.graph.trace_context import TraceContext
 from gateway.graph.variable import Piece, Reader, Variable
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class Call:
     """Calls that are served by this one."""
     unfinished_followers: int = 0
     """Number of followers that have not ended."""
+    trace: TraceContext | None = None
+    """Span that the call's request belongs to, if the request names one and traces are exported."""
     awaits: "Variable | None" = None
     """Variable that the call's coroutine waits for now; None if it waits for none."""
     outputs: list[Variable] = field(init=False)

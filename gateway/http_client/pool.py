@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from gateway.http_client.connection import Connection
 from gateway.http_client.connector import Connector
 from gateway.http_client.errors import ConnectionBroken, ResponseTimeout
-from gateway.http_client.request_encoder import RequestEncoder
+from gateway.http_client.request_encoder import NO_HEADERS, RequestEncoder
 from gateway.http_client.response import Response
 
 _CHECKS_PER_TIMEOUT = 8
@@ -55,9 +55,9 @@ class ConnectionPool:
         self._busy: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def post(self, path: str, content: bytes) -> Awaitable[Response]:
+    def post(self, path: str, content: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Awaitable[Response]:
         """Return the response to a POST request. See `request`."""
-        return self.request("POST", path, content)
+        return self.request("POST", path, content, headers)
 
     async def send(self, method: str, path: str, body: bytes | AsyncIterable[bytes], content_type: str) -> Response:
         """Send a request whose body is not JSON, or arrives in pieces. Return its response once the head has arrived.
@@ -78,19 +78,20 @@ class ConnectionPool:
             return await self._begin(connection, self._encoder.encode(method, path, body, content_type))
         return await self._begin(connection, self._encoder.encode(method, path, None, content_type), body)
 
-    async def request(self, method: str, path: str, content: bytes = b"") -> Response:
-        """Send a request. Return its response once the head has arrived. Raises ConnectError or ConnectionBroken."""
+    async def request(
+        self, method: str, path: str, content: bytes = b"", headers: Mapping[str, str] = NO_HEADERS
+    ) -> Response:
+        """Send a request. Return its response once the head has arrived. `headers`: further headers, in ASCII without
+        control characters. Raises ConnectError or ConnectionBroken."""
+        request = self._encoder.encode(method, path, content, headers=headers)
         if (idle := self._pop_idle()) is not None:
             try:
-                return await self._send(idle, method, path, content)
+                return await self._begin(idle, request)
             except ConnectionBroken as error:
                 # most likely the server has just closed it, and perhaps all other idle ones: use a new connection
                 if idle.has_response or isinstance(error, ResponseTimeout):
                     raise
-        return await self._send(await self._connector.connect(self._build_connection), method, path, content)
-
-    def _send(self, connection: Connection, method: str, path: str, content: bytes) -> Awaitable[Response]:
-        return self._begin(connection, self._encoder.encode(method, path, content))
+        return await self._begin(await self._connector.connect(self._build_connection), request)
 
     async def _begin(
         self, connection: Connection, request: bytes, body: AsyncIterable[bytes] | None = None

@@ -2,10 +2,13 @@
 
 import base64
 from collections.abc import Mapping
+from types import MappingProxyType
 from urllib.parse import SplitResult, quote, unquote
 
 _DEFAULT_HEADERS = {"User-Agent": "myna", "Accept": "*/*"}
 """Headers of every request. Some proxies accept no requests without them."""
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class RequestEncoder:
@@ -26,13 +29,23 @@ class RequestEncoder:
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in {**own_headers, **headers}.items())
         self._heads: dict[tuple[str, str], bytes] = {}
 
-    def encode(self, method: str, path: str, content: bytes | None, content_type: str = "application/json") -> bytes:
-        """Return the bytes of a request. `content`: the body, possibly none; None if it follows in chunks. Raises
-        ValueError if the content type contains characters that are not allowed."""
+    def encode(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> bytes:
+        """Return the bytes of a request. `content`: the body, possibly none; None if it follows in chunks. `headers`:
+        headers of this request alone. Raises ValueError if the content type contains characters that are not
+        allowed."""
         head = self._heads.get((method, path))
         if head is None:
             head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}".encode()
             self._heads[method, path] = head
+        for name, value in headers.items():
+            head += f"{name}: {value}\r\n".encode("ascii")
         if content == b"":
             return head + b"\r\n"
         if not content_type.isascii() or not content_type.isprintable():

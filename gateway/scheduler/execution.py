@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gateway.engines.protocol import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
@@ -31,12 +31,20 @@ class CallExecutor:
     """Owner of the calls' engine contexts."""
 
     def __init__(
-        self, engines: Engines, priorities: Priorities, *, fill_ahead: bool = True, place: Placement = place
+        self,
+        engines: Engines,
+        priorities: Priorities,
+        *,
+        fill_ahead: bool = True,
+        place: Placement = place,
+        traceparent_of: Callable[[Call], str] | None = None,
     ) -> None:
-        """`fill_ahead`: fill prompts before all their values exist. `place` chooses engines."""
+        """`fill_ahead`: fill prompts before all their values exist. `place` chooses engines. `traceparent_of` returns
+        the trace header of a call, if traces are exported."""
         self._engines = engines
         self._priorities = priorities
         self._fill_ahead = fill_ahead
+        self._traceparent_of = traceparent_of
         self._place = place
         self._contexts: dict[str, EngineContext] = {}
         """Contexts of calls that have not ended, by the call's id."""
@@ -194,7 +202,11 @@ class CallExecutor:
         """Run one attempt on the engine, or follow an identical call that runs already. `alone`: never follow."""
         call.engine, call.model = engine.name, rendering.model
         self._priorities.cost_model.observe(engine)
-        context = engine.open(call.scope, self._priorities.urgency(call))
+        urgency = self._priorities.urgency(call)
+        if self._traceparent_of is None:
+            context = engine.open(call.scope, urgency)
+        else:
+            context = engine.open(call.scope, urgency, self._traceparent_of(call))
         self._contexts[call.id], self._working_calls[call.id] = context, call
         try:
             inputs = InputReader(call, self._parsing)

@@ -55,15 +55,19 @@ class Scheduler:
         several_tenants: bool = False,
         priorities: Priorities | None = None,
         fill_ahead: bool = True,
+        traceparent_of: Callable[[Call], str] | None = None,
         place: Placement = place,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_calls`: maximum number of unfinished calls; with `several_tenants`, no tenant alone may have all of
         them. `observe` is called with each call that ends. `fill_ahead`: fill prompts before all their values exist.
+        `traceparent_of`: see `CallExecutor`.
         `priorities` orders the calls, `place` chooses engines. `now` is the clock of the priorities, in seconds."""
         self._unfinished = SharedLimit(max_calls, several=several_tenants)
         self._priorities = priorities or Priorities(CostModel())
-        self._executor = CallExecutor(engines, self._priorities, fill_ahead=fill_ahead, place=place)
+        self._executor = CallExecutor(
+            engines, self._priorities, fill_ahead=fill_ahead, place=place, traceparent_of=traceparent_of
+        )
         self._cancellation = Cancellation(self._abort, observe)
         self._stuck_calls = StuckCallDetector(self._has_task)
         self._now = now

@@ -24,6 +24,7 @@ from gateway.server.listener import allow_many_connections, listening, requested
 from gateway.server.maintenance import maintain
 from gateway.server.shutdown import drain, force_exit_after, run_unless_stopped, stop_on_signals
 from gateway.server.storage import JournalStorage, open_journal_storage, open_response_store, restore_sessions
+from gateway.telemetry.span_exporter import SpanExporter
 from gateway.telemetry.trace_recorder import TraceRecorder
 
 _END_SECONDS = 30.0
@@ -85,7 +86,8 @@ class Lifespan:
                 stack.push_async_callback(self._journal.close)
             store = await open_response_store(settings, self._storage)
             stack.push_async_callback(store.close)
-            services = build_services(settings, self._pool, self._journal or NullSink(), store, self._open_recorder())
+            sink, recorder, exporter = self._journal or NullSink(), self._open_recorder(), self._start_exporter()
+            services = build_services(settings, self._pool, sink, store, recorder, exporter)
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
         except JournalError as error:
             hint = "use --journal FILE for another file, or --journal memory for none"
@@ -103,6 +105,18 @@ class Lifespan:
             return None
         file = self._settings.record.expanduser().open("a", buffering=1, encoding="utf-8")
         return TraceRecorder(self._stack.enter_context(file))
+
+    def _start_exporter(self) -> SpanExporter | None:
+        """Return the exporter of traces, if the settings name a collector. Raises StartFailed."""
+        if self._settings.otlp_endpoint is None:
+            return None
+        try:
+            exporter = SpanExporter(self._settings.otlp_endpoint)
+        except ValueError as error:
+            raise StartFailed(f"otlp_endpoint: {error}") from error
+        exporter.start()
+        self._stack.push_async_callback(exporter.close)
+        return exporter
 
     async def _build(self, services: Services) -> web.Application:
         """Build the application, as a member of the cluster if the journal is shared."""

@@ -158,7 +158,7 @@ class SimulatedEngine:
         """Return an empty run of text. See `Engine.open_text`."""
         return SimulatedRun()
 
-    def open(self, scope: str, urgency: Urgency) -> "SimulatedContext":
+    def open(self, scope: str, urgency: Urgency, traceparent: str = "") -> "SimulatedContext":
         """Open a context. See `Engine.open`."""
         self._contexts += 1
         return SimulatedContext(self, scope, urgency, next(self._numbers))

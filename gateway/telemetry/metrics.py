@@ -53,6 +53,7 @@ RELAYED_SECONDS = Histogram(
     ["route"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+SPANS = Counter("myna_trace_spans_total", "Spans for the collector, by whether it accepted them", ["result"])
 UNFINISHED = Gauge("myna_calls_unfinished", "Unfinished calls")
 
 
@@ -111,6 +112,11 @@ def observe(call: Call) -> None:
 def count_schema_violation() -> None:
     """Count an answer that violates its schema. Call it on the event loop."""
     SCHEMA_VIOLATIONS.inc()
+
+
+def count_spans(result: str, count: int) -> None:
+    """Count spans that were `sent` or `dropped`."""
+    SPANS.labels(result).inc(count)
 
 
 def count_relayed(model: str, route: str, size: int, tokens: int, seconds: float) -> None:

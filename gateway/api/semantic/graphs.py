@@ -19,7 +19,7 @@ from compat.openai import (
     VariableRequest,
 )
 from gateway.api.openai.chat import ChatSpecBuilder
-from gateway.api.pipeline import build_spec
+from gateway.api.pipeline import build_spec, join_trace
 from gateway.api.semantic.diagrams import dot, mermaid
 from gateway.api.semantic.events import describe_event
 from gateway.api.semantic.extension import (
@@ -90,6 +90,7 @@ async def run(request: web.Request) -> web.StreamResponse:
         if is_new:
             services.sessions.delete(session)
         raise
+    join_trace(request, services, addition.calls)
     graph = SubmittedGraph(session, addition, body.outputs, fact_count)
     return await graph.run(request, stream=body.stream)
 

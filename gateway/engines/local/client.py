@@ -148,7 +148,7 @@ class EngineClient:
             with suppress(asyncio.CancelledError):
                 await self._supervisor
 
-    def open(self, scope: str, urgency: Urgency) -> "EngineClientContext":
+    def open(self, scope: str, urgency: Urgency, traceparent: str = "") -> "EngineClientContext":
         """Open a context. See `Engine.open`."""
         if not self._ready:
             raise EngineLost(f"engine {self.name} is not running", suspect=False)

@@ -108,12 +108,12 @@ class OpenAIEngine:
         """Return an empty run of text. See `Engine.open_text`."""
         return CharacterRun() if self.tokenizer is None else TokenRun(self.tokenizer, None, adds_space=adds_space)
 
-    def open(self, scope: str, urgency: Urgency) -> "OpenAIContext":
+    def open(self, scope: str, urgency: Urgency, traceparent: str = "") -> "OpenAIContext":
         """Open a context. See `Engine.open`."""
         if not self.is_ready:
             raise EngineLost(f"engine {self.name} accepts no work now", suspect=False)
         self.contexts += 1
-        return OpenAIContext(self, scope, urgency)
+        return OpenAIContext(self, scope, urgency, traceparent)
 
     def build_request(
         self,
@@ -196,9 +196,10 @@ def _function_to_wire(name: str, arguments: dict[str, Any] | str) -> dict[str, s
 class OpenAIContext:
     """Context on an upstream server. See `EngineContext`."""
 
-    def __init__(self, engine: OpenAIEngine, scope: str, urgency: Urgency) -> None:
+    def __init__(self, engine: OpenAIEngine, scope: str, urgency: Urgency, traceparent: str) -> None:
         self._engine = engine
         self._upstream = engine.upstream
+        self._headers = {"traceparent": traceparent} if traceparent else {}
         self._scope = scope
         self._tenant = scope.partition("\0")[0]
         self._urgency = urgency
@@ -282,7 +283,7 @@ class OpenAIContext:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False)
             try:
-                self._response = response = await self._upstream.post(path, content, self._tenant)
+                self._response = response = await self._upstream.post(path, content, self._tenant, self._headers)
                 if not prefilled:
                     on_event(PrefillResult(math.ceil(self._size * self._engine.tokens_per_unit), 0, held=held))
                     prefilled = True

@@ -24,6 +24,7 @@ from gateway.engines.openai.tool_calls import MalformedCalls
 from gateway.engines.protocol import EngineBusy, EngineFailure, EngineLost
 from gateway.http_client.errors import ConnectError, ConnectionBroken, ResponseTimeout
 from gateway.http_client.pool import ConnectionPool
+from gateway.http_client.request_encoder import NO_HEADERS
 from gateway.http_client.response import Response
 from gateway.runtime.json_codec import BadJson, decode_json
 
@@ -158,16 +159,16 @@ class Upstream:
 
     # requests
 
-    async def post(self, path: str, content: bytes, tenant: str) -> Response:
+    async def post(self, path: str, content: bytes, tenant: str, headers: Mapping[str, str] = NO_HEADERS) -> Response:
         """Send a request. Return the response once its status is 200; the caller closes it.
 
-        `content`: the request's body. `tenant`: the tenant whose request it is. Raises EngineLost if another attempt
-        may succeed, and other engine failures if not.
+        `content`: the request's body. `tenant`: the tenant whose request it is. `headers`: further headers. Raises
+        EngineLost if another attempt may succeed, and other engine failures if not.
         """
         assert self._connections is not None, "not started"
         self._last_used[tenant] = time.monotonic()
         try:
-            response = await self._connections.post(path, content)
+            response = await self._connections.post(path, content, headers)
             if response.status == 200:
                 return response
             try:

@@ -1,0 +1,145 @@
+"""gateway/telemetry/spans.py: calls as spans, checked against OpenTelemetry's own messages."""
+
+from typing import Any
+
+import msgspec
+from google.protobuf.json_format import ParseDict
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from engine.sampling_params import SamplingParams
+from gateway.graph.call import Call, CallSpec, CallState
+from gateway.graph.errors import Failure
+from gateway.graph.references import Reference
+from gateway.graph.segments import Characters, Input, Slot
+from gateway.graph.session import Session
+from gateway.graph.trace_context import TraceContext, parse_traceparent
+from gateway.telemetry.spans import context_of, encode_spans, traceparent_of
+
+SAMPLING = SamplingParams(max_tokens=9, temperature=0.5, given=("max_tokens", "temperature"))
+
+
+def session_with_chain() -> tuple[Session, Call, Call]:
+    """Return a session with two calls; the second reads the output of the first."""
+    session = Session("s", "tenant", 1000.0, 60.0, clock=lambda: 1001.0)
+    first = CallSpec(model="m", segments=[Characters("secret prompt"), Slot(None, SAMPLING)], output="a")
+    second = CallSpec(
+        model="m", segments=[Input(Reference("a"), "messages.0.content"), Slot(None, SAMPLING)], output="b"
+    )
+    one, two = session.add_all([first, second]).calls
+    return session, one, two
+
+
+def end(call: Call, state: CallState = CallState.DONE) -> None:
+    times = call.times
+    times.queued, times.started, times.first_token, times.finished = 1002.0, 1002.5, 1004.0, 1007.0
+    times.held, times.starved = 0.25, 0.5
+    call.usage.prompt, call.usage.cached, call.usage.completion = 20, 5, 7
+    call.engine, call.model, call.finish_reason = "e", "m", "stop"
+    call.state = state
+
+
+def exported(call: Call) -> list[dict[str, Any]]:
+    """Return the spans as a collector reads them. Raises ParseError if they are not OTLP."""
+    spans = [msgspec.json.decode(span) for span in encode_spans(call)]
+    data = {"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}
+    for span in spans:  # JSON has hexadecimal ids, the message has bytes: base64 in its own JSON
+        assert int(span["traceId"], 16)
+        assert len(span["traceId"]) == 32
+        assert len(span["spanId"]) == 16
+    plain = [{key: value for key, value in span.items() if not key.endswith("Id")} for span in spans]
+    for span in plain:
+        span.pop("links", None)
+    data["resourceSpans"][0]["scopeSpans"][0]["spans"] = plain
+    parsed = ParseDict(data, TracesData())
+    assert len(parsed.resource_spans[0].scope_spans[0].spans) == len(spans)
+    return spans
+
+
+def attributes(span: dict[str, Any]) -> dict[str, Any]:
+    return {each["key"]: next(iter(each["value"].values())) for each in span["attributes"]}
+
+
+def test_a_call_and_its_phases() -> None:
+    _, call, _ = session_with_chain()
+    end(call)
+    span, *children = exported(call)
+    assert (span["name"], span["kind"]) == ("chat m", 2)
+    assert (span["startTimeUnixNano"], span["endTimeUnixNano"]) == ("1001000000000", "1007000000000")
+    assert attributes(span) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "myna",
+        "gen_ai.request.model": "m",
+        "gen_ai.response.model": "m",
+        "gen_ai.response.finish_reasons": {"values": [{"stringValue": "stop"}]},
+        "gen_ai.usage.input_tokens": "20",
+        "gen_ai.usage.output_tokens": "7",
+        "gen_ai.usage.cache_read.input_tokens": "5",
+        "gen_ai.request.max_tokens": "9",
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.conversation.id": "s",
+        "myna.call.id": call.id,
+        "myna.call.state": "done",
+        "myna.engine": "e",
+        "myna.output": "a",
+    }
+    phases = [
+        (child["name"], (int(child["endTimeUnixNano"]) - int(child["startTimeUnixNano"])) / 1e9) for child in children
+    ]
+    assert phases == [
+        ("wait for inputs", 1.0),
+        ("queue", 0.5),
+        ("wait for memory", 0.5),
+        ("wait for a step", 0.25),
+        ("prefill", 0.75),
+        ("decode", 3.0),
+    ]
+    assert {child["parentSpanId"] for child in children} == {span["spanId"]}
+    assert len({child["spanId"] for child in children}) == 6
+    assert "secret" not in str(encode_spans(call)), "spans have no texts"
+
+
+def test_a_session_is_a_trace_with_links_along_its_edges() -> None:
+    _, one, two = session_with_chain()
+    for call in (one, two):
+        end(call)
+    first, second = exported(one)[0], exported(two)[0]
+    assert first["traceId"] == second["traceId"]
+    assert first["spanId"] != second["spanId"]
+    assert second["links"] == [{"traceId": first["traceId"], "spanId": first["spanId"]}]
+    other = Session("s", "another tenant", 1000.0, 60.0)
+    (foreign,) = other.add_all([CallSpec(model="m", segments=[Slot(None, SAMPLING)], output="a")]).calls
+    assert context_of(foreign).trace_id != first["traceId"]
+
+
+def test_a_call_joins_the_trace_of_its_request() -> None:
+    _, one, two = session_with_chain()
+    one.trace = TraceContext("1" * 32, "2" * 16)
+    end(one)
+    end(two)
+    span, second = exported(one)[0], exported(two)[0]
+    assert (span["traceId"], span["parentSpanId"]) == ("1" * 32, "2" * 16)
+    assert second["links"] == [{"traceId": "1" * 32, "spanId": span["spanId"]}], "in the other trace"
+    assert parse_traceparent(traceparent_of(one)) == TraceContext("1" * 32, span["spanId"])
+    one.trace = TraceContext("1" * 32, "2" * 16, sampled=False)
+    assert traceparent_of(one).endswith("-00")
+
+
+def test_a_call_that_failed_before_it_ran() -> None:
+    _, call, _ = session_with_chain()
+    call.state, call.failure = CallState.FAILED, Failure("engine_unavailable", "no engine of secret", call.id)
+    call.times.finished = 1003.0
+    span, child = exported(call)
+    assert span["status"] == {"code": 2, "message": "engine_unavailable"}
+    assert attributes(span)["error.type"] == "engine_unavailable"
+    assert child["name"] == "wait for inputs"
+    assert "secret" not in str(encode_spans(call)), "a message may quote the client's text"
+
+
+def test_names_of_any_characters() -> None:
+    _, call, _ = session_with_chain()
+    end(call)
+    call.spec = CallSpec(model='a"b\\c\n\u2028\U0001f600', segments=[Slot(None, SAMPLING)], output="a")
+    call.engine, call.finish_reason = 'e"', "f\t"
+    span = exported(call)[0]
+    assert span["name"] == 'chat a"b\\c\n\u2028\U0001f600'
+    assert attributes(span)["myna.engine"] == 'e"'
