@@ -7,7 +7,7 @@ from compat.openai import Health
 from gateway.api.services import SERVICES
 from gateway.http.json_body import json_response
 from gateway.http.openapi import operation
-from gateway.telemetry.metrics import UNFINISHED, render_metrics
+from gateway.telemetry.metrics import render_metrics
 
 routes = web.RouteTableDef()
 
@@ -45,5 +45,5 @@ async def ready(request: web.Request) -> web.Response:
 @operation(others={"text/plain": None})
 async def metrics(request: web.Request) -> web.Response:
     """Return the metrics in Prometheus' text format."""
-    UNFINISHED.set(request.app[SERVICES].scheduler.unfinished_calls)
-    return web.Response(body=render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    content = render_metrics(request.app[SERVICES].scheduler.count_calls())
+    return web.Response(body=content, headers={"Content-Type": CONTENT_TYPE_LATEST})

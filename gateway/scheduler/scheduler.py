@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from gateway.engines.protocol import Engines
@@ -41,6 +41,10 @@ class Overloaded(Exception):
 
 class Stopping(Exception):
     """The server is stopping and accepts no new work."""
+
+
+_RUNNING = (CallState.PREFILL, CallState.DECODE)
+"""States of calls on which an engine works."""
 
 
 class Scheduler:
@@ -88,6 +92,10 @@ class Scheduler:
     def unfinished_calls(self) -> int:
         """Number of calls that were submitted and have not ended."""
         return len(self._tasks)
+
+    def count_calls(self) -> Counter[tuple[str, bool]]:
+        """Return the number of unfinished calls by model, and whether an engine works on them."""
+        return Counter((call.spec.model, call.state in _RUNNING) for call in self._calls.values())
 
     @property
     def is_stopping(self) -> bool:

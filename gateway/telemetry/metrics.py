@@ -1,11 +1,12 @@
 """Metrics of the server, in Prometheus' format, at /metrics."""
 
 from collections import Counter as Counts
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from gateway.graph.call import Call, CallState
+from gateway.telemetry.vllm_metrics import VLLM_METRICS
 
 REQUESTS = Counter("myna_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
 CALLS = Counter("myna_calls_total", "Calls that ended, by final state", ["state"])
@@ -85,6 +86,8 @@ class _Sums:
 
 
 _sums = _Sums()
+_kv_watches: dict[str, tuple[Callable[[], int], Callable[[], int]]] = {}
+"""Functions that return the blocks of an engine's KV cache, and those in use, by engine."""
 
 
 def count_request(method: str, route: str, status: int) -> None:
@@ -103,6 +106,7 @@ def observe(call: Call) -> None:
     sums.memory += times.starved
     for reason, tokens in usage.missed.items():
         sums.missed[reason] += tokens
+    VLLM_METRICS.observe(call)
     if times.queued is not None:
         sums.inputs += max(0.0, times.queued - times.created)
         if times.first_token is not None:
@@ -127,16 +131,23 @@ def count_relayed(model: str, route: str, size: int, tokens: int, seconds: float
     RELAYED_SECONDS.labels(route).observe(seconds)
 
 
-def render_metrics() -> bytes:
-    """Return all metrics in Prometheus' text format."""
+def render_metrics(unfinished: Mapping[tuple[str, bool], int]) -> bytes:
+    """Return all metrics in Prometheus' text format. `unfinished`: number of unfinished calls by model, and whether an
+    engine works on them."""
     global _sums
     sums, _sums = _sums, _Sums()
     sums.flush()
+    UNFINISHED.set(sum(unfinished.values()))
+    VLLM_METRICS.unfinished = unfinished
+    VLLM_METRICS.kv_usage = {
+        engine: in_use() / count for engine, (blocks, in_use) in _kv_watches.items() if (count := blocks())
+    }
     return generate_latest()
 
 
 def watch_kv(engine: str, blocks: Callable[[], int], in_use: Callable[[], int]) -> None:
     """Report the blocks of an engine's KV cache. Both functions are called whenever the metrics are read."""
+    _kv_watches[engine] = blocks, in_use
     KV_BLOCKS.labels(engine).set_function(blocks)
     KV_BLOCKS_IN_USE.labels(engine).set_function(in_use)
 

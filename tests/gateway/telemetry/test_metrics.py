@@ -11,7 +11,7 @@ from gateway.telemetry import metrics
 
 def samples() -> dict[tuple[str, str], float]:
     """Return the samples by name and labels."""
-    families = text_string_to_metric_families(metrics.render_metrics().decode())
+    families = text_string_to_metric_families(metrics.render_metrics({}).decode())
     return {
         (sample.name, ",".join(sample.labels.values())): sample.value
         for family in families
@@ -22,7 +22,8 @@ def samples() -> dict[tuple[str, str], float]:
 
 def ended_call(state: CallState = CallState.DONE, **times: float) -> Call:
     usage = Usage(prompt=10, cached=4, completion=3, missed={"never_seen": 5, "evicted": 1})
-    return cast("Call", SimpleNamespace(state=state, usage=usage, times=Times(created=100.0, **times)))
+    fields = {"state": state, "usage": usage, "times": Times(created=100.0, **times)}
+    return cast("Call", SimpleNamespace(**fields, model="m", spec=SimpleNamespace(model="m"), finish_reason="stop"))
 
 
 def test_ended_calls_are_counted_once() -> None:

@@ -50,7 +50,7 @@ def form(data: bytes, *, model: Any = "fake", model_last: bool = False) -> Multi
 
 
 def metric(name: str, **labels: str) -> float:
-    render_metrics()
+    render_metrics({})
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
