@@ -47,6 +47,11 @@ class Profile:
     health_path: str = "/v1/models"
     load_metrics: Collection[str] = ()
 
+    @property
+    def models_path(self) -> str:
+        """Path of the list of models. Anthropic's API lists 20 of them unless a request asks for more."""
+        return "/v1/models?limit=1000" if self.kind == "anthropic" else "/v1/models"
+
     def headers(self, key: str | None) -> dict[str, str]:
         """Return the headers of each request. `key`: the API key, if there is one."""
         headers = dict(self.fixed_headers)

@@ -316,7 +316,7 @@ class Upstream:
         return None
 
     async def _discover(self) -> None:
-        status, body = await self._get("/v1/models")
+        status, body = await self._get(self.profile.models_path)
         if status in (401, 403):
             raise EngineStartFailed(f"does not accept the API key ({status})")
         if status != 200:

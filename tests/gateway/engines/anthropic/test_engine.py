@@ -215,7 +215,9 @@ async def test_completions_are_refused(scripted: Scripted) -> None:
 async def test_the_key_and_the_window(scripted: Scripted) -> None:
     async def listed(request: web.Request) -> web.Response:
         seen.append(dict(request.headers))
-        model = {"type": "model", "id": "claude-opus", "display_name": "x", "max_input_tokens": 200_000}
+        assert request.query["limit"] == "1000", "the API lists 20 models otherwise"
+        limits = {"max_input_tokens": 200_000, "max_tokens": 64_000}
+        model = {"type": "model", "id": "claude-opus", "display_name": "x", **limits}
         return web.json_response({"data": [model], "has_more": False, "first_id": None, "last_id": None})
 
     seen: list[dict[str, str]] = []
@@ -228,7 +230,8 @@ async def test_the_key_and_the_window(scripted: Scripted) -> None:
         UpstreamConfig("there", "anthropic", f"http://127.0.0.1:{runner.addresses[0][1]}", "k"), lambda: None
     )
     await upstream.start()
-    assert [(model.id, model.window) for model in upstream.models] == [("claude-opus", 200_000)]
+    (model,) = upstream.models
+    assert (model.id, model.window, model.answer_tokens) == ("claude-opus", 200_000, 64_000)
     assert {name.lower(): value for name, value in seen[0].items()}["x-api-key"] == "k"
     assert "Authorization" not in seen[0]
     await upstream.close()
