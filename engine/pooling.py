@@ -6,7 +6,7 @@ from engine.models.pooling import PoolingSpec
 
 
 class Pooling:
-    """Owner of what the steps of one text have added to its embedding so far."""
+    """Sum of one text's hidden states so far, or only the last one, from which its embedding is computed."""
 
     def __init__(self, spec: PoolingSpec) -> None:
         self._spec = spec

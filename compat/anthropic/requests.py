@@ -54,7 +54,7 @@ class ClientTool(Request):
 
 
 class BuiltInTool(BoundedModel):
-    """A tool of Anthropic's, such as web search. This server has none of them: the model does not see it."""
+    """A tool that Anthropic defines, such as web search. The server drops it, so the model does not see it."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 

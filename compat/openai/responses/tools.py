@@ -73,7 +73,7 @@ def flat_name(namespace: str | None, name: str) -> str:
 
 
 class CustomFunction(FunctionDefinition):
-    """The function for a custom tool. `input_lark`: grammar in Lark that the input must match, if there is one."""
+    """A custom tool as a function. `input_lark`: grammar in Lark that the input must match, if there is one."""
 
     input_lark: str | None = None
 

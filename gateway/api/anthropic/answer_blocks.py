@@ -53,7 +53,7 @@ class AnswerBlocks:
         self._signer = signer
         self._options = options
         self._growing: OutputBlock | None = None
-        """The block that grows, as it was when it started."""
+        """The growing block, in its state at the start."""
         self._texts: list[str] = []
         """Parts of its text, its reasoning or its arguments."""
         self._calls = 0

@@ -33,11 +33,11 @@ from gateway.prompts.tool_calls.formats import INVALID_JSON
 from gateway.runtime.json_codec import encode_json
 
 _ENCRYPTED = frozenset({"encrypted_content", "encrypted_index", "encrypted_stdout", "signature", "cache_control"})
-"""Fields of the results of other servers' tools that say nothing to the model."""
+"""Fields of results of other servers' tools that the model does not read."""
 
 _Part = TextPart | MediaPart
 VerifySignature = Callable[[str, str], bool]
-"""Tells whether a signature is this server's signature of a text."""
+"""Function that returns whether a signature is valid for a text."""
 
 
 def to_chat_messages(
