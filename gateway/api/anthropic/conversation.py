@@ -27,7 +27,7 @@ from compat.anthropic.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from compat.openai.messages import CalledFunction, MediaPart, Message, TextPart, ToolCall
+from compat.openai.messages import AnyToolCall, CalledFunction, MediaPart, Message, TextPart, ToolCall
 from gateway.errors import RequestError
 from gateway.prompts.tool_calls.formats import INVALID_JSON
 from gateway.runtime.json_codec import encode_json
@@ -76,7 +76,7 @@ class _Turn:
     path: str
     parts: list[_Part] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_calls: list[AnyToolCall] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     tool_call_id: str | None = None
 

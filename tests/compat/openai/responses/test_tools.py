@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from compat.openai import NamedTool
-from compat.openai.responses import CustomFunction, ResponseRequest
+from compat.openai.custom_tools import CustomFunction
+from compat.openai.responses import ResponseRequest
 from compat.openai.responses.tools import HostedType, flat_name
 from gateway.errors import RequestError
 from gateway.http.json_body import validate
