@@ -139,7 +139,7 @@ class ChatCustomToolCall(Request):
 def _kind_of_call(call: Any) -> str:
     """Return the type of a tool call; `function` if it is left out."""
     kind = call.get("type") if isinstance(call, dict) else getattr(call, "type", None)
-    return "custom" if kind == "custom" else "function"
+    return kind if isinstance(kind, str) else "function"
 
 
 AnyToolCall = Annotated[
