@@ -1,4 +1,4 @@
-"""Hidden states of one text on their way to its embedding."""
+"""Pool the hidden states of one text into its embedding."""
 
 import torch
 

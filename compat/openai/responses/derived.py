@@ -1,4 +1,4 @@
-"""Requests about a response that is not generated: its number of input tokens, and its compaction."""
+"""Requests of the routes below /v1/responses: the number of input tokens, and the compaction of a conversation."""
 
 from typing import Annotated, Literal
 

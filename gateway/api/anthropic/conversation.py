@@ -94,7 +94,7 @@ class _Turn:
 
 
 class _Conversation:
-    """Owner of the turns so far. Adding to them takes linear time, however many messages of one role there are."""
+    """The turns so far. Adding to them takes linear time, however many messages of one role there are."""
 
     def __init__(self, verify: VerifySignature) -> None:
         self.turns: list[_Turn] = []

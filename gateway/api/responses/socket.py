@@ -110,7 +110,7 @@ class _Connection:
             self._messages.put_nowait(message.data)
 
     async def _answer_next(self) -> None:
-        """Wait for the next message and answer it. Raises TimeoutError if the time is over before it arrives."""
+        """Wait for the next message and answer it. Raises TimeoutError at the end of the connection's time."""
         async with asyncio.timeout(max(0.0, self._ends_at - time.monotonic())):
             message = await self._messages.get()
         self._waiting_bytes -= len(message)
