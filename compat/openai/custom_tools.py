@@ -1,10 +1,11 @@
 """Custom tools, whose input is a text. A model reads them as functions with the one argument `input`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from compat.openai.base import Request, field_error
 from compat.openai.messages import INPUT_FIELD, FunctionDefinition, FunctionName
@@ -12,6 +13,10 @@ from compat.openai.response_formats import enforced_schema, validate_grammar, va
 
 GrammarSyntax = Literal["lark", "regex"]
 """Syntax of a grammar that the input of a custom tool must match."""
+
+
+MAX_GRAMMARS_LENGTH = 256 << 10
+"""Maximum length of the grammars of all custom tools of a request together, in characters."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,16 @@ class CustomFunction(FunctionDefinition):
 def custom_function(name: str, description: str | None, grammar: InputGrammar | None) -> CustomFunction:
     """Return the function that a model reads for a custom tool. `grammar`: grammar of its input; None for any text."""
     texts = [description or "", f"The argument `{INPUT_FIELD}` is a text.", grammar.description if grammar else ""]
-    schema = _TEXT if grammar is None else grammar.schema_of_input
-    return CustomFunction(
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {INPUT_FIELD: _TEXT if grammar is None else grammar.schema_of_input},
+        "required": [INPUT_FIELD],
+        "additionalProperties": False,
+    }
+    return CustomFunction.model_construct(  # everything is checked already: another compilation may take 0.1 s
         name=name,
         description="\n".join(text for text in texts if text),
-        parameters={
-            "type": "object",
-            "properties": {INPUT_FIELD: schema},
-            "required": [INPUT_FIELD],
-            "additionalProperties": False,
-        },
+        parameters=schema,
         strict=_is_enforceable(schema),
         input_lark=None if grammar is None else grammar.lark,
     )
@@ -79,6 +84,35 @@ def _is_enforceable(schema: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_size_of_grammars(content: Any) -> Any:
+    """Return tools of a request, or items that contain tools. Raises ValueError if their grammars are too large.
+
+    It is the validator of a field before its content is checked: to compile a grammar of 64 KiB may take 0.2 s.
+    """
+    if sum(_lengths_of_grammars(content)) > MAX_GRAMMARS_LENGTH:
+        raise ValueError(f"the grammars of all custom tools have at most {MAX_GRAMMARS_LENGTH} characters together")
+    return content
+
+
+def _lengths_of_grammars(tools: Any, levels: int = 3) -> Iterator[int]:
+    """Yield the length of each grammar. `levels`: levels of tools, of which an item with namespaces has three."""
+    for tool in tools if isinstance(tools, list) else ():
+        if not isinstance(tool, dict):
+            continue
+        custom = tool.get("custom")
+        format = custom.get("format") if isinstance(custom, dict) else tool.get("format")
+        if isinstance(format, dict):
+            grammar = format.get("grammar")
+            definition = (grammar if isinstance(grammar, dict) else format).get("definition")
+            yield len(definition) if isinstance(definition, str) else 0
+        if levels > 1 and "tools" in tool:
+            yield from _lengths_of_grammars(tool["tools"], levels - 1)
+
+
+SmallGrammars = BeforeValidator(check_size_of_grammars)
+"""Limit of the grammars of all tools in a field."""
 
 
 class GrammarDefinition(Request):

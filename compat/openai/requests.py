@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from compat.bounds import MAX_STOP_TOKENS, TokenCount, check_biases
 from compat.openai.base import LimitedSamplingFields, Metadata, Request, SamplingFields, field_error
-from compat.openai.custom_tools import CustomToolDefinition
+from compat.openai.custom_tools import CustomToolDefinition, SmallGrammars
 from compat.openai.messages import (
     MAX_TOOLS,
     AllowedTools,
@@ -201,7 +201,7 @@ class ChatCompletionRequest(_Choices):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    tools: list[_Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[_Tool] | None, SmallGrammars] = Field(None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     # how messages become a prompt

@@ -1,5 +1,6 @@
 """compat/openai/custom_tools.py: custom tools of chat completions, as the functions that a model reads."""
 
+import time
 from typing import Any
 
 import pytest
@@ -101,3 +102,32 @@ def test_an_invalid_tool_is_refused_with_its_place(tool: Any, param: str) -> Non
 def test_two_tools_have_different_names() -> None:
     with pytest.raises(RequestError, match="two tools have the same name"):
         request(custom(), {"type": "function", "function": {"name": "edit"}})
+
+
+def test_the_grammars_of_all_tools_have_a_common_limit() -> None:
+    def tools(count: int) -> list[dict[str, Any]]:
+        definition = f"(?:{'a' * 50_000})"
+        grammar = {"syntax": "regex", "definition": definition}
+        return [custom(name=f"t{index}", format={"type": "grammar", "grammar": grammar}) for index in range(count)]
+
+    def flat(count: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "type": "custom",
+                "name": f"t{index}",
+                "format": {"type": "grammar", **tool["custom"]["format"]["grammar"]},
+            }
+            for index, tool in enumerate(tools(count))
+        ]
+
+    words = "the grammars of all custom tools have at most 262144 characters together"
+    assert request(*tools(2)).custom_tool_names == {"t0", "t1"}
+    began = time.monotonic()
+    with pytest.raises(RequestError, match=words):
+        request(*tools(200))
+    namespaces = [{"type": "namespace", "name": f"n{index}", "tools": flat(1)} for index in range(200)]
+    additional = [{"type": "additional_tools", "role": "developer", "tools": [space]} for space in namespaces]
+    for fields in ({"tools": flat(200)}, {"tools": namespaces}, {"input": additional}):
+        with pytest.raises(RequestError, match=words):
+            validate({"model": "m", "input": "x", **fields}, ResponseRequest)
+    assert time.monotonic() - began < 5, "nothing was compiled"
