@@ -1,4 +1,4 @@
-"""Hidden states of one text on their way to its embedding."""
+"""Pool the hidden states of one text into its embedding."""
 
 import torch
 
@@ -6,7 +6,7 @@ from engine.models.pooling import PoolingSpec
 
 
 class Pooling:
-    """Owner of what the steps of one text have added to its embedding so far."""
+    """Sum of one text's hidden states so far, or only the last one, from which its embedding is computed."""
 
     def __init__(self, spec: PoolingSpec) -> None:
         self._spec = spec

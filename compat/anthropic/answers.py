@@ -176,7 +176,7 @@ class AnthropicModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnthropicErrorDetails(msgspec.Struct, frozen=True, omit_defaults=True):
-    """This server's own code for an error, and the path of the field at fault."""
+    """This server's code of the error, and the path of the invalid field."""
 
     error_code: str | None = None
     param: str | None = None

@@ -178,7 +178,7 @@ class ToolResultBlock(Block):
 
 
 class ServerToolUseBlock(Block):
-    """A call of a tool that another server has run while it answered. The model reads it as text."""
+    """A call of a tool that another server ran during its answer. The model reads it as text."""
 
     type: Literal["server_tool_use", "mcp_tool_use"]
     id: ToolUseId

@@ -54,7 +54,7 @@ class ClientTool(Request):
 
 
 class BuiltInTool(BoundedModel):
-    """A tool of Anthropic's, such as web search. This server has none of them: the model does not see it."""
+    """A tool that Anthropic defines, such as web search. The server drops it, so the model does not see it."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -66,7 +66,7 @@ class BuiltInTool(BoundedModel):
     def _is_built_in(cls, type: str) -> str:
         if not _BUILT_IN.fullmatch(type):
             raise ValueError(
-                "a tool's type must be custom, or that of a tool of Anthropic's, such as web_search_20250305"
+                "a tool's type must be custom, or a type that Anthropic defines, such as web_search_20250305"
             )
         return type
 
@@ -192,6 +192,11 @@ class CountTokensRequest(Request):
     def client_tools(self) -> list[ClientTool]:
         """The tools that the model sees."""
         return [tool for tool in self.tools or () if isinstance(tool, ClientTool)]
+
+    @property
+    def built_in_types(self) -> list[str]:
+        """Types of the tools that the model does not see, without repetitions."""
+        return list(dict.fromkeys([tool.type for tool in self.tools or () if isinstance(tool, BuiltInTool)]))
 
     @property
     def json_format(self) -> JsonOutputFormat | None:

@@ -61,21 +61,35 @@ class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):
     arguments: str | None = None
 
 
-class ToolCallAnswer(msgspec.Struct, frozen=True):
-    """A tool call that the client has to run."""
+class CustomCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A called custom tool, with its input; in a chunk, a part of it."""
+
+    name: str | None = None
+    input: str | None = None
+
+
+class ToolCallAnswer(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
+    """A call of a function that the client has to run."""
 
     id: str
     function: FunctionCall
-    type: Literal["function"] = "function"
+
+
+class CustomToolCallAnswer(msgspec.Struct, frozen=True, tag_field="type", tag="custom"):
+    """A call of a custom tool that the client has to run."""
+
+    id: str
+    custom: CustomCall
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     """A chunk's addition to a tool call."""
 
     index: int
-    function: FunctionCall
+    function: FunctionCall | None = None
     id: str | None = None
-    type: Literal["function"] | None = None
+    type: Literal["function", "custom"] | None = None
+    custom: CustomCall | None = None
 
 
 class ResponseMessage(msgspec.Struct, frozen=True):
@@ -87,7 +101,7 @@ class ResponseMessage(msgspec.Struct, frozen=True):
     refusal: None = None
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     reasoning: str | msgspec.UnsetType = msgspec.UNSET
-    tool_calls: list[ToolCallAnswer] | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCallAnswer | CustomToolCallAnswer] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -1,11 +1,12 @@
 """OpenAI's conversations: lists of items that the server stores and that responses continue."""
 
-from typing import Any, Literal, Self, TypedDict
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 import msgspec
 from pydantic import Field, model_validator
 
 from compat.openai.base import Metadata, Request, field_error
+from compat.openai.custom_tools import SmallGrammars
 from compat.openai.responses.items import InputItem, ItemReference
 
 MAX_NEW_ITEMS = 1_000
@@ -24,7 +25,7 @@ class _WithItems(Request):
 class ConversationRequest(_WithItems):
     """POST /v1/conversations."""
 
-    items: list[InputItem] | None = Field(None, max_length=MAX_NEW_ITEMS)
+    items: Annotated[list[InputItem] | None, SmallGrammars] = Field(None, max_length=MAX_NEW_ITEMS)
     metadata: Metadata | None = None
 
 
@@ -37,7 +38,7 @@ class ConversationUpdate(Request):
 class ConversationItemsRequest(_WithItems):
     """POST /v1/conversations/{id}/items."""
 
-    items: list[InputItem] = Field(min_length=1, max_length=MAX_NEW_ITEMS)
+    items: Annotated[list[InputItem], SmallGrammars] = Field(min_length=1, max_length=MAX_NEW_ITEMS)
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):

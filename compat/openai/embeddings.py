@@ -54,7 +54,7 @@ class EmbeddingUsage(msgspec.Struct, frozen=True):
 
 
 class Embedding(msgspec.Struct, frozen=True):
-    """Embedding of one text: its values, or their base64 as float32."""
+    """Embedding of one text: a list of numbers, or the float32 values in base64."""
 
     index: int
     embedding: list[float] | str

@@ -1,13 +1,16 @@
 """Messages of a conversation, and the tools that the model may call."""
 
 import json
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
     StringConstraints,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -103,13 +106,54 @@ class ToolCall(Request):
     index: int | None = None
 
 
+INPUT_FIELD = "input"
+"""Name of the argument that holds the input of a custom tool, which a model reads as a function."""
+
+
+def arguments_of_input(text: str) -> str:
+    """Return the arguments of a custom tool's function for an input."""
+    return json.dumps({INPUT_FIELD: text}, ensure_ascii=False)
+
+
+class CalledCustomTool(Request):
+    """A custom tool that an assistant called, and its input."""
+
+    name: str
+    input: str
+
+
+class ChatCustomToolCall(Request):
+    """A call of a custom tool in an assistant's message. `index`: its position, which is set in deltas of a stream."""
+
+    id: str
+    type: Literal["custom"]
+    custom: CalledCustomTool
+    index: int | None = None
+
+    @cached_property
+    def function(self) -> CalledFunction:
+        """The call as the model reads it."""
+        return CalledFunction(name=self.custom.name, arguments=arguments_of_input(self.custom.input))
+
+
+def _kind_of_call(call: Any) -> str:
+    """Return the type of a tool call; `function` if it is left out."""
+    kind = call.get("type") if isinstance(call, dict) else getattr(call, "type", None)
+    return kind if isinstance(kind, str) else "function"
+
+
+AnyToolCall = Annotated[
+    Annotated[ToolCall, Tag("function")] | Annotated[ChatCustomToolCall, Tag("custom")], Discriminator(_kind_of_call)
+]
+
+
 class Message(Request):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[AnyToolCall] | None = None
     tool_call_id: str | None = None
     # the model's reasoning, under both names that servers use; chat templates may write it
     reasoning_content: str | None = None
@@ -217,30 +261,49 @@ class FunctionDefinition(Request):
 
 
 class ToolDefinition(Request):
-    """A tool, which is always a function."""
+    """A tool that is a function."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
 class NamedFunction(Request):
-    """A reference to a function by its name."""
+    """A reference to a function or to a custom tool by its name."""
 
     name: str
 
 
 class NamedTool(Request):
-    """The tool that the model has to call."""
+    """The function that the model has to call, or may call."""
 
     type: Literal["function"]
     function: NamedFunction
+
+    @property
+    def name(self) -> str:
+        """Name of the function."""
+        return self.function.name
+
+
+class NamedCustomTool(Request):
+    """The custom tool that the model has to call, or may call."""
+
+    type: Literal["custom"]
+    custom: NamedFunction
+
+    @property
+    def name(self) -> str:
+        """Name of the tool."""
+        return self.custom.name
 
 
 class AllowedToolSet(Request):
     """Tools that the model may call, or, if the mode is `required`, has to call."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+    tools: list[Annotated[NamedTool | NamedCustomTool, Field(discriminator="type")]] = Field(
+        min_length=1, max_length=MAX_TOOLS
+    )
 
 
 class AllowedTools(Request):

@@ -7,7 +7,17 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from compat.bounds import MAX_STOP_TOKENS, TokenCount, check_biases
 from compat.openai.base import LimitedSamplingFields, Metadata, Request, SamplingFields, field_error
-from compat.openai.messages import MAX_TOOLS, AllowedTools, AllowedToolSet, Message, NamedTool, TextPart, ToolDefinition
+from compat.openai.custom_tools import CustomToolDefinition, SmallGrammars
+from compat.openai.messages import (
+    MAX_TOOLS,
+    AllowedTools,
+    AllowedToolSet,
+    Message,
+    NamedCustomTool,
+    NamedTool,
+    TextPart,
+    ToolDefinition,
+)
 from compat.openai.response_formats import (
     OutputConstraint,
     ResponseFormat,
@@ -21,7 +31,8 @@ from compat.openai.semantic import Semantic
 
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
-_ToolChoice = Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
+_Tool = Annotated[ToolDefinition | CustomToolDefinition, Field(discriminator="type")]
+_ToolChoice = Annotated[NamedTool | NamedCustomTool | AllowedTools, Field(discriminator="type")]
 ServiceTier = Literal["auto", "default", "flex", "priority", "scale", "fast", "ultrafast"]
 CacheRetention = Literal["in_memory", "in-memory", "24h"]
 
@@ -190,7 +201,7 @@ class ChatCompletionRequest(_Choices):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    tools: list[ToolDefinition] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[_Tool] | None, SmallGrammars] = Field(None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     # how messages become a prompt
@@ -236,21 +247,26 @@ class ChatCompletionRequest(_Choices):
         if len(set(names)) < len(names):
             raise field_error("tools", "two tools have the same name")
         if isinstance(self.tool_choice, AllowedTools):
-            names = self._choose_allowed_tools(self.tool_choice.allowed_tools, names)
+            names = self._choose_allowed_tools(self.tool_choice.allowed_tools)
         if self.tool_choice not in (None, "none", "auto") and not names:
             raise field_error("tool_choice", "tool_choice requires a tool call, but there are no tools")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            message = f"tool_choice names {self.tool_choice.function.name!r}, but the tools are {', '.join(names)}"
+        if isinstance(self.tool_choice, NamedTool | NamedCustomTool) and not self._has_tool(self.tool_choice):
+            kind = "" if self.tool_choice.type == "function" else "custom tool "
+            message = f"tool_choice names {kind}{self.tool_choice.name!r}, but the tools are {', '.join(names)}"
             raise field_error("tool_choice", message)
         return self
 
-    def _choose_allowed_tools(self, allowed: AllowedToolSet, names: list[str]) -> list[str]:
-        """Remove all tools but the allowed ones, replace the choice by its mode, and return the names of the tools.
-        `names`: names of all tools."""
-        chosen = [tool.function.name for tool in allowed.tools]
-        for index, name in enumerate(chosen):
-            if name not in names:
-                raise field_error(f"tool_choice.allowed_tools.tools.{index}", f"the request has no tool {name!r}")
+    def _has_tool(self, named: NamedTool | NamedCustomTool) -> bool:
+        """Return whether the request has a tool of this type and name."""
+        return any((tool.type, tool.function.name) == (named.type, named.name) for tool in self.tools or ())
+
+    def _choose_allowed_tools(self, allowed: AllowedToolSet) -> list[str]:
+        """Remove all tools but the allowed ones, replace the choice by its mode, and return the names of the tools."""
+        for index, tool in enumerate(allowed.tools):
+            if not self._has_tool(tool):
+                message = f"the request has no tool {tool.name!r} of the type {tool.type}"
+                raise field_error(f"tool_choice.allowed_tools.tools.{index}", message)
+        chosen = {tool.name for tool in allowed.tools}
         self.tools = [tool for tool in self.tools or () if tool.function.name in chosen]
         self.tool_choice = allowed.mode
         return [tool.function.name for tool in self.tools]
@@ -259,6 +275,16 @@ class ChatCompletionRequest(_Choices):
     def token_limit(self) -> int | None:
         """Maximum number of tokens of the answer."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def named_tool(self) -> str | None:
+        """Name of the tool that the model has to call; None if `tool_choice` names none."""
+        return self.tool_choice.name if isinstance(self.tool_choice, NamedTool | NamedCustomTool) else None
+
+    @property
+    def custom_tool_names(self) -> frozenset[str]:
+        """Names of the custom tools."""
+        return frozenset([tool.custom.name for tool in self.tools or () if isinstance(tool, CustomToolDefinition)])
 
     @property
     def includes_logprobs(self) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from compat.openai import ChatCompletionRequest, CompletionRequest
+from compat.openai.custom_tools import CustomFunction
 from compat.openai.grammars import matches_lark
-from compat.openai.responses import CustomFunction
 from gateway.graph.call import Call, CallState
 from gateway.prompts.tool_calls.input_decoder import InputDecoder
 from gateway.prompts.tool_calls.parser import ToolCallParser, parse_answer

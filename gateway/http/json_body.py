@@ -190,13 +190,16 @@ def _validation_error(error: ValidationError, content: Any, where: str) -> Reque
     if problem["type"] == "extra_forbidden":
         reason = f": {_REASONS[parts[-1]]}" if parts[-1] in _REASONS else ""
         return RequestError(400, f"{param!r} is not supported{reason}", code="unsupported_parameter", param=param)
-    if problem["type"] == "missing":
+    if problem["type"] in ("missing", "union_tag_not_found"):
         return RequestError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"].endswith("_type"):
         same = (other for path, other in problems if path == parts and other["type"].endswith("_type"))
         expected = dict.fromkeys(other["msg"].removeprefix("Input should be ") for other in same)
         message = f"Input should be {' or '.join(expected)}"
+    elif problem["type"] == "union_tag_invalid":
+        *expected_tags, last = problem["ctx"]["expected_tags"].split(", ")
+        message = f"Input should be {' or '.join([', '.join(expected_tags), last])}"
     code = "unsupported_value" if problem["type"] == "literal_error" else "invalid_value"
     return RequestError(400, f"{param}: {message}" if param else message, code=code, param=param)
 
@@ -222,8 +225,9 @@ def _find_path(problem: ErrorDetails, content: Any) -> list[str]:
         path = _match_fields(steps, content)
     if problem["type"] == FIELD_ERROR and isinstance(problem["input"], dict | BaseModel):
         path.append(problem["ctx"]["field"])
-    elif problem["type"] == "union_tag_invalid":
-        path.append(problem["ctx"]["discriminator"].strip("'"))
+    elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        discriminator = problem["ctx"]["discriminator"]
+        path.append("type" if discriminator.endswith("()") else discriminator.strip("'"))  # functions read `type`
     return path
 
 

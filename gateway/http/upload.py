@@ -115,7 +115,7 @@ class Upload:
         yield b"\r\n"
 
     async def _chunks(self, part: BodyPartReader, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield the content of a part. Raises RequestError if it has more bytes."""
+        """Yield the content of a part. Raises RequestError if it has more than `max_bytes`."""
         size = 0
         while not part.at_eof():
             chunk = await self._read(part.read_chunk(_CHUNK_BYTES))

@@ -21,7 +21,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class WebSockets:
-    """Owner of the open WebSockets."""
+    """Registry of the open WebSockets, which closes them when the server stops."""
 
     def __init__(self, limit: SharedLimit, origins: Collection[str] = ()) -> None:
         """`limit`: maximum number of them. `origins`: other origins whose pages may open some; `*` allows all."""
@@ -33,7 +33,7 @@ class WebSockets:
         """Complete the handshake. Call `release` at the end. Raises RequestError if the request asks for no WebSocket,
         or there are too many."""
         if request.headers.get("Upgrade", "").lower() != "websocket":
-            message = "GET is possible here with an upgrade to a WebSocket alone; send a POST request instead"
+            message = "this route accepts GET only with an upgrade to a WebSocket; otherwise send a POST request"
             raise RequestError(426, message, code="upgrade_required", headers={"Upgrade": "websocket"})
         if not self._allows(request.headers.get(hdrs.ORIGIN), request.host):
             message = "pages of this origin may not open WebSockets here; allow it by --cors-origin"

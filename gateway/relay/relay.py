@@ -18,7 +18,7 @@ from gateway.http_client.response import Response
 _ATTEMPTS = 3
 """Maximum number of attempts of a request whose server was lost."""
 _RANK_SECONDS = 0.05
-"""Delay of a request in a server's queue, in seconds, for each other request of its tenant that is unanswered."""
+"""Delay of a request in a server's queue for each unanswered request of the same tenant, in seconds."""
 
 
 @dataclass(frozen=True)

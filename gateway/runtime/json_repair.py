@@ -250,7 +250,7 @@ class JsonRepairer:
         return position + 1
 
     def _read_quote(self, character: str, position: int) -> int:
-        """Read after a quote. It ends the string unless text follows it that a string has inside."""
+        """Decide whether a quote ends the string. It does, unless the text after it can only be inside a string."""
         if character in _SPACE:
             self._held += character
             return position + 1

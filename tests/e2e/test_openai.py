@@ -422,6 +422,43 @@ def test_calls_are_streamed_with_growing_arguments(client: OpenAI) -> None:
     assert json.loads("".join(pieces)) == arguments(whole)
 
 
+MOVE: Any = {"syntax": "regex", "definition": r"move [a-h][1-8]\n"}
+EDIT: Any = {"syntax": "lark", "definition": 'start: ("+" | "-") /[a-z]{1,4}/ NL "END"\nNL: "\\n"\n'}
+
+
+@pytest.mark.parametrize(
+    ("grammar", "pattern"), [(MOVE, r"move [a-h][1-8]\n"), (EDIT, r"[+-][a-z]{1,4}\nEND"), (None, ".+")]
+)
+def test_the_input_of_a_custom_tool_matches_its_grammar(client: OpenAI, grammar: Any, pattern: str) -> None:
+    custom: Any = {"name": "play", "description": "Play."}
+    if grammar is not None:
+        custom["format"] = {"type": "grammar", "grammar": grammar}
+    tool: Any = {"type": "custom", "custom": custom}
+    named: Any = {"type": "custom", "custom": {"name": "play"}}
+    options: Any = {"tools": [ADD, tool], "tool_choice": named, "max_tokens": 100}
+    (choice,) = chat(client, "Say a word.", **options).choices
+    (call,) = choice.message.tool_calls or ()
+    assert choice.finish_reason == "tool_calls"
+    assert (call.type, call.custom.name) == ("custom", "play")
+    assert re.fullmatch(pattern, call.custom.input)
+    chunks = list(chat(client, "Say a word.", stream=True, **options))
+    entries = [entry for chunk in chunks for entry in chunk.choices[0].delta.tool_calls or ()]
+    assert entries[0].to_dict() | {"id": ""} == {
+        "index": 0,
+        "id": "",
+        "type": "custom",
+        "custom": {"name": "play", "input": ""},
+    }
+    pieces = [entry.to_dict()["custom"]["input"] for entry in entries]
+    assert "".join(map(str, pieces)) == call.custom.input
+    history: Any = [
+        {"role": "user", "content": "Say a word."},
+        choice.message,
+        {"role": "tool", "tool_call_id": call.id, "content": "done"},
+    ]
+    assert chat(client, messages=history, tools=[tool], tool_choice="none", max_tokens=4).choices[0].message.content
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_only_the_token_limit_cuts_off_a_forced_call(client: OpenAI, streamed: bool) -> None:
     options: Any = {"tools": [WEATHER], "tool_choice": "required", "stream": streamed}

@@ -5,14 +5,14 @@ import itertools
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
 
+from tests.ecosystem.documented import blocks
+
 MODEL = "SmolLM2-135M-Instruct"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "clients.md"
-BLOCKS = re.findall(r"^```python ecosystem\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+BLOCKS = blocks("python")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[re.findall(r"^(?:from|import) (\w+)", block)[0] for block in BLOCKS])

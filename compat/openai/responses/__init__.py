@@ -47,16 +47,14 @@ from compat.openai.responses.objects import (
 )
 from compat.openai.responses.opaque import write_compaction, write_reasoning
 from compat.openai.responses.requests import ResponseRequest
-from compat.openai.responses.tools import INPUT_FIELD, CustomFunction, FlatTool, ToolKind
+from compat.openai.responses.tools import FlatTool, ToolKind
 
 __all__ = [
-    "INPUT_FIELD",
     "ArgumentsDelta",
     "ArgumentsDone",
     "CompactedResponse",
     "CompactionBody",
     "ConversationReference",
-    "CustomFunction",
     "CustomToolCall",
     "Deleted",
     "ErrorCode",

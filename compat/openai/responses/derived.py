@@ -1,10 +1,11 @@
-"""Requests about a response that is not generated: its number of input tokens, and its compaction."""
+"""Requests of the routes below /v1/responses: the number of input tokens, and the compaction of a conversation."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from compat.openai.base import Request
+from compat.openai.custom_tools import SmallGrammars
 from compat.openai.messages import MAX_TOOLS
 from compat.openai.requests import CacheOptions, CacheRetention, ServiceTier
 from compat.openai.responses.items import InputItem
@@ -16,7 +17,7 @@ class _DerivedRequest(Request):
     """Fields that both requests have in common with that for a response. They are checked again as such a request."""
 
     model: str | None = None
-    input: str | list[InputItem] | None = Field(None, min_length=1)
+    input: Annotated[str | list[InputItem] | None, SmallGrammars] = Field(None, min_length=1)
     instructions: str | None = None
     previous_response_id: str | None = None
 
@@ -25,7 +26,7 @@ class InputTokensRequest(_DerivedRequest):
     """POST /v1/responses/input_tokens."""
 
     conversation: str | ConversationId | None = None
-    tools: list[ResponseTool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[ResponseTool] | None, SmallGrammars] = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None

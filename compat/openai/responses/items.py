@@ -17,9 +17,9 @@ from pydantic import (
 
 from compat.bounds import BoundedModel
 from compat.openai.base import FIELD_ERROR, Request, field_error
-from compat.openai.messages import MAX_TOOLS, CalledFunction, Message, ToolCall
+from compat.openai.messages import MAX_TOOLS, CalledFunction, Message, ToolCall, arguments_of_input
 from compat.openai.responses.opaque import read_compaction, read_reasoning
-from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, arguments_of_input, flat_name
+from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, flat_name
 
 ItemState = Literal["in_progress", "completed", "incomplete"] | None
 

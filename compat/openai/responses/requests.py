@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from compat.bounds import TokenCount
 from compat.openai.base import FIELD_ERROR, Metadata, Request, field_error
+from compat.openai.custom_tools import SmallGrammars
 from compat.openai.messages import MAX_TOOLS, Message, NamedFunction, NamedTool
 from compat.openai.requests import CacheOptions, CacheRetention, ChatCompletionRequest, Generation, ServiceTier
 from compat.openai.response_formats import JsonSchema, ResponseFormat, enforced_schema
@@ -106,12 +107,12 @@ Includable = Literal[
 class ResponseRequest(Generation):
     """POST /v1/responses."""
 
-    input: str | list[InputItem] | None = Field(None, min_length=1)
+    input: Annotated[str | list[InputItem] | None, SmallGrammars] = Field(None, min_length=1)
     instructions: str | None = None
     max_output_tokens: TokenCount | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    tools: list[ResponseTool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[ResponseTool] | None, SmallGrammars] = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None

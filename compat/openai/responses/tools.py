@@ -6,7 +6,6 @@ exist here and are dropped.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
@@ -24,8 +23,9 @@ from pydantic import (
 
 from compat.bounds import BoundedModel
 from compat.openai.base import FIELD_ERROR, Request, field_error
+from compat.openai.custom_tools import CustomFunction, GrammarSyntax, InputGrammar, custom_function
 from compat.openai.messages import MAX_TOOLS, FunctionDefinition, FunctionName, ToolDefinition
-from compat.openai.response_formats import enforced_schema, validate_grammar, validate_regex
+from compat.openai.response_formats import enforced_schema
 
 HostedType = Literal[
     "apply_patch",
@@ -48,8 +48,6 @@ HostedType = Literal[
 
 SEARCH_NAME = "tool_search"
 """Name of the function by which a model searches for tools."""
-INPUT_FIELD = "input"
-"""Name of the argument that holds the input of a custom tool."""
 
 _MAX_NAME = 64
 """Maximum length of a function's name, in characters; OpenAI's limit, which upstream servers check."""
@@ -70,12 +68,6 @@ def flat_name(namespace: str | None, name: str) -> str:
     if len(flat) <= _MAX_NAME:
         return flat
     return f"{flat[: _MAX_NAME - _DIGEST - 1]}_{hashlib.sha256(flat.encode()).hexdigest()[:_DIGEST]}"
-
-
-class CustomFunction(FunctionDefinition):
-    """The function for a custom tool. `input_lark`: grammar in Lark that the input must match, if there is one."""
-
-    input_lark: str | None = None
 
 
 class _ToolHints(Request):
@@ -131,7 +123,7 @@ class InputFormat(Request):
     """Format of a custom tool's input: any text, or a text that matches a grammar."""
 
     type: Literal["text", "grammar"]
-    syntax: Literal["lark", "regex"] | None = None
+    syntax: GrammarSyntax | None = None
     definition: str | None = None
 
     @model_validator(mode="after")
@@ -139,38 +131,17 @@ class InputFormat(Request):
         for field in ("syntax", "definition"):
             if (getattr(self, field) is None) == (self.type == "grammar"):
                 raise field_error(field, "a grammar needs syntax and definition, and other formats have neither")
-        if self.definition is not None:
+        if self.grammar is not None:
             try:
-                if self.syntax == "lark":
-                    _ = self.lark
-                else:
-                    validate_regex(self.definition)
+                self.grammar.check()
             except ValueError as error:
                 raise field_error("definition", str(error)) from None
         return self
 
     @property
-    def lark(self) -> str | None:
-        """The grammar in Lark that is enforced; None for other formats."""
-        return validate_grammar(self.definition) if self.syntax == "lark" and self.definition is not None else None
-
-    @property
-    def schema_of_input(self) -> dict[str, Any]:
-        """JSON schema of the input."""
-        return {"type": "string", "pattern": f"^(?:{self.definition})$"} if self.syntax == "regex" else _TEXT
-
-    @property
-    def description(self) -> str:
-        """Description of the format for the model."""
-        match self.syntax:
-            case "lark":
-                return f"The input must match this grammar in Lark:\n{self.definition}"
-            case "regex":
-                return f"The input must match this regular expression: {self.definition}"
-        return ""
-
-
-_TEXT: dict[str, Any] = {"type": "string"}
+    def grammar(self) -> InputGrammar | None:
+        """Grammar of the input; None if it may be any text."""
+        return None if self.syntax is None or self.definition is None else InputGrammar(self.syntax, self.definition)
 
 
 class CustomTool(_ToolHints):
@@ -193,29 +164,7 @@ class CustomTool(_ToolHints):
 
     def function(self, name: str) -> CustomFunction:
         """Return the function that the model reads under this name."""
-        format = self.format or InputFormat(type="text")
-        texts = [self.description or "", f"The argument `{INPUT_FIELD}` is a text.", format.description]
-        lark, schema = format.lark, format.schema_of_input
-        return CustomFunction(
-            name=name,
-            description="\n".join(text for text in texts if text),
-            parameters={
-                "type": "object",
-                "properties": {INPUT_FIELD: schema},
-                "required": [INPUT_FIELD],
-                "additionalProperties": False,
-            },
-            strict=_is_enforceable(schema),
-            input_lark=lark,
-        )
-
-
-def _is_enforceable(schema: Any) -> bool:
-    try:
-        enforced_schema(schema)
-    except ValueError:
-        return False
-    return True
+        return custom_function(name, self.description, None if self.format is None else self.format.grammar)
 
 
 def _hints(tool: _ToolHints) -> dict[str, Any]:
@@ -444,8 +393,3 @@ ToolChoice = Annotated[
         "allowed_tools",
     ),
 ]
-
-
-def arguments_of_input(text: str) -> str:
-    """Return the arguments of a custom tool's function for an input."""
-    return json.dumps({INPUT_FIELD: text}, ensure_ascii=False)

@@ -53,7 +53,7 @@ class AnswerBlocks:
         self._signer = signer
         self._options = options
         self._growing: OutputBlock | None = None
-        """The block that grows, as it was when it started."""
+        """The growing block, in its state at the start."""
         self._texts: list[str] = []
         """Parts of its text, its reasoning or its arguments."""
         self._calls = 0
@@ -143,8 +143,8 @@ class AnswerBlocks:
 def _parse_arguments(text: str, *, cut: bool) -> tuple[str, dict[str, Any]]:
     """Return the arguments of a tool call, as JSON text and as an object.
 
-    `cut`: the text may be the beginning of an object. Then the text is returned as it is, and the members that there
-    are: clients parse it in the same way.
+    `cut`: whether a limit may have cut off the text. Then return the text unchanged, and the object with the members
+    so far, as clients parse it.
     """
     text = text.strip() or "{}"
     raw = text.encode(errors="replace")

@@ -27,17 +27,17 @@ from compat.anthropic.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from compat.openai.messages import CalledFunction, MediaPart, Message, TextPart, ToolCall
+from compat.openai.messages import AnyToolCall, CalledFunction, MediaPart, Message, TextPart, ToolCall
 from gateway.errors import RequestError
 from gateway.prompts.tool_calls.formats import INVALID_JSON
 from gateway.runtime.json_codec import encode_json
 
 _ENCRYPTED = frozenset({"encrypted_content", "encrypted_index", "encrypted_stdout", "signature", "cache_control"})
-"""Fields of the results of other servers' tools that say nothing to the model."""
+"""Fields of results of other servers' tools that the model does not read."""
 
 _Part = TextPart | MediaPart
 VerifySignature = Callable[[str, str], bool]
-"""Tells whether a signature is this server's signature of a text."""
+"""Function that returns whether a signature is valid for a text."""
 
 
 def to_chat_messages(
@@ -76,7 +76,7 @@ class _Turn:
     path: str
     parts: list[_Part] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_calls: list[AnyToolCall] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     tool_call_id: str | None = None
 
@@ -94,7 +94,7 @@ class _Turn:
 
 
 class _Conversation:
-    """Owner of the turns so far. Adding to them takes linear time, however many messages of one role there are."""
+    """The turns so far. Adding to them takes linear time, however many messages of one role there are."""
 
     def __init__(self, verify: VerifySignature) -> None:
         self.turns: list[_Turn] = []

@@ -41,6 +41,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     signer = ThinkingSigner(scope.session.tenant)
     builder = MessagesSpecBuilder(body, chat, signer.verify, references=scope.references, deferred=scope.is_deferred)
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
+    if types := body.built_in_types:
+        add_warning(request, f"this server does not have tools of the type {', '.join(types)}")
     add_warning(request, builder.warning)
     parser_factory = tool_call_parser_factory(chat, model)
     checker = answer_checker_of(chat, parser_factory, target.services.schema_check_gate, scope.session.tenant)

@@ -1,4 +1,4 @@
-"""Build the call of a Messages request: as that of a chat completion."""
+"""Build the call of a Messages request, by way of the equivalent chat completion."""
 
 import dataclasses
 from collections.abc import Container, Sequence

@@ -46,7 +46,13 @@ async def create(request: web.Request) -> web.StreamResponse:
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
     add_warning(request, builder.warning)
     parser_factory = tool_call_parser_factory(body, model)
-    checker = answer_checker_of(body, parser_factory, target.services.schema_check_gate, scope.session.tenant)
+    checker = answer_checker_of(
+        body,
+        parser_factory,
+        target.services.schema_check_gate,
+        scope.session.tenant,
+        checks_inputs=model.is_passthrough,
+    )
     serializer = ChatSerializer(body, model, scope, parser_factory, checker)
     specs = pipeline.repeat(spec, body.choice_count)
     return await pipeline.respond(target, specs, serializer, streamed=body.is_streamed)

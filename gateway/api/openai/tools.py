@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compat.openai import ChatCompletionRequest, NamedTool
-from compat.openai.responses import CustomFunction
+from compat.openai import ChatCompletionRequest
+from compat.openai.custom_tools import CustomFunction
 from engine.sampling_params import SamplingParams
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema, forced_grammar
@@ -45,8 +45,8 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
         for tool in body.tools
     ]
     choice, parallel = body.tool_choice, body.parallel_tool_calls
-    if isinstance(choice, NamedTool):
-        named = [tool for tool in known if tool.name == choice.function.name]
+    if body.named_tool is not None:
+        named = [tool for tool in known if tool.name == body.named_tool]
         return Tools(known, "forced", named, parallel_tool_calls=parallel)
     if choice == "required":
         return Tools(known, "forced", known, bool(parallel), parallel)
@@ -75,7 +75,7 @@ def unenforced_warning(body: ChatCompletionRequest, model: ServedModel) -> str:
         return ""
     parts = []
     for tool in body.tools:
-        if isinstance(body.tool_choice, NamedTool) and tool.function.name != body.tool_choice.function.name:
+        if body.named_tool not in (None, tool.function.name):
             continue
         if keywords := tool.function.unenforced:
             parts.append(f"{tool.function.name}: {', '.join(keywords)}")
@@ -84,7 +84,7 @@ def unenforced_warning(body: ChatCompletionRequest, model: ServedModel) -> str:
 
 def _is_forced(body: ChatCompletionRequest) -> bool:
     """Return whether the answer must be a tool call."""
-    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
+    return body.tool_choice == "required" or body.named_tool is not None
 
 
 def constrain_tool_calls(sampling: SamplingParams, tools: Tools, model: ServedModel) -> SamplingParams:

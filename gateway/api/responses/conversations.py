@@ -8,7 +8,15 @@ import msgspec
 
 from compat.bounds import MAX_ELEMENTS
 from compat.openai import Message
-from compat.openai.messages import CalledFunction, MediaPart, RefusalPart, TextPart, ToolCall
+from compat.openai.messages import (
+    AnyToolCall,
+    CalledFunction,
+    MediaPart,
+    RefusalPart,
+    TextPart,
+    ToolCall,
+    arguments_of_input,
+)
 from compat.openai.responses import (
     ConversationReference,
     CustomToolCall,
@@ -24,7 +32,7 @@ from compat.openai.responses import (
     to_messages,
 )
 from compat.openai.responses.items import found_tools
-from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, arguments_of_input, flat_name
+from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, flat_name
 from gateway.api.responses.conversation_store import (
     ConversationRecord,
     append_response,
@@ -305,7 +313,7 @@ def _answer_message(output: Sequence[OutputItem]) -> list[Message]:
     """
     text: str | None = None
     reasoning = ""
-    tool_calls: list[ToolCall] = []
+    tool_calls: list[AnyToolCall] = []
     for item in output:
         if isinstance(item, ReasoningItem):
             reasoning += "".join(part.text for part in item.content)

@@ -89,8 +89,8 @@ async def create_response(
     stream: EventStream | None = None,
     local: LocalTurns | None = None,
 ) -> web.StreamResponse:
-    """Answer with a response, as a whole or as a stream of events. `stream`: writer of the events, if it is not that
-    of the request. `local`: turns of the client's connection."""
+    """Answer with a response, as a whole or as a stream of events. `stream`: writer of the events; by
+    default, the answer to the request. `local`: responses that only this WebSocket can continue."""
     call = await build_call(request, body, raw, local)
     target, body, model, scope = call.target, call.body, call.target.model, call.target.scope
     if body.background:

@@ -110,7 +110,7 @@ class _Connection:
             self._messages.put_nowait(message.data)
 
     async def _answer_next(self) -> None:
-        """Wait for the next message and answer it. Raises TimeoutError if the time is over before it arrives."""
+        """Wait for the next message and answer it. Raises TimeoutError at the end of the connection's time."""
         async with asyncio.timeout(max(0.0, self._ends_at - time.monotonic())):
             message = await self._messages.get()
         self._waiting_bytes -= len(message)
@@ -213,12 +213,12 @@ def _take_lane(content: dict[str, Any]) -> str | None:
 
 
 def _take_options(content: dict[str, Any]) -> bool:
-    """Replace the options of the transport in a message. Return whether it asks for no output. Raises RequestError."""
+    """Set `stream` in a message, and remove `generate`. Return whether it asks for no output. Raises RequestError."""
     if content.get("background"):
         message = "background is not available over a WebSocket; use POST /v1/responses"
         raise RequestError(400, message, code="unsupported_value", param="background")
     if content.get("stream") is False:
-        message = "a WebSocket always has the events of a response"
+        message = "over a WebSocket, a response is always sent as events"
         raise RequestError(400, message, code="unsupported_value", param="stream")
     generate = content.pop("generate", None)
     if generate not in (None, True, False):

@@ -60,7 +60,7 @@ class _Event(_Message):
 
 _decoder = msgspec.json.Decoder(_Event)
 _FINISHES = {"max_tokens": "length", "model_context_window_exceeded": "length", "refusal": "content_filter"}
-"""Finish reasons of chat completions by the reasons to stop; `stop` for all others."""
+"""Finish reason of a chat completion for each of Anthropic's stop reasons; `stop` for those that are not listed."""
 _STATUSES = {"invalid_request_error": 400, "request_too_large": 413, "not_found_error": 404, "permission_error": 403}
 """Statuses of errors in a stream that another attempt would not mend, by their types."""
 
@@ -118,7 +118,7 @@ class MessageParser(AnswerParser):
         return None
 
     def _collect(self, block: _Block | _Delta) -> None:
-        """Record what the next request needs of a block, or of its growth."""
+        """Record the parts of a block, or of a delta, that the next request needs."""
         self._texts.append(block.text)
         if isinstance(block, _Delta):
             if block.partial_json and self._inputs:

@@ -32,8 +32,8 @@ _BY_NAME = (
 
 
 def guess_capabilities(model: str, routes: Collection[str] = ()) -> tuple[str, ...]:
-    """Return what a model can do, as far as its name shows. `routes`: routes of its server, if the server documents
-    them; a server documents only routes that it has."""
+    """Return the capabilities that the name of a model suggests. `routes`: routes of its server, if the server
+    documents them; a server documents only routes that it has."""
     name = model.lower()
     for pattern, capabilities in _BY_NAME:
         if re.search(pattern, name):

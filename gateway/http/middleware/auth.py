@@ -46,7 +46,11 @@ class ApiKeys:
             return ""
         presented = hashlib.sha256(key.encode(errors="surrogateescape")).digest()  # a header may have any bytes
         if not any(hmac.compare_digest(presented, digest) for digest in self._digests):
-            problem = "Incorrect API key provided" if key else "Missing API key. Use Authorization: Bearer KEY"
+            problem = (
+                "Incorrect API key provided"
+                if key
+                else "Missing API key. Send Authorization: Bearer KEY, or x-api-key: KEY"
+            )
             raise RequestError(401, problem, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return _tenant(presented)
 

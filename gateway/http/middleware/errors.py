@@ -68,7 +68,8 @@ def as_request_error(error: Exception) -> RequestError:
             return RequestError(413, error.text or "the request body is too large", code="too_large")
         case web.HTTPNotFound():
             message = (
-                "there is no such route; the base URL of OpenAI's API ends with /v1, and /openapi.json lists all routes"
+                "there is no such route; the base URL ends with /v1 for OpenAI's clients, and has no /v1 for "
+                "Anthropic's; /openapi.json lists all routes"
             )
             return RequestError(404, message, code="unknown_route")
         case web.HTTPMethodNotAllowed():

@@ -15,7 +15,7 @@ class ArgumentsReader:
         self.has_ended = False
         """Whether the arguments are complete."""
         self.consumed = 0
-        """Number of characters that belong to the arguments, of the text that was pushed last."""
+        """Number of characters of the last pushed text that belong to the arguments."""
         self._mark = mark
         self._repairs = repairs
         self._repairer: JsonRepairer | None = None

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compat.openai import FunctionCall, Message, ResponseMessage, ToolCallAnswer, ToolCallDelta
+from compat.openai import (
+    CustomCall,
+    CustomToolCallAnswer,
+    FunctionCall,
+    Message,
+    ResponseMessage,
+    ToolCallAnswer,
+    ToolCallDelta,
+)
 
 TEXTS = st.text(max_size=12)
 ARGUMENTS = TEXTS | st.just("") | st.dictionaries(TEXTS, st.integers() | TEXTS, max_size=3).map(json.dumps)
@@ -34,6 +42,20 @@ def test_messages_joined_from_deltas_are_accepted(functions: list[FunctionCall],
     entries = [ToolCallDelta(index, function, id, "function") for index, function in enumerate(functions)]
     message = {"role": "assistant", "content": "", "tool_calls": msgspec.to_builtins(entries)}
     assert [call.index for call in Message.model_validate(message).tool_calls or ()] == list(range(len(functions)))
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_calls_of_custom_tools_are_accepted(id: str, name: str, input: str) -> None:
+    call = CustomToolCallAnswer(id, CustomCall(name, input))
+    delta = ToolCallDelta(0, id=id, type="custom", custom=CustomCall(name, input))
+    for entry in (call, delta):
+        answer = {"role": "assistant", "content": None, "tool_calls": [msgspec.to_builtins(entry)]}
+        (converted,) = Message.model_validate(answer).template_tool_calls
+        assert converted == {
+            "id": id,
+            "type": "function",
+            "function": {"name": name, "arguments": {"input": input}},
+        }
 
 
 @pytest.mark.parametrize(

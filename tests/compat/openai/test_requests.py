@@ -68,8 +68,12 @@ def allowed(mode: Any, *names: str) -> dict[str, Any]:
     return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
 
 
+def custom(name: str) -> dict[str, Any]:
+    return {"type": "custom", "custom": {"name": name}}
+
+
 def with_tools(choice: Any) -> dict[str, Any]:
-    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b", "c")]
+    tools = [*({"type": "function", "function": {"name": name}} for name in ("a", "b", "c")), custom("e")]
     return {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": tools, "tool_choice": choice}
 
 
@@ -86,7 +90,11 @@ def test_the_model_reads_only_the_allowed_tools(mode: str) -> None:
         (allowed("auto", "d"), "tool_choice.allowed_tools.tools.0"),
         (allowed("auto"), "tool_choice.allowed_tools.tools"),
         (allowed("none", "a"), "tool_choice.allowed_tools.mode"),
+        (allowed("auto", "e"), "tool_choice.allowed_tools.tools.0"),
         ({"type": "allowed_tools"}, "tool_choice.allowed_tools"),
+        (custom("a"), "tool_choice"),
+        ({"type": "function", "function": {"name": "e"}}, "tool_choice"),
+        ({"type": "custom"}, "tool_choice.custom"),
         (allowed("auto", *["a"] * 513), "tool_choice.allowed_tools.tools"),
     ],
 )
@@ -94,6 +102,16 @@ def test_an_invalid_choice_of_tools_is_refused(choice: Any, param: str) -> None:
     with pytest.raises(RequestError) as refused:
         validate(with_tools(choice), ChatCompletionRequest)
     assert refused.value.param == param
+
+
+def test_a_choice_may_name_custom_tools() -> None:
+    body = ChatCompletionRequest.model_validate(with_tools(custom("e")))
+    assert (body.named_tool, body.custom_tool_names) == ("e", {"e"})
+    choice = allowed("required", "b")
+    choice["allowed_tools"]["tools"].append(custom("e"))
+    body = ChatCompletionRequest.model_validate(with_tools(choice))
+    assert [tool.function.name for tool in body.tools or ()] == ["b", "e"]
+    assert (body.named_tool, body.tool_choice) == (None, "required")
 
 
 def test_hints_are_accepted() -> None:

@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 
 from tests.ecosystem.agents.workshop import MODEL, Workshop, gateway_of
+from tests.ecosystem.documented import settings_of_agent
 from tests.fakes.capable_model import CapableModel
+
+
+async def test_the_program_of_the_documentation_runs(workshop: Workshop) -> None:
+    async with gateway_of(CapableModel({"Hello!": ["Good morning."]})) as gateway:
+        program = workshop.folder / "documented.mjs"
+        program.write_text(settings_of_agent("js", gateway.address, MODEL))
+        assert await workshop.run("node", str(workshop.install(program)), env={}) == "Good morning.\n"
 
 
 async def test_steps_with_tools(workshop: Workshop) -> None:

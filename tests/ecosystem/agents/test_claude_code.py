@@ -1,19 +1,23 @@
 """Claude Code itself, which speaks Anthropic's Messages API."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from tests.ecosystem.agents.workshop import TEXT, Workshop, gateway_of, gateway_with_long_window
+from tests.ecosystem.agents.workshop import MODEL, TEXT, Workshop, gateway_of, gateway_with_long_window
+from tests.ecosystem.documented import settings_of_agent
 from tests.fakes.capable_model import CapableModel
 from tests.fakes.gateway_harness import GatewayHarness
 
 
-async def ask(workshop: Workshop, gateway: GatewayHarness, text: str, *options: str) -> dict[str, Any]:
+async def ask(
+    workshop: Workshop, gateway: GatewayHarness, text: str, *options: str, model: str = MODEL
+) -> dict[str, Any]:
     """Return the result of a prompt."""
+    exports = settings_of_agent("sh", gateway.address, model)
     env = {
-        "ANTHROPIC_BASE_URL": gateway.address,
-        "ANTHROPIC_AUTH_TOKEN": "none",
+        **dict(re.findall(r"(\w+)=(\S+)", exports)),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
         "IS_SANDBOX": "1",  # it refuses to run tools without asking if the user is root
@@ -64,7 +68,7 @@ async def test_it_edits_a_file_runs_commands_continues_and_asks_a_sub_agent(work
 
 async def test_our_own_engine_answers_its_prompt(workshop: Workshop, tmp_path: Path) -> None:
     async with gateway_with_long_window(tmp_path / "long") as gateway:
-        result = await ask(workshop, gateway, "Say hello", "--model", "long", "--max-turns", "1")
+        result = await ask(workshop, gateway, "Say hello", "--max-turns", "1", model="long")
         usage = result["usage"]
         assert usage["input_tokens"] + usage["cache_read_input_tokens"] > 15_000
         assert usage["output_tokens"] > 0

@@ -6,18 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.ecosystem.agents.workshop import MODEL, TEXT, Workshop, gateway_of, gateway_with_long_window
+from tests.ecosystem.documented import settings_of_agent
 from tests.fakes.capable_model import CapableModel
 from tests.fakes.gateway_harness import GatewayHarness
 
-_SETTINGS = """\
-model = "{model}"
-model_provider = "myna"
-
-[model_providers.myna]
-name = "myna"
-base_url = "{address}/v1"
-wire_api = "responses"
-
+_MCP_SERVER = """
 [mcp_servers.glossary]
 command = "{python}"
 args = ["{server}"]
@@ -31,8 +24,8 @@ async def ask(
     home = workshop.home / "codex"
     home.mkdir(exist_ok=True)
     server = Path(__file__).with_name("mcp_server.py")
-    settings = _SETTINGS.format(model=model, address=gateway.address, python=sys.executable, server=server)
-    (home / "config.toml").write_text(settings)
+    settings = settings_of_agent("toml", gateway.address, model)
+    (home / "config.toml").write_text(settings + _MCP_SERVER.format(python=sys.executable, server=server))
     options = ("--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
     printed = await workshop.run_package("codex", "exec", *command, *options, text, env={"CODEX_HOME": str(home)})
     events: list[dict[str, Any]] = [json.loads(line) for line in printed.splitlines()]

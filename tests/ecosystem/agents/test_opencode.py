@@ -4,18 +4,16 @@ import json
 from pathlib import Path
 
 from tests.ecosystem.agents.workshop import MODEL, TEXT, Workshop, gateway_of, gateway_with_long_window
+from tests.ecosystem.documented import settings_of_agent
 from tests.fakes.capable_model import CapableModel
 from tests.fakes.gateway_harness import GatewayHarness
 
 
 async def ask(workshop: Workshop, gateway: GatewayHarness, text: str, *options: str, model: str = MODEL) -> list[str]:
     """Return the answers to a prompt."""
-    provider = {
-        "npm": "@ai-sdk/openai-compatible",
-        "options": {"baseURL": f"{gateway.address}/v1", "apiKey": "none"},
-        "models": {model: {"name": model, "limit": {"context": 100_000, "output": 64}}},
-    }
-    settings = {"provider": {"myna": provider}, "model": f"myna/{model}", "autoupdate": False, "share": "disabled"}
+    settings = json.loads(settings_of_agent("json", gateway.address, model))
+    settings["provider"]["myna"]["models"][model]["limit"]["output"] = 64  # a random model never ends its answer
+    settings |= {"autoupdate": False, "share": "disabled"}
     (workshop.folder / "opencode.json").write_text(json.dumps(settings))
     env = {
         "OPENCODE_DISABLE_MODELS_FETCH": "1",

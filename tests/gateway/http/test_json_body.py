@@ -32,6 +32,19 @@ VALID: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": 
     [
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "messages.0.content", "valid string or a valid list"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "required"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages.0.content.0.type", "this field is required"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_text"}]}]},
+            "messages.0.content.0.type",
+            "Input should be 'text', 'refusal', 'image_url', 'input_audio', 'file', 'video_url' or 'audio_url'",
+        ),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "Input should be 'function' or 'custom'"),
+        ({"tools": [{"name": "x"}]}, "tools.0.type", "this field is required"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "type": "x"}]}]},
+            "messages.0.tool_calls.0.type",
+            "Input should be 'function' or 'custom'",
+        ),
         ({"messages": "x"}, "messages", "valid list"),
         ({"stop": [1]}, "stop.0", "valid string"),
         ({"logit_bias": {"5": "x"}}, "logit_bias.5", "valid number"),

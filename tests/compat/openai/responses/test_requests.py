@@ -44,7 +44,11 @@ INVALID: list[tuple[dict[str, Any], str | None, str]] = [
         "input.0.content",
         "must be text",
     ),
-    ({"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "input.0.content.0.type", "tag"),
+    (
+        {"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+        "input.0.content.0.type",
+        "Input should be",
+    ),
     ({"tools": [TOOL, TOOL]}, "tools", "the same name"),
     (
         {"tools": [{**TOOL, "parameters": {"type": "nothing"}, "strict": True}]},

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from compat.openai import NamedTool
-from compat.openai.responses import CustomFunction, ResponseRequest
+from compat.openai.custom_tools import CustomFunction
+from compat.openai.responses import ResponseRequest
 from compat.openai.responses.tools import HostedType, flat_name
 from gateway.errors import RequestError
 from gateway.http.json_body import validate
@@ -143,7 +144,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function"}]}, "tools.0.name", "required"),
     ({"tools": [{"type": "custom"}]}, "tools.0.name", "required"),
     ({"tools": [{"type": "namespace", "name": "n"}]}, "tools.0.tools", "required"),
-    ({"tools": [{**NAMESPACE, "tools": [NAMESPACE]}]}, "tools.0.tools.0.type", "tag"),
+    ({"tools": [{**NAMESPACE, "tools": [NAMESPACE]}]}, "tools.0.tools.0.type", "Input should be"),
     ({"tools": [{**NAMESPACE, "tools": [FUNCTION, FUNCTION]}]}, "tools", "the same name"),
     ({"tools": [{**NAMESPACE, "tools": [FUNCTION] * 513}]}, "tools.0.tools", "at most 512"),
     ({"tools": [{**FUNCTION, "name": "a b"}]}, "tools.0.name", "pattern"),

@@ -68,6 +68,19 @@ async def test_tool_choices(scripted_gateway: ScriptedGateway, choice: Any, expe
     assert not {"tools", "tool_choice"} & server.asked[-1].keys(), "only tools that this server does not have"
 
 
+async def test_a_header_names_dropped_tools(scripted_gateway: ScriptedGateway) -> None:
+    client, *_ = scripted_gateway
+    types = ["web_search_20250305", "bash_20250124", "web_search_20250305"]
+    dropped = [{"type": type, "name": f"tool_{index}"} for index, type in enumerate(types)]
+    body = {"model": "fake", "max_tokens": 8, "messages": [{"role": "user", "content": "x"}], "tools": [TOOL, *dropped]}
+    for stream in (False, True):
+        async with client.post("/v1/messages", json={**body, "stream": stream}) as answer:
+            warning = answer.headers["x-myna-warning"]
+        assert warning == "this server does not have tools of the type web_search_20250305, bash_20250124"
+    async with client.post("/v1/messages", json={**body, "tools": [TOOL]}) as answer:
+        assert "x-myna-warning" not in answer.headers
+
+
 async def test_a_schema_takes_the_path_of_response_format(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "uniqueItems": True}

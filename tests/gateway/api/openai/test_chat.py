@@ -1,5 +1,7 @@
-"""gateway/api/openai/chat.py: arguments of earlier tool calls, as each kind of template reads them."""
+"""gateway/api/openai/chat.py: arguments of earlier tool calls, as each kind of template reads them; custom tools."""
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from gateway.graph.segments import Slot
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.template_builder import TemplatePromptBuilder
 from tests.fakes.checkpoints import write_byte_tokenizer
+from tests.fakes.hostile_values import VALUES, places, with_value
 from tests.fakes.in_process_gateway import ScriptedGateway
+from tests.fakes.scripted_server import says
 
 CALL = "{% for m in messages %}{% for call in m.tool_calls %}{% set f = call.function %}"
 ENDS = "{% endfor %}{% endfor %}{% if tools %}{% endif %}"
@@ -75,6 +79,89 @@ async def test_upstream_servers_receive_arguments_unchanged(scripted_gateway: Sc
             assert answer.status == 200
         (told,) = server.asked[-1]["messages"][1]["tool_calls"]
         assert told["function"] == {"name": "f", "arguments": arguments}
+
+
+LARK = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "a"+'}}
+REGEX = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "a+"}}
+
+
+@pytest.mark.parametrize("format", [{"type": "text"}, LARK, REGEX])
+@pytest.mark.parametrize("written", ["aaa", "b"])
+async def test_upstream_servers_get_custom_tools_as_functions(
+    scripted_gateway: ScriptedGateway, format: Any, written: str
+) -> None:
+    client, server, _ = scripted_gateway
+    tools = [
+        {"type": "custom", "custom": {"name": "edit", "description": "Edits.", "format": format}},
+        {"type": "function", "function": {"name": "other"}},
+    ]
+    named = {"type": "custom", "custom": {"name": "edit"}}
+    messages = [{"role": "user", "content": "x"}]
+    server.script = [says(f'<tool_call>\n{{"name": "edit", "arguments": {{"input": "{written}"}}}}\n</tool_call>')]
+    body = {"model": "fake", "messages": messages, "tools": tools, "tool_choice": named}
+    async with client.post("/v1/chat/completions", json=body) as answer:
+        (choice,) = (await answer.json())["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["custom"] == {"name": "edit", "input": written}
+    assert ("schema_violation" in choice) == (written == "b" and format["type"] == "grammar")
+    sent = server.asked[-1]
+    assert [tool["type"] for tool in sent["tools"]] == ["function", "function"]
+    function = sent["tools"][0]["function"]
+    assert function["parameters"]["required"] == ["input"]
+    assert sent["tool_choice"] == {"type": "function", "function": {"name": "edit"}}
+
+
+CUSTOM_REQUEST: dict[str, Any] = {
+    "model": "fake",
+    "messages": [
+        {"role": "user", "content": "x"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "a", "type": "custom", "index": 0, "custom": {"name": "edit", "input": "a"}},
+                {"id": "b", "type": "function", "function": {"name": "other", "arguments": "{}"}},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "done"},
+    ],
+    "tools": [
+        {"type": "custom", "custom": {"name": "edit", "description": "d", "format": LARK}},
+        {"type": "custom", "custom": {"name": "move", "format": REGEX}},
+        {"type": "function", "function": {"name": "other"}},
+    ],
+    "tool_choice": {
+        "type": "allowed_tools",
+        "allowed_tools": {
+            "mode": "required",
+            "tools": [
+                {"type": "custom", "custom": {"name": "edit"}},
+                {"type": "function", "function": {"name": "other"}},
+            ],
+        },
+    },
+}
+
+
+async def test_the_request_with_custom_tools_is_accepted(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    async with client.post("/v1/chat/completions", json=CUSTOM_REQUEST) as answer:
+        assert answer.status == 200, await answer.text()
+    assert [tool["function"]["name"] for tool in server.asked[-1]["tools"]] == ["edit", "other"]
+
+
+@pytest.mark.parametrize("number", range(len(VALUES)))
+async def test_a_wrong_value_in_custom_tools_is_no_server_error(scripted_gateway: ScriptedGateway, number: int) -> None:
+    client, *_ = scripted_gateway
+    for place in places(CUSTOM_REQUEST):
+        began = time.monotonic()
+        body = json.dumps(with_value(CUSTOM_REQUEST, place, VALUES[number]))
+        headers = {"Content-Type": "application/json"}
+        async with client.post("/v1/chat/completions", data=body, headers=headers) as answer:
+            told = await answer.json()
+        assert answer.status < 500, (place, told)
+        assert time.monotonic() - began < 5, place
+        assert answer.status == 200 or told["error"]["message"], place
 
 
 async def test_hints_change_nothing_and_the_answer_says_so(scripted_gateway: ScriptedGateway) -> None:

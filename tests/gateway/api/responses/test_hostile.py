@@ -1,14 +1,13 @@
 """Requests of the Responses API in which one value is wrong, missing or huge: no server error, over HTTP and WebSocket."""
 
-import copy
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from compat.openai.responses.opaque import write_compaction, write_reasoning
+from tests.fakes.hostile_values import VALUES, places, with_value
 from tests.fakes.in_process_gateway import ScriptedGateway
 
 FUNCTION = {
@@ -59,38 +58,6 @@ REQUEST: dict[str, Any] = {
     "client_metadata": {"a": "b"},
     "store": False,
 }
-NESTED: Any = {"a": 1}
-for _ in range(150):
-    NESTED = {"a": [NESTED]}
-MISSING = object()
-VALUES: list[Any] = [
-    *(MISSING, None, True, -1, 2**70, 0.5, "", "x" * 200_000, "\ud800", "<<x>>", [], {}),
-    *([[]], [{}] * 600, ["x"] * 20_000, {f"k{number}": 1 for number in range(2_000)}, NESTED),
-    *({"type": "message"}, {"id": "msg_1"}),
-]
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the paths of all values in the request."""
-    if path:
-        yield path
-    steps = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for step, inner in steps:
-        yield from places(inner, (*path, step))
-
-
-def with_value(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    body = copy.deepcopy(REQUEST)
-    holder: Any = body
-    for step in path[:-1]:
-        holder = holder[step]
-    if value is MISSING:
-        del holder[path[-1]]
-    else:
-        holder[path[-1]] = value
-    return body
-
-
 PLACES = [place for place in places(REQUEST) if place != ("model",)]
 
 
@@ -107,7 +74,7 @@ async def test_a_wrong_value_is_no_server_error(scripted_gateway: ScriptedGatewa
     statuses = set()
     for index, place in enumerate(PLACES):
         path = ("/v1/responses", "/v1/responses/compact", "/v1/conversations")[index % 3]
-        body = with_value(place, VALUES[number])
+        body = with_value(REQUEST, place, VALUES[number])
         if path.endswith("compact"):
             body = {name: value for name, value in body.items() if name in ("model", "input")}
         elif path.endswith("conversations"):
@@ -127,7 +94,7 @@ async def test_wrong_messages_leave_the_websocket_open(scripted_gateway: Scripte
     client, *_ = scripted_gateway
     async with client.ws_connect("/v1/responses") as socket:
         for index, place in enumerate(PLACES):
-            body = {"type": "response.create", **with_value(place, VALUES[index % len(VALUES)])}
+            body = {"type": "response.create", **with_value(REQUEST, place, VALUES[index % len(VALUES)])}
             await socket.send_str(json.dumps(body))
             while True:
                 event = json.loads((await socket.receive(10)).data)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
-from openai.types.chat import ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.prompts.tool_calls.formats import HERMES
 from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway
@@ -146,6 +146,90 @@ async def test_a_call_that_is_cut_off(
         again = {**asked, "messages": [*asked["messages"], message, *_answers(message)]}
         async with client.post("/v1/chat/completions", json=again) as answer:
             assert answer.status == 200, "what was answered can be sent back"
+
+
+EDIT = {"type": "custom", "custom": {"name": "edit"}}
+PATCH = 'a "b"\n\\ é \U0001f600 {"input": "x"}'
+
+
+def inputs(chunks: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return type, name, and arguments or input of each streamed call. Checks that fields fit the type."""
+    calls: list[dict[str, Any]] = []
+    for told in chunks:
+        for choice in told["choices"]:
+            for entry in choice["delta"].get("tool_calls") or ():
+                if entry["index"] == len(calls):
+                    assert entry["id"]
+                    calls.append({"type": entry["type"], "texts": []})
+                call = calls[entry["index"]]
+                piece = entry[call["type"]]
+                assert not {"function", "custom"} - {call["type"]} & entry.keys()
+                call["texts"].append(piece["arguments" if call["type"] == "function" else "input"])
+                call.setdefault("name", piece.get("name"))
+    return [(call["type"], call["name"], "".join(call["texts"])) for call in calls]
+
+
+@pytest.mark.parametrize("ascii", [False, True])
+async def test_calls_of_custom_tools_have_an_input(scripted_gateway: ScriptedGateway, ascii: bool) -> None:
+    client, server, _ = scripted_gateway
+    edit = ("edit", json.dumps({"input": PATCH}, ensure_ascii=ascii))
+    text = "I edit.\n" + written(edit, ADD, ("edit", '{"other": 1}'), ("edit", "{}"), edit)
+    expected = [
+        ("custom", "edit", PATCH),
+        ("function", *ADD),
+        ("custom", "edit", '{"other": 1}'),
+        ("custom", "edit", "{}"),
+        ("custom", "edit", PATCH),
+    ]
+    for seed in range(12):
+        pieces = cut(text, random.Random(seed)) if seed else [text]
+        server.script = [says(*pieces)]
+        chunks = await chunks_of(client, tools=[*TOOLS, EDIT])
+        assert inputs(chunks) == expected, pieces
+        assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    server.script = [says(text)]
+    body = {"model": "fake", "messages": [{"role": "user", "content": "Go."}], "tools": [*TOOLS, EDIT]}
+    async with client.post("/v1/chat/completions", json=body) as answer:
+        told = await answer.json()
+    message = ChatCompletion.model_validate(told, strict=True).choices[0].message
+    calls = message.tool_calls or []
+    assert [
+        (call.type, call.custom.name, call.custom.input)
+        if call.type == "custom"
+        else (call.type, call.function.name, call.function.arguments)
+        for call in calls
+    ] == expected
+    history = [*body["messages"], told["choices"][0]["message"], *_answers(told["choices"][0]["message"])]
+    async with client.post("/v1/chat/completions", json={**body, "messages": history}) as answer:
+        assert answer.status == 200, "the answer can be sent back"
+    sent = server.asked[-1]["messages"][1]["tool_calls"]
+    assert {call["type"] for call in sent} == {"function"}
+    assert json.loads(sent[0]["function"]["arguments"]) == {"input": PATCH}
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "expected"),
+    [
+        ('<tool_call>\n{"name": "edit", "arguments": {"input": "a\\n', "length", "a\n"),
+        ('<tool_call>\n{"name": "edit", "arguments": {"inp', "length", '{"inp'),
+        ('<tool_call>\n{"name": "edit", "arguments": ', "length", ""),
+        ('<tool_call>\n{"name": "edit", "arguments": {"input": "a', "stop", "a"),
+    ],
+)
+async def test_a_custom_tools_input_that_is_cut_off(
+    scripted_gateway: ScriptedGateway, text: str, finish: str, expected: str
+) -> None:
+    client, server, _ = scripted_gateway
+    for pieces in ([text], [*text]):
+        server.script = [says(*pieces, finish=finish), says(text, finish=finish)]
+        chunks = await chunks_of(client, tools=[EDIT])
+        assert inputs(chunks) == [("custom", "edit", expected)]
+        assert chunks[-1]["choices"][0]["finish_reason"] == finish
+        body = {"model": "fake", "messages": [{"role": "user", "content": "Go."}], "tools": [EDIT]}
+        async with client.post("/v1/chat/completions", json=body) as answer:
+            (choice,) = (await answer.json())["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        assert (call["custom"], choice["finish_reason"]) == ({"name": "edit", "input": expected}, finish)
 
 
 def _answers(message: dict[str, Any]) -> list[dict[str, Any]]:
