@@ -67,6 +67,8 @@ _STATUSES = {"invalid_request_error": 400, "request_too_large": 413, "not_found_
 
 _MAX_THINKING = 4 << 20
 """Maximum size of the thinking of one answer that is remembered, in characters."""
+_BLOCK_SIZE = 300
+"""Size of a thinking block without its texts, in characters."""
 RememberThinking = Callable[[str, Sequence[tuple[str, Any]], Sequence[Block]], None]
 """Stores the thinking blocks of an answer with this text and these tool calls."""
 
@@ -80,7 +82,7 @@ class MessageParser(AnswerParser):
         super().__init__(**options)
         self._remember = remember
         self._thinking: list[dict[str, Any]] = []
-        """Thinking blocks, for the next request of the conversation."""
+        """Thinking blocks, for the next request of the conversation. Their texts are lists of pieces until the end."""
         self._thinking_size = 0
         self._texts: list[str] = []
         self._inputs: list[tuple[str, list[str]]] = []
@@ -126,21 +128,30 @@ class MessageParser(AnswerParser):
         elif block.type == "tool_use":
             self._inputs.append((block.name, [encode_json(block.input).decode()] if block.input else []))
         elif block.type == "thinking":
-            self._thinking.append({"type": block.type, "thinking": "", "signature": ""})
+            self._add_thinking({"type": block.type, "thinking": [], "signature": []}, _BLOCK_SIZE)
         elif block.type == "redacted_thinking":
-            self._thinking.append({"type": block.type, "data": block.data})
-            self._thinking_size += len(block.data)
+            self._add_thinking({"type": block.type, "data": block.data}, _BLOCK_SIZE + len(block.data))
         if (block.thinking or block.signature) and self._thinking and "signature" in self._thinking[-1]:
             self._thinking_size += len(block.thinking) + len(block.signature)
             if self._thinking_size <= _MAX_THINKING:
-                self._thinking[-1]["thinking"] += block.thinking
-                self._thinking[-1]["signature"] += block.signature
+                self._thinking[-1]["thinking"].append(block.thinking)
+                self._thinking[-1]["signature"].append(block.signature)
+
+    def _add_thinking(self, block: dict[str, Any], size: int) -> None:
+        """Record a block, unless the thinking is too large to be remembered."""
+        self._thinking_size += size
+        if self._thinking_size <= _MAX_THINKING:
+            self._thinking.append(block)
 
     def _end_thinking(self) -> None:
         """Pass on the thinking blocks of an answer that has ended."""
         if self._remember is not None and self._thinking and self._thinking_size <= _MAX_THINKING:
             calls = [(name, _parse_input("".join(pieces))) for name, pieces in self._inputs]
-            self._remember("".join(self._texts), calls, self._thinking)
+            blocks = [
+                {name: "".join(value) if isinstance(value, list) else value for name, value in block.items()}
+                for block in self._thinking
+            ]
+            self._remember("".join(self._texts), calls, blocks)
 
     def _start(self, block: _Block) -> dict[str, Any] | None:
         self._collect(block)

@@ -1,6 +1,7 @@
 """gateway/engines/anthropic/message_parser.py: events and whole messages, with faults."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -110,3 +111,27 @@ def test_unusual_events_do_no_harm(events: list[Any]) -> None:
 def test_invalid_events_are_faults(data: bytes) -> None:
     with pytest.raises(InvalidAnswer):
         parsed(data)
+
+
+def test_thinking_takes_linear_time() -> None:
+    remembered: list[Any] = []
+    parser = MessageParser(is_streamed=True, remember=lambda text, calls, blocks: remembered.append(blocks))
+    message = message_of(thinking("ab" * 1_000_000), text("x"))
+    first, *rest = events_of(message)
+    grown = {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "a" * 20}}
+    events = [event for event in rest if event.get("delta", {}).get("type") != "thinking_delta"]
+    started = next(index for index, event in enumerate(events) if event["type"] == "content_block_start") + 1
+    data = encoded(first, *events[:started], *[grown] * 150_000, *events[started:])
+    began = time.process_time()
+    for start in range(0, len(data), 60_000):
+        list(parser.feed(data[start : start + 60_000]))
+    assert time.process_time() - began < 5, "8 s if the thinking so far is copied for each piece"
+    assert remembered == [[{"type": "thinking", "thinking": "a" * 3_000_000, "signature": "theirs"}]]
+
+
+def test_empty_thinking_blocks_are_not_remembered_without_bound() -> None:
+    remembered: list[Any] = []
+    parser = MessageParser(is_streamed=True, remember=lambda text, calls, blocks: remembered.append(blocks))
+    empty = {"type": "content_block_start", "index": 0, "content_block": {"type": "redacted_thinking", "data": ""}}
+    list(parser.feed(encoded(*[empty] * 20_000, *events_of(message_of(text("x"))))))
+    assert remembered == [], "20,000 blocks occupy several megabytes"

@@ -1,6 +1,7 @@
 """gateway/engines/openai/tool_calls.py: tool calls of upstream servers are checked before clients get them."""
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,3 +180,32 @@ async def test_a_refused_call_fails_and_the_server_stays_in_use() -> None:
             assert (response.status, "malformed tool call" in error["message"]) == (503, True), error
         async with client.post("/v1/chat/completions", json=body) as response:
             assert response.status == 200
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_an_answer_has_a_bounded_number_of_calls(has_index: bool) -> None:
+    def calls(count: int) -> list[ToolCallFragment]:
+        return [fragment(n if has_index else None, "f", "{}", f"call_{n}") for n in range(count)]
+
+    assert len(calls_of([calls(1_000)])) == 1_000
+    with pytest.raises(ValueError, match="more than 1000 tool calls"):
+        calls_of([calls(1_001)])
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_fragments_find_their_call_in_constant_time(has_index: bool) -> None:
+    writer = ToolCallWriter(MalformedCalls.REPAIR)
+    ids = [f"call_{number}" for number in range(1_000)]
+    writer.add([fragment(n if has_index else None, "f", "{", id) for n, id in enumerate(ids)])
+    began = time.process_time()
+    writer.add([fragment(0 if has_index else None, None, " ", ids[0]) for _ in range(100_000)])
+    assert time.process_time() - began < 3, "8 s if all calls are searched"
+    assert writer.count == 1_000
+
+
+def test_refused_arguments_take_linear_time() -> None:
+    writer = ToolCallWriter(MalformedCalls.REFUSE)
+    began = time.process_time()
+    for _ in range(100_000):
+        writer.add([fragment(0, "f", " " * 20)])
+    assert time.process_time() - began < 3, "15 s if the arguments so far are copied for each piece"
