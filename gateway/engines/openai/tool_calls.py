@@ -55,6 +55,8 @@ class _ToolCall:
         """Pieces of the arguments that were not written yet."""
         self.written: list[str] = []
         """Pieces of the arguments as the server sent them, if malformed ones are refused."""
+        self.texts: list[str] = []
+        """Pieces of the answer's text that arrived after the call had begun. They follow it."""
         self.is_begun = False
         self.repairer = JsonRepairer()
 
@@ -94,6 +96,14 @@ class ToolCallWriter:
                 call.pending.append(fragment.function.arguments)
             text += self._write(last=False)
         return text
+
+    def add_text(self, text: str) -> str:
+        """Add a piece of the answer's text, and return the text that follows from it: a piece that arrives within a tool
+        call stands behind the call."""
+        if not text or self._position == len(self._calls):
+            return text
+        self._calls[-1].texts.append(text)
+        return self._write(last=False)
 
     def finish(self, *, cut: bool) -> str:
         """Return the end of the text. `cut`: a limit of tokens ended the answer, so the last call gets no end.
@@ -137,13 +147,15 @@ class ToolCallWriter:
             if self._malformed is MalformedCalls.PASS:
                 has_ended = last or has_followers
             else:
-                has_ended = last or (has_followers and bool(call.name) and call.repairer.has_ended)
+                is_left = has_followers or bool(call.texts)
+                has_ended = last or (is_left and bool(call.name) and call.repairer.has_ended)
             if not has_ended:
                 break
             text += self._end(call) if call.is_begun else self._nameless()
             self._position += 1
             if call.is_begun:
-                text += "}" + _END + ("\n" if has_followers else "")
+                text += "}" + _END + ("\n" if has_followers or call.texts else "")
+            text += "".join(call.texts)
         return text
 
     def _write_arguments(self, call: _ToolCall) -> str:

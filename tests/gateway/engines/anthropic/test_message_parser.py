@@ -9,6 +9,7 @@ import pytest
 from gateway.engines.anthropic.message_parser import MessageParser
 from gateway.engines.openai.stream_parser import InvalidAnswer, ReportedUsage
 from gateway.engines.protocol import ContextRefused
+from gateway.prompts.tool_calls.parser import ToolCallParser, parse_answer
 from tests.fakes.scripted_messages import call, events_of, message_of, text, thinking
 
 BLOCKS = [thinking("I think."), text("Let me look."), call("f", a=[1]), call("g")]
@@ -135,3 +136,39 @@ def test_empty_thinking_blocks_are_not_remembered_without_bound() -> None:
     empty = {"type": "content_block_start", "index": 0, "content_block": {"type": "redacted_thinking", "data": ""}}
     list(parser.feed(encoded(*[empty] * 20_000, *events_of(message_of(text("x"))))))
     assert remembered == [], "20,000 blocks occupy several megabytes"
+
+
+def test_blocks_that_alternate_keep_their_deltas() -> None:
+    def start(index: int, block: dict[str, Any]) -> dict[str, Any]:
+        empty = {"input": {}} if block["type"] == "tool_use" else {"text": ""}
+        return {"type": "content_block_start", "index": index, "content_block": {**block, **empty}}
+
+    def delta(index: int, kind: str, **content: str) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": index, "delta": {"type": kind, **content}}
+
+    events = [
+        start(0, text("")),
+        start(1, call("f")),
+        start(2, call("g")),
+        start(3, call("f")),
+        delta(2, "input_json_delta", partial_json='{"b": '),
+        delta(1, "input_json_delta", partial_json='{"a": 1}'),
+        delta(0, "text_delta", text="Look."),
+        delta(2, "input_json_delta", partial_json="2}"),
+        delta(9, "input_json_delta", partial_json='{"of": "no block"}'),
+        *({"type": "content_block_stop", "index": index} for index in (3, 2, 1, 0)),
+    ]
+    first, *_, last, stop = events_of(message_of(reason="tool_use"))
+    remembered: list[Any] = []
+    parser = MessageParser(is_streamed=True, remember=lambda text, calls, blocks: remembered.append(calls))
+    data = encoded(first, *events_of(message_of(thinking("a")))[2:-2], *events, last, stop)
+    said = "".join(piece.text for piece, _, _ in parser.feed(data))
+    content, found = parse_answer(ToolCallParser(["f", "g"], forced=False), said)
+    assert found == [("f", '{"a": 1}'), ("g", '{"b": 2}'), ("f", "{}")]
+    assert content.strip() == "Look."
+    assert remembered == [[("f", {"a": 1}), ("g", {"b": 2}), ("f", {})]]
+
+
+def test_events_after_the_end_are_ignored() -> None:
+    events = events_of(message_of(text("first")))
+    assert parsed(encoded(*events, *events))[0] == "first"

@@ -209,3 +209,26 @@ def test_refused_arguments_take_linear_time() -> None:
     for _ in range(100_000):
         writer.add([fragment(0, "f", " " * 20)])
     assert time.process_time() - began < 3, "15 s if the arguments so far are copied for each piece"
+
+
+@pytest.mark.parametrize("malformed", MalformedCalls)
+def test_text_within_a_call_stands_behind_it(malformed: MalformedCalls) -> None:
+    writer = ToolCallWriter(malformed)
+    text = writer.add_text("Let me look.")
+    text += writer.add([fragment(0, "f", '{"a"')])
+    assert writer.add_text("odd") == "", "it would become a part of the arguments"
+    text += writer.add([fragment(0, None, ": 1}")])
+    text += writer.add([fragment(1, "g", "{}")])
+    text += writer.add_text(" Then") + writer.add_text(" more.")
+    text += writer.finish(cut=False)
+    content, found = parse_answer(ToolCallParser(NAMES, forced=False, repairs=False), text)
+    assert found == [("f", '{"a": 1}'), ("g", "{}")]
+    assert "".join(content.split("\n")) == "Let me look.odd Then more."
+
+
+def test_text_after_a_complete_call_does_not_wait() -> None:
+    writer = ToolCallWriter(MalformedCalls.REPAIR)
+    writer.add([fragment(0, "f", "{}")])
+    assert writer.add_text("Then").endswith("</tool_call>\nThen")
+    assert writer.add_text(" more") == " more"
+    assert writer.finish(cut=False) == ""
