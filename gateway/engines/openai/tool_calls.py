@@ -98,8 +98,10 @@ class ToolCallWriter:
         return text
 
     def add_text(self, text: str) -> str:
-        """Add a piece of the answer's text, and return the text that follows from it: a piece that arrives within a tool
-        call stands behind the call."""
+        """Add a piece of the answer's text, and return the text that follows from it.
+
+        A piece that arrives within a tool call stands behind the call.
+        """
         if not text or self._position == len(self._calls):
             return text
         self._calls[-1].texts.append(text)
