@@ -115,15 +115,21 @@ def _changed(row: StoredResponse, change: Callable[[ConversationRecord], Convers
 
 
 async def append_response(store: ResponseStore, tenant: str, id: str, input: bytes, response: Response) -> bool:
-    """Add the input and the output of a response to a conversation, unless they are there. Return whether the
-    conversation still exists. Raises ResponseStoreError."""
+    """Add the input and the output of a response to a conversation, unless they are there. Raises ResponseStoreError.
+
+    Return whether they are there: not if the conversation was deleted, or if responses that ran at the same time have
+    made it too large.
+    """
     sent = msgspec.json.decode(input)
     new = input_items_with_ids(_without_ids(sent), response.id.removeprefix("resp_"))
     new += msgspec.to_builtins(response.output)
 
     def append(record: ConversationRecord) -> ConversationRecord:
         known = {item["id"] for item in record.items}
-        return replace(record, items=[*record.items, *(item for item in new if item["id"] not in known)])
+        after = replace(record, items=[*record.items, *(item for item in new if item["id"] not in known)])
+        # one response may exceed the maximum of its beginning; the next one is refused
+        check_size(after, times=2)
+        return after
 
     try:
         await change_conversation(store, tenant, id, append)
@@ -143,12 +149,13 @@ def _without_ids(items: Any) -> Any:
     return [{name: value for name, value in item.items() if name != "id"} for item in items]
 
 
-def check_size(record: ConversationRecord, param: str = "items") -> None:
-    """Raise RequestError if the conversation has too many items or bytes. `param`: the field at fault."""
-    if len(record.items) > MAX_ELEMENTS:
+def check_size(record: ConversationRecord, param: str = "items", *, times: int = 1) -> None:
+    """Raise RequestError if the conversation has too many items or bytes. `param`: the field at fault. `times`: factor
+    of the maxima."""
+    if len(record.items) > times * MAX_ELEMENTS:
         message = f"a conversation has at most {MAX_ELEMENTS} items; start a new one"
         raise RequestError(400, message, code="invalid_value", param=param)
     size = max(len(record.row.input), len(encode_json(record.items)))
-    if size > CONVERSATION_BYTES:
+    if size > times * CONVERSATION_BYTES:
         message = f"a conversation has at most {CONVERSATION_BYTES} bytes; start a new one"
         raise RequestError(413, message, code="too_large", param=param)
