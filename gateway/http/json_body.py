@@ -84,6 +84,12 @@ async def _read_counted(request: web.Request) -> bytes:
 
 def reserve_bytes(request: web.Request, size: int) -> None:
     """Count bytes that a request holds until it is answered. Raises RequestError if its API key uses too many."""
+    hold_bytes(request, size)
+    request[_BODY_BYTES] = request.get(_BODY_BYTES, 0) + size
+
+
+def hold_bytes(request: web.Request, size: int) -> None:
+    """Count bytes that a client has sent, until `drop_bytes`. Raises RequestError if its API key uses too many."""
     limit = request.app.get(BODY_BYTES_LIMIT)
     if limit is None:
         return
@@ -94,7 +100,13 @@ def reserve_bytes(request: web.Request, size: int) -> None:
         )
         raise RequestError(429, message, code="overloaded", headers=_CLOSE)
     limit.add(tenant, size)
-    request[_BODY_BYTES] = request.get(_BODY_BYTES, 0) + size
+
+
+def drop_bytes(request: web.Request, size: int) -> None:
+    """Stop counting bytes that `hold_bytes` counts."""
+    limit = request.app.get(BODY_BYTES_LIMIT)
+    if limit is not None:
+        limit.remove(request.get(TENANT, ""), size)
 
 
 def release_body(request: web.Request) -> None:
@@ -106,7 +118,7 @@ def release_body(request: web.Request) -> None:
 def release_bytes(request: web.Request) -> None:
     """Stop counting the bytes that a request holds."""
     if _BODY_BYTES in request:
-        request.app[BODY_BYTES_LIMIT].remove(request.get(TENANT, ""), request[_BODY_BYTES])
+        drop_bytes(request, request[_BODY_BYTES])
         del request[_BODY_BYTES]
 
 

@@ -4,6 +4,7 @@ import json
 import re
 
 _SPACE = " \t\n\r"
+_SPACES = re.compile(rf"[{_SPACE}]+")
 _PLAIN = {'"': re.compile(r'[^"\\\x00-\x1f]+'), "'": re.compile(r"[^\"'\\\x00-\x1f]+")}
 """Text inside a string that stands for itself, by the quote that ends the string."""
 _WORD = re.compile(r'[^\[\]{}",:\n]+')
@@ -21,6 +22,8 @@ _LITERALS = {
 }
 _ESCAPES = '"\\/bfnrtu'
 _HEX = re.compile(r"[0-9a-fA-F]*")
+_FENCE = re.compile(r"```\w*\s*")
+"""Beginning of a block of code."""
 _CLOSERS = {"{": "}", "[": "]"}
 
 
@@ -44,9 +47,9 @@ class JsonRepairer:
         """Brackets that are open."""
         self._opened = {"}": 0, "]": 0}
         """Number of open brackets by the bracket that closes them."""
-        self._held = ""
-        """Text that is not returned yet: a comma and white space, a value without quotes, or white space after a
-        quote."""
+        self._held: list[str] = []
+        """Pieces of text that is not returned yet: a comma and white space, a value without quotes, or white space
+        after a quote. They are joined once: text may arrive character by character."""
         self._other: list[str] = []
         """A text that is not an object."""
         self._quote = '"'
@@ -60,7 +63,7 @@ class JsonRepairer:
     def held(self) -> str:
         """The end of the text so far, from which no JSON was returned yet."""
         begin = {"escape": "\\", "hex": "\\", "quote": self._quote}.get(self._state, "")
-        return begin + self._held + "".join(self._other)
+        return "".join([begin, *self._held, *self._other])
 
     @property
     def is_in_string(self) -> bool:
@@ -84,13 +87,13 @@ class JsonRepairer:
         if self._state == "escape":
             self._out.append("\\\\")
         elif self._state == "hex":
-            self._out.append("\\\\" + self._held)
+            self._out.append("\\\\" + self._take_held())
         if self._state in ("string", "escape", "hex", "quote"):
             self._out.append('"')
             self._state = "colon" if self._is_key else "after"
         elif self._state == "word":
             self._end_word()
-        self._held = ""
+        self._held.clear()
         while self._stack:
             self._close()
         self.has_ended = True
@@ -98,6 +101,10 @@ class JsonRepairer:
 
     def _take(self) -> str:
         text, self._out = "".join(self._out), []
+        return text
+
+    def _take_held(self) -> str:
+        text, self._held = "".join(self._held), []
         return text
 
     def _step(self, text: str, position: int) -> int:
@@ -109,7 +116,7 @@ class JsonRepairer:
             case "escape" | "hex":
                 return self._read_escape(text, position)
             case "quote":
-                return self._read_quote(character, position)
+                return self._read_quote(text, position)
             case "word":
                 return self._read_word(text, position)
             case "start":
@@ -118,11 +125,10 @@ class JsonRepairer:
                 self._other.append(text[position:])
                 return len(text)
         if character in _SPACE:
-            if self._held:
-                self._held += character
-            else:
-                self._out.append(character)
-            return position + 1
+            space = _SPACES.match(text, position)
+            assert space is not None
+            (self._held or self._out).append(space[0])
+            return space.end()
         if character in "}]":
             self._close_with(character)
             return position + 1
@@ -136,11 +142,10 @@ class JsonRepairer:
 
     def _read_start(self, character: str, position: int) -> int:
         if character in "{[":
-            self._out.append(self._held)
-            self._held = ""
+            self._out.append(self._take_held())
             self._open(character)
         else:
-            self._held += character
+            self._held.append(character)
             if character not in _SPACE:
                 self._state = "other"
         return position + 1
@@ -156,8 +161,7 @@ class JsonRepairer:
                 self._state = "after"
                 return position
             return position + 1
-        self._out.append(self._held)
-        self._held = ""
+        self._out.append(self._take_held())
         if character in "{[":
             self._open(character)
             return position + 1
@@ -181,7 +185,7 @@ class JsonRepairer:
     def _read_after(self, character: str, position: int) -> int:
         if character == ":":
             return position + 1
-        self._held = ","
+        self._held = [","]
         self._state = "key" if self._stack[-1] == "{" else "value"
         return position + (character == ",")
 
@@ -195,8 +199,7 @@ class JsonRepairer:
         """Close the innermost bracket of this kind, and all inside it. Ignore a bracket that closes none."""
         if not self._opened[bracket]:
             return
-        self._out.append(self._held[1:])  # white space after a comma
-        self._held = ""
+        self._out.append(self._take_held()[1:])  # white space after a comma
         while self._close() != bracket:
             pass
 
@@ -218,14 +221,15 @@ class JsonRepairer:
     def _read_word(self, text: str, position: int) -> int:
         found = (_KEY if self._is_key else _WORD).match(text, position)
         if found is not None:
-            self._held += found[0]
+            self._held.append(found[0])
             return found.end()
         self._end_word()
         return position
 
     def _end_word(self) -> None:
-        word = self._held.rstrip(_SPACE)
-        space, self._held = self._held[len(word) :], ""
+        held = self._take_held()
+        word = held.rstrip(_SPACE)
+        space = held[len(word) :]
         if self._is_key or not (_NUMBER.fullmatch(word) or word in _LITERALS):
             self._out.append(json.dumps(word.rstrip("'"), ensure_ascii=False))
         else:
@@ -249,12 +253,15 @@ class JsonRepairer:
             self._out.append(_escape(character))
         return position + 1
 
-    def _read_quote(self, character: str, position: int) -> int:
+    def _read_quote(self, text: str, position: int) -> int:
         """Decide whether a quote ends the string. It does, unless the text after it can only be inside a string."""
+        character = text[position]
         if character in _SPACE:
-            self._held += character
-            return position + 1
-        held, self._held = self._held, ""
+            space = _SPACES.match(text, position)
+            assert space is not None
+            self._held.append(space[0])
+            return space.end()
+        held = self._take_held()
         if character in ",:}]" or (character == "=" and self._is_key):
             self._out.append('"' + held)
             self._state = "colon" if self._is_key else "after"
@@ -267,7 +274,7 @@ class JsonRepairer:
         if self._state == "escape":
             character = text[position]
             if character == "u":
-                self._state, self._held = "hex", "u"
+                self._state, self._held = "hex", ["u"]
                 return position + 1
             self._state = "string"
             if character in _ESCAPES:
@@ -277,16 +284,15 @@ class JsonRepairer:
                 return self._emit_character(character, position)
             self._out.append("\\\\")
             return position
-        digits = _HEX.match(text, position, position + 5 - len(self._held))
+        held = self._take_held()
+        digits = _HEX.match(text, position, position + 5 - len(held))
         assert digits is not None
-        self._held += digits[0]
-        if len(self._held) == 5:
-            self._out.append("\\" + self._held)
-        elif digits.end() == len(text):
+        held += digits[0]
+        if len(held) < 5 and digits.end() == len(text):
+            self._held = [held]
             return digits.end()
-        else:
-            self._out.append("\\\\" + self._held)
-        self._held, self._state = "", "string"
+        self._out.append(("\\" if len(held) == 5 else "\\\\") + held)
+        self._state = "string"
         return digits.end()
 
     def _emit_character(self, character: str, position: int) -> int:
@@ -302,20 +308,32 @@ def _escape(text: str) -> str:
 def _wrap(text: str) -> str:
     """Return JSON for a text that does not begin as an object or list does."""
     stripped = text.strip()
-    fence = re.fullmatch(r"```\w*\s*(.*?)\s*(?:```)?", stripped, re.DOTALL)
-    inner = stripped if fence is None else fence[1]
+    fence = _FENCE.match(stripped)
+    inner = stripped if fence is None else stripped[fence.end() :].removesuffix("```").rstrip()
     try:
-        value = json.loads(inner)
+        value = json.loads(inner, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         value = None if inner in ("", *_LITERALS) else inner
         if isinstance(value, str) and value[:1] in "{[":
             return repair_json(value)
     else:
         if isinstance(value, str) and value.strip()[:1] == "{":  # encoded twice
-            return repair_json(value.strip())
+            return repair_json(_without_surrogates(value.strip()))
         if value is not None and not isinstance(value, str):
             return text if inner is stripped else inner
-    return "{}" if value is None or value == "" else json.dumps({"arguments": value}, ensure_ascii=False)
+    if value is None or value == "":
+        return "{}"
+    return json.dumps({"arguments": _without_surrogates(value)}, ensure_ascii=False)
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python reads as numbers and JSON does not have."""
+    raise ValueError(name)
+
+
+def _without_surrogates(text: str) -> str:
+    """Return the text with question marks for lone surrogates, which no UTF-8 has."""
+    return text.encode(errors="replace").decode()
 
 
 def repair_json(text: str) -> str:

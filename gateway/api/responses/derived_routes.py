@@ -1,7 +1,6 @@
 """POST /v1/responses/input_tokens, and POST /v1/responses/compact."""
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -70,12 +69,13 @@ async def compact(request: web.Request) -> web.Response:
     call = await _build_call(request, {**content, **limits, "input": [*items, question]})
     if call.target.scope.is_deferred:
         raise RequestError(400, "a compaction cannot be deferred", code="unsupported_with_semantic")
-    inputs = [*(turn.input for turn in call.turn.previous_turns), encode_json(decode_json(call.raw)["input"][:-1])]
     generated = await pipeline.generate(call.target, call.spec)
     summary = (generated.output.value or "").strip()
     if not summary:
         raise FailedCall(Failure("engine_failed", "the model wrote no summary"))
-    text = "\n\n".join([*(f"The user wrote: {kept}" for kept in _newest_user_texts(inputs)), summary])
+    size = len(call.raw) + call.turn.size
+    kept = await pipeline.offload_if_long(lambda: _newest_user_texts(call), size, call.target.model)
+    text = "\n\n".join([*(f"The user wrote: {each}" for each in kept), summary])
     id = new_id(24)
     compacted = CompactedResponse(
         id=f"resp_{id}",
@@ -97,15 +97,16 @@ async def _build_call(request: web.Request, content: dict[str, Any]) -> Response
     return await build_call(request, await validate_async(request, content, ResponseRequest, raw), raw)
 
 
-def _newest_user_texts(inputs: Iterable[bytes]) -> list[str]:
-    """Return the newest texts of the user in some inputs, which are JSON."""
+def _newest_user_texts(call: ResponseCall) -> list[str]:
+    """Return the newest texts of the user in the conversation before a question."""
+    inputs: list[Any] = [decode_json(turn.input) for turn in call.turn.previous_turns]
     texts = [
         part["text"]
-        for input in inputs
-        for item in input_items_with_ids(decode_json(input), "")
+        for input in (*inputs, decode_json(call.raw)["input"][:-1])
+        for item in input_items_with_ids(input, "")
         if item["type"] == "message" and item["role"] == "user"
         for part in item["content"]
-        if part["type"] == "input_text"
+        if part["type"] == "input_text" and part["text"]
     ]
     kept: list[str] = []
     size = 0
@@ -113,5 +114,5 @@ def _newest_user_texts(inputs: Iterable[bytes]) -> list[str]:
         size += len(text)
         if size > _KEPT_CHARACTERS:
             break
-        kept.insert(0, text)
-    return kept
+        kept.append(text)
+    return kept[::-1]

@@ -58,6 +58,11 @@ async def resolve_references(
                 "`store` set to false are not stored: send the item itself"
             )
             raise RequestError(404, message, code="item_not_found", param=f"input.{index}.id")
+    sizes = {item_id: len(encode_json(known[item_id])) for item_id in places}
+    size = len(raw) + sum(sizes[item.id] for item in body.input or () if isinstance(item, ItemReference))
+    if size > CONVERSATION_BYTES:  # a short request can refer to one large item ten thousand times
+        message = f"the input with its items has {size} bytes; at most {CONVERSATION_BYTES} are allowed"
+        raise RequestError(413, message, code="too_large", param="input")
     content["input"] = [
         known[parsed.id] if isinstance(parsed, ItemReference) else item
         for item, parsed in zip(items, body.input or (), strict=True)

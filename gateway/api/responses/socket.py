@@ -13,7 +13,7 @@ from gateway.api.responses.conversations import LocalTurns, new_response_id
 from gateway.api.responses.creation import build_call, create_response
 from gateway.api.semantic.extension import DEFER_HEADER, SESSION_HEADER
 from gateway.errors import RequestError
-from gateway.http.json_body import release_bytes, reserve_bytes, validate_async
+from gateway.http.json_body import drop_bytes, hold_bytes, release_bytes, validate_async
 from gateway.http.middleware.admission import ADMISSION
 from gateway.http.middleware.errors import as_request_error, error_body
 from gateway.http.openapi import operation
@@ -62,10 +62,12 @@ class _Connection:
     def __init__(self, request: web.Request, socket: web.WebSocketResponse) -> None:
         self._request = request
         self._socket = socket
-        self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(_MAX_WAITING)
-        """Messages that have arrived and wait."""
+        self._messages: asyncio.Queue[bytes] = asyncio.Queue(_MAX_WAITING)
+        """Messages that have arrived and wait, in UTF-8: a text with one rare character has four bytes for each."""
         self._waiting_bytes = 0
         """Size of these messages."""
+        self._held_bytes = 0
+        """Bytes that count among those in progress: large messages that wait, and the one that is answered."""
         self._local = LocalTurns()
         self._ends_at = time.monotonic() + MAX_SECONDS
 
@@ -91,6 +93,7 @@ class _Connection:
                 if task is not None:
                     task.cancel()
             await asyncio.gather(*filter(None, (reading, answering)), return_exceptions=True)
+            self._drop(self._held_bytes)
 
     async def _read(self) -> None:
         """Read messages until the WebSocket is closed. Refuse those that exceed the limits of waiting messages.
@@ -101,13 +104,31 @@ class _Connection:
             message = await self._socket.receive()
             if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 return
-            size = len(message.data)
+            data = message.data if isinstance(message.data, bytes) else message.data.encode()
+            size = len(data)
             if self._messages.full() or (self._waiting_bytes and self._waiting_bytes + size > MAX_MESSAGE_BYTES):
                 refusal = "too many messages wait for an answer on this WebSocket; wait for the end of a response"
                 await self._send_error(RequestError(429, refusal, code="overloaded"), None)
                 continue
+            try:
+                self._hold(size)
+            except RequestError as error:
+                await self._send_error(error, None)
+                continue
             self._waiting_bytes += size
-            self._messages.put_nowait(message.data)
+            self._messages.put_nowait(data)
+            del message, data  # the next message may arrive after an hour
+
+    def _hold(self, size: int) -> None:
+        """Count a large message among the bytes in progress. Raises RequestError if there are too many."""
+        if size > _LARGE_BYTES:
+            hold_bytes(self._request, size)
+            self._held_bytes += size
+
+    def _drop(self, size: int) -> None:
+        """Stop counting bytes of large messages."""
+        self._held_bytes -= size
+        drop_bytes(self._request, size)
 
     async def _answer_next(self) -> None:
         """Wait for the next message and answer it. Raises TimeoutError at the end of the connection's time."""
@@ -121,8 +142,6 @@ class _Connection:
         content: dict[str, Any] = {}
         local_id = self._local.id
         try:
-            if len(message) > _LARGE_BYTES:
-                reserve_bytes(self._request, len(message))
             content = _decode(message)
             lane = _take_lane(content)
             await self._create(content, lane)
@@ -132,6 +151,8 @@ class _Connection:
             status = await self._send_error(as_request_error(error), lane)  # a variable would be a cycle
         finally:
             release_bytes(self._request)
+            if len(message) > _LARGE_BYTES:
+                self._drop(len(message))
         if local_id is not None and content.get("previous_response_id") == local_id == self._local.id:
             self._local.forget()  # as in OpenAI's API: the turn has failed
         count_request("WEBSOCKET", "/v1/responses", status)
@@ -189,11 +210,11 @@ class _Connection:
         return error.status
 
 
-def _decode(message: str | bytes) -> dict[str, Any]:
+def _decode(message: bytes) -> dict[str, Any]:
     """Return the content of a `response.create`. Raises RequestError for other messages."""
     try:
-        content = decode_json(message if isinstance(message, bytes) else message.encode())
-    except (BadJson, UnicodeError) as error:
+        content = decode_json(message)
+    except BadJson as error:
         raise RequestError(400, f"invalid message: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise RequestError(400, "the message must be a JSON object", code="invalid_json")

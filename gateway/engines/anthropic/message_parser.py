@@ -52,6 +52,7 @@ class _Message(msgspec.Struct):
 
 class _Event(_Message):
     type: str = ""
+    index: int | None = None
     message: _Message | None = None
     content_block: _Block | None = None
     delta: _Delta | None = None
@@ -67,6 +68,8 @@ _STATUSES = {"invalid_request_error": 400, "request_too_large": 413, "not_found_
 
 _MAX_THINKING = 4 << 20
 """Maximum size of the thinking of one answer that is remembered, in characters."""
+_BLOCK_SIZE = 300
+"""Size of a thinking block without its texts, in characters."""
 RememberThinking = Callable[[str, Sequence[tuple[str, Any]], Sequence[Block]], None]
 """Stores the thinking blocks of an answer with this text and these tool calls."""
 
@@ -80,15 +83,17 @@ class MessageParser(AnswerParser):
         super().__init__(**options)
         self._remember = remember
         self._thinking: list[dict[str, Any]] = []
-        """Thinking blocks, for the next request of the conversation."""
+        """Thinking blocks, for the next request of the conversation. Their texts are lists of pieces until the end."""
         self._thinking_size = 0
         self._texts: list[str] = []
         self._inputs: list[tuple[str, list[str]]] = []
         """Name of each tool call, and the pieces of its arguments."""
-        self._calls = 0
-        """Number of tool calls whose blocks have started."""
-        self._has_arguments = True
-        """Whether the tool call that grows has arguments."""
+        self._positions: dict[int | None, int] = {}
+        """Position of each tool call among the calls, by the index of its block."""
+        self._without_arguments: set[int] = set()
+        """Positions of the tool calls that have no arguments yet."""
+        self._is_over = False
+        """Whether the message has ended. Events after it are ignored."""
         self._counts = _Usage()
 
     def _push(self, event: bytes) -> ParsedPiece | None:
@@ -97,18 +102,21 @@ class MessageParser(AnswerParser):
 
     def _to_chunk(self, event: _Event) -> dict[str, Any] | None:
         """Return the chunk of a chat completion; None for events without a content."""
+        if self._is_over:
+            return None
         match event.type:
+            case "message_stop":
+                self._is_over = True
             case "message":
                 return self._whole(event)
             case "message_start" if event.message is not None:
                 return {"usage": self._usage(event.message.usage)}
             case "content_block_start" if event.content_block is not None:
-                return self._start(event.content_block)
+                return self._start(event.content_block, event.index)
             case "content_block_delta" if event.delta is not None:
-                return self._grow(event.delta)
-            case "content_block_stop" if not self._has_arguments:
-                self._has_arguments = True
-                return self._call(arguments="{}")
+                return self._grow(event.delta, event.index)
+            case "content_block_stop" if self._positions.get(event.index) in self._without_arguments:
+                return self._call(event.index, arguments="{}")
             case "message_delta" if event.delta is not None and event.delta.stop_reason is not None:
                 return self._end({"delta": {}}, event.delta.stop_reason, event.delta.stop_sequence, event.usage)
             case "error":
@@ -117,53 +125,68 @@ class MessageParser(AnswerParser):
                 return {"error": {"message": str(message), "code": _STATUSES.get(str(kind))}}
         return None
 
-    def _collect(self, block: _Block | _Delta) -> None:
-        """Record the parts of a block, or of a delta, that the next request needs."""
+    def _collect(self, block: _Block | _Delta, index: int | None) -> None:
+        """Record the parts of a block, or of a delta, that the next request needs. `index`: that of the block."""
         self._texts.append(block.text)
         if isinstance(block, _Delta):
-            if block.partial_json and self._inputs:
-                self._inputs[-1][1].append(block.partial_json)
+            if block.partial_json and index in self._positions:
+                self._inputs[self._positions[index]][1].append(block.partial_json)
         elif block.type == "tool_use":
+            self._positions[index] = len(self._inputs)
             self._inputs.append((block.name, [encode_json(block.input).decode()] if block.input else []))
         elif block.type == "thinking":
-            self._thinking.append({"type": block.type, "thinking": "", "signature": ""})
+            self._add_thinking({"type": block.type, "thinking": [], "signature": []}, _BLOCK_SIZE)
         elif block.type == "redacted_thinking":
-            self._thinking.append({"type": block.type, "data": block.data})
-            self._thinking_size += len(block.data)
+            self._add_thinking({"type": block.type, "data": block.data}, _BLOCK_SIZE + len(block.data))
         if (block.thinking or block.signature) and self._thinking and "signature" in self._thinking[-1]:
             self._thinking_size += len(block.thinking) + len(block.signature)
             if self._thinking_size <= _MAX_THINKING:
-                self._thinking[-1]["thinking"] += block.thinking
-                self._thinking[-1]["signature"] += block.signature
+                self._thinking[-1]["thinking"].append(block.thinking)
+                self._thinking[-1]["signature"].append(block.signature)
+
+    def _add_thinking(self, block: dict[str, Any], size: int) -> None:
+        """Record a block, unless the thinking is too large to be remembered."""
+        self._thinking_size += size
+        if self._thinking_size <= _MAX_THINKING:
+            self._thinking.append(block)
 
     def _end_thinking(self) -> None:
         """Pass on the thinking blocks of an answer that has ended."""
         if self._remember is not None and self._thinking and self._thinking_size <= _MAX_THINKING:
             calls = [(name, _parse_input("".join(pieces))) for name, pieces in self._inputs]
-            self._remember("".join(self._texts), calls, self._thinking)
+            blocks = [
+                {name: "".join(value) if isinstance(value, list) else value for name, value in block.items()}
+                for block in self._thinking
+            ]
+            self._remember("".join(self._texts), calls, blocks)
 
-    def _start(self, block: _Block) -> dict[str, Any] | None:
-        self._collect(block)
+    def _start(self, block: _Block, index: int | None) -> dict[str, Any] | None:
+        self._collect(block, index)
         if block.type == "tool_use":
-            self._calls += 1
-            arguments = encode_json(block.input).decode() if block.input else ""
-            self._has_arguments = bool(arguments)
-            return self._call(name=block.name, arguments=arguments)
+            self._without_arguments.add(self._positions[index])
+            return self._call(
+                index, name=block.name, arguments=encode_json(block.input).decode() if block.input else ""
+            )
         return _delta(content=block.text, reasoning_content=block.thinking)
 
-    def _grow(self, delta: _Delta) -> dict[str, Any] | None:
-        self._collect(delta)
+    def _grow(self, delta: _Delta, index: int | None) -> dict[str, Any] | None:
+        self._collect(delta, index)
         if delta.partial_json:
-            self._has_arguments = True
-            return self._call(arguments=delta.partial_json)
+            return self._call(index, arguments=delta.partial_json)
         return _delta(content=delta.text, reasoning_content=delta.thinking)
 
-    def _call(self, **function: str) -> dict[str, Any] | None:
-        return _delta(tool_calls=[{"index": self._calls - 1, "function": function}]) if self._calls else None
+    def _call(self, index: int | None, **function: str) -> dict[str, Any] | None:
+        """Return the chunk for a part of the tool call in the block with this index."""
+        position = self._positions.get(index)
+        if position is None:
+            return None
+        if function["arguments"]:
+            self._without_arguments.discard(position)
+        return _delta(tool_calls=[{"index": position, "function": function}])
 
     def _whole(self, message: _Message) -> dict[str, Any]:
-        for block in message.content:
-            self._collect(block)
+        for index, block in enumerate(message.content):
+            self._collect(block, index)
         calls = [block for block in message.content if block.type == "tool_use"]
         fields = {
             "content": "".join(block.text for block in message.content),

@@ -41,7 +41,7 @@ class ThinkingMemory:
 
     def remember(self, tenant: str, key: bytes, blocks: Sequence[Block]) -> None:
         """Store the thinking blocks of an answer."""
-        size = 100 + sum(len(str(value)) for block in blocks for value in block.values())
+        size = 100 + sum(300 + sum(map(len, block.values())) for block in blocks)  # a dict has some hundred bytes
         answers = self._blocks.setdefault(tenant, OrderedDict())
         self._blocks.move_to_end(tenant)
         self._forget(tenant, key)

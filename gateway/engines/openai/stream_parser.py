@@ -210,7 +210,8 @@ class AnswerParser:
         if message is None:
             text, reasoning = choice.text or "", ""
         else:
-            text, reasoning = message.content or "", message.reasoning_content or message.reasoning or ""
+            text = self._tool_calls.add_text(message.content or "")
+            reasoning = message.reasoning_content or message.reasoning or ""
             if message.tool_calls:
                 text += self._tool_calls.add(message.tool_calls, whole=choice.delta is None)
         finish = None

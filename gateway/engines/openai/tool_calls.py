@@ -10,6 +10,8 @@ import msgspec
 from gateway.runtime.json_repair import JsonRepairer
 
 _BEGIN, _END = "<tool_call>\n", "\n</tool_call>"
+_MAX_CALLS = 1_000
+"""Maximum number of tool calls in one answer. Each occupies some kilobytes, however short it is."""
 
 
 class MalformedCalls(Enum):
@@ -51,8 +53,10 @@ class _ToolCall:
         self.name = ""
         self.pending: list[str] = []
         """Pieces of the arguments that were not written yet."""
-        self.written = ""
-        """Arguments as the server sent them, if malformed ones are refused."""
+        self.written: list[str] = []
+        """Pieces of the arguments as the server sent them, if malformed ones are refused."""
+        self.texts: list[str] = []
+        """Pieces of the answer's text that arrived after the call had begun. They follow it."""
         self.is_begun = False
         self.repairer = JsonRepairer()
 
@@ -66,6 +70,9 @@ class ToolCallWriter:
     def __init__(self, malformed: MalformedCalls) -> None:
         self._malformed = malformed
         self._calls: list[_ToolCall] = []
+        self._by_index: dict[int, _ToolCall] = {}
+        """The latest call of each index."""
+        self._by_id: dict[str, _ToolCall] = {}
         self._position = 0
         """Position of the call that is being written."""
 
@@ -75,18 +82,30 @@ class ToolCallWriter:
         return len(self._calls)
 
     def add(self, fragments: Sequence[ToolCallFragment], *, whole: bool = False) -> str:
-        """Add fragments, and return the text that follows from them. `whole`: each is a complete tool call."""
+        """Add fragments, and return the text that follows from them. `whole`: each is a complete tool call.
+
+        Raises ValueError if there are too many calls.
+        """
         text = ""
         for fragment in fragments:
             call = None if whole else self._find(fragment)
             if call is None:
-                call = _ToolCall(fragment.index, fragment.id)
-                self._calls.append(call)
+                call = self._begin(fragment)
             call.name = call.name or fragment.function.name or ""
             if fragment.function.arguments:
                 call.pending.append(fragment.function.arguments)
             text += self._write(last=False)
         return text
+
+    def add_text(self, text: str) -> str:
+        """Add a piece of the answer's text, and return the text that follows from it.
+
+        A piece that arrives within a tool call stands behind the call.
+        """
+        if not text or self._position == len(self._calls):
+            return text
+        self._calls[-1].texts.append(text)
+        return self._write(last=False)
 
     def finish(self, *, cut: bool) -> str:
         """Return the end of the text. `cut`: a limit of tokens ended the answer, so the last call gets no end.
@@ -95,19 +114,30 @@ class ToolCallWriter:
         """
         return self._write(last=not cut)
 
+    def _begin(self, fragment: ToolCallFragment) -> _ToolCall:
+        """Return a new call for its first fragment."""
+        if len(self._calls) == _MAX_CALLS:
+            raise ValueError(f"the answer has more than {_MAX_CALLS} tool calls")
+        call = _ToolCall(fragment.index, fragment.id)
+        self._calls.append(call)
+        if call.index is not None:
+            self._by_index[call.index] = call
+        if call.id:
+            self._by_id[call.id] = call
+        return call
+
     def _find(self, fragment: ToolCallFragment) -> _ToolCall | None:
         """Return the call that a fragment continues; None if it begins another call."""
-        is_named = bool(fragment.function.name)
-        for call in reversed(self._calls):
-            if fragment.index is not None and call.index is not None:
-                if call.index == fragment.index:
-                    return None if is_named and fragment.id and call.id and fragment.id != call.id else call
-            elif fragment.id and call.id:
-                if call.id == fragment.id:
-                    return call
-            else:
-                return None if is_named and call.name else call
-        return None
+        if not self._calls:
+            return None
+        is_named, last = bool(fragment.function.name), self._calls[-1]
+        if fragment.index is not None and last.index is not None:
+            call = self._by_index.get(fragment.index)
+            is_other = call is not None and is_named and fragment.id and call.id and fragment.id != call.id
+            return None if is_other else call
+        if fragment.id and last.id:
+            return self._by_id.get(fragment.id)
+        return None if is_named and last.name else last
 
     def _write(self, *, last: bool) -> str:
         """Return the text of the calls up to the one whose end is not known yet. `last`: all calls have ended."""
@@ -119,13 +149,15 @@ class ToolCallWriter:
             if self._malformed is MalformedCalls.PASS:
                 has_ended = last or has_followers
             else:
-                has_ended = last or (has_followers and bool(call.name) and call.repairer.has_ended)
+                is_left = has_followers or bool(call.texts)
+                has_ended = last or (is_left and bool(call.name) and call.repairer.has_ended)
             if not has_ended:
                 break
             text += self._end(call) if call.is_begun else self._nameless()
             self._position += 1
             if call.is_begun:
-                text += "}" + _END + ("\n" if has_followers else "")
+                text += "}" + _END + ("\n" if has_followers or call.texts else "")
+            text += "".join(call.texts)
         return text
 
     def _write_arguments(self, call: _ToolCall) -> str:
@@ -135,7 +167,7 @@ class ToolCallWriter:
             text = f'{_BEGIN}{{"name": {json.dumps(call.name)}, "arguments": '
         for piece in call.pending:
             if self._malformed is MalformedCalls.REFUSE:
-                call.written += piece
+                call.written.append(piece)
             text += piece if self._malformed is MalformedCalls.PASS else call.repairer.push(piece)
         call.pending.clear()
         return text
@@ -144,7 +176,8 @@ class ToolCallWriter:
         """Return the end of a call's arguments."""
         if self._malformed is MalformedCalls.PASS:
             return ""
-        if self._malformed is MalformedCalls.REFUSE and call.written.strip() and not _is_json(call.written):
+        written = "".join(call.written)
+        if self._malformed is MalformedCalls.REFUSE and written.strip() and not _is_json(written):
             raise MalformedToolCall(f"the arguments of a call of {call.name[:64]!r} are not JSON")
         return call.repairer.finish()
 

@@ -21,13 +21,13 @@ class ArgumentsReader:
         self._repairer: JsonRepairer | None = None
         """Repairer of an object."""
         self._scanner = JsonScanner()
-        self._value = ""
-        """The text so far of a value that is not an object."""
+        self._value: list[str] = []
+        """Pieces of the text so far of a value that is not an object."""
 
     @property
     def held(self) -> str:
         """The end of the text so far that was not returned yet."""
-        return self._value if self._repairer is None else self._repairer.held
+        return "".join(self._value) if self._repairer is None else self._repairer.held
 
     def push(self, text: str) -> str:
         """Add text. Return the arguments that follow from it; the caller keeps the text that was not consumed."""
@@ -40,10 +40,10 @@ class ArgumentsReader:
         self.consumed = len(piece)
         if not self._repairs:
             return piece
-        self._value += piece
+        self._value.append(piece)
         if not self.has_ended:
             return ""
-        value, self._value = self._value, ""
+        value, self._value = "".join(self._value), []
         return repair_json(value)
 
     def _push_object(self, repairer: JsonRepairer, text: str) -> str:

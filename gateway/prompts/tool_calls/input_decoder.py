@@ -6,6 +6,8 @@ import re
 _BEGIN = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 _BEGINS = re.compile(r'\s*(?:\{\s*(?:"(?:i(?:n(?:p(?:u(?:t(?:"\s*(?::\s*)?)?)?)?)?)?)?)?)?')
 """Pattern of the beginnings of `_BEGIN`."""
+_MAX_BEGIN = 1_000
+"""Length in characters after which a text without a complete beginning has another form."""
 _ESCAPE = re.compile(r'\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 """Pattern of an escape. Characters beyond 16 bits have two escapes, which are one match."""
 _PART = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?")
@@ -27,7 +29,7 @@ class InputDecoder:
             begin = _BEGIN.match(self._buffer)
             if begin is not None:
                 self._buffer, self._state = self._buffer[begin.end() :], "string"
-            elif _BEGINS.fullmatch(self._buffer) is None:
+            elif len(self._buffer) > _MAX_BEGIN or _BEGINS.fullmatch(self._buffer) is None:
                 self._state = "other"
         match self._state:
             case "string":

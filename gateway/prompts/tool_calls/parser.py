@@ -40,6 +40,8 @@ _TEXT_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*\}[ \t]*\n')
 _TEXT_HEAD_BEGINS = re.compile(r'\{\s*"name"\s*:\s*"(?:[^"\\]|\\.)*"\s*\}[ \t]*')
 _MAX_HEAD = 400
 """Length in characters after which a text without a complete head is not a tool call."""
+_MAX_HELD = 2_000
+"""Number of characters from which white space is no longer held back until it is known what follows it."""
 _SLICE = 8_192
 """Number of characters that are searched for tool calls at a time."""
 _INPUT_BEGIN = '{"input": "'
@@ -201,13 +203,14 @@ class ToolCallParser:
             self._pending_mark, self._buffer = _OPEN, self._buffer[position + len(_OPEN) :]
             self._state, self._marked = "between", True
             return
-        if not self._text_emitted and not self._buffer.strip() and not last:
+        if not self._text_emitted and len(self._buffer) < _MAX_HELD and not self._buffer.strip() and not last:
             return  # white space before a tool call is no text
         if self._calls and self._after_call:
             self._buffer = self._buffer.lstrip("\n")
         text = self._buffer
         if not last or self._forced:  # line breaks before a mark are part of it
-            text = text[: len(text) - suffix_overlap(text, _OPEN)].rstrip("\n")
+            text = text[: len(text) - suffix_overlap(text, _OPEN)]
+            text = text.rstrip("\n") or text[:-_MAX_HELD]
         self._buffer = self._buffer[len(text) :]
         yield from self._emit(text)
 
@@ -246,7 +249,7 @@ class ToolCallParser:
             self._buffer = self._pending_mark = ""
             return
         growing = not rest or rest.startswith("{") or (self._marked and _CLOSE.startswith(rest))
-        if head is None and growing and len(rest) < _MAX_HEAD and not last:
+        if head is None and growing and len(rest) < _MAX_HEAD and len(self._buffer) < _MAX_HELD and not last:
             return
         if last and not rest:
             return

@@ -103,3 +103,33 @@ def test_hostile_text_takes_linear_time(text: str) -> None:
     began = time.process_time()
     repair_json(text)
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```x" + " " * 100_000 + "x",
+        " " * 2_000_000,
+        '{"a": 1,' + " " * 2_000_000 + '"b": 2}',
+        '{"a": "b"' + " " * 2_000_000 + "}",
+    ],
+)
+def test_white_space_takes_linear_time(text: str) -> None:
+    began = time.process_time()
+    repair_json(text)
+    assert time.process_time() - began < 5, "minutes if it is copied for each character, or searched again"
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "```\nNaN\n```", "[NaN, Infinity]"])
+def test_numbers_that_only_python_has_are_no_json(text: str) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    json.loads(repair_json(text), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '"{\\"a\\": \\"\\ud800\\"}"', "\ud800"])
+def test_text_in_place_of_an_object_has_no_lone_surrogate(text: str) -> None:
+    repaired = repair_json(text)
+    assert isinstance(json.loads(repaired.encode()), dict)
+    assert "?" in repaired

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiohttp import web
 from openai.types.conversations import (
     Conversation,
     ConversationDeletedResource,
@@ -216,3 +217,33 @@ async def test_a_conversation_that_is_too_large_is_refused(
     assert len(await items_of(client, id)) == 3, "an answer is never lost"
     refused = await ask(client, 413, conversation=id)
     assert (refused["error"]["code"], refused["error"]["param"]) == ("too_large", "conversation")
+
+
+async def test_parallel_responses_cannot_make_a_conversation_too_large(
+    scripted_gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, server, _ = scripted_gateway
+    monkeypatch.setattr("gateway.api.responses.conversation_store.CONVERSATION_BYTES", 100_000)
+    go_on = asyncio.Event()
+
+    async def wait(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await go_on.wait()
+        return await says("x")(request, body)
+
+    server.always = wait
+    async with client.post("/v1/conversations", json={}) as answer:
+        id = (await answer.json())["id"]
+    body = {"model": "fake", "input": "x" * 9_000, "conversation": id}
+    running = [asyncio.ensure_future(client.post("/v1/responses", json=body)) for _ in range(40)]
+    async with asyncio.timeout(60):
+        while len(server.asked) < 40:
+            await asyncio.sleep(0.01)
+        go_on.set()
+        for answer in await asyncio.gather(*running):
+            assert answer.status == 200
+            await answer.read()
+    async with client.get(f"/v1/conversations/{id}/items?limit=100") as answer:
+        assert answer.status == 200
+        assert 100_000 < len(await answer.read()) < 210_000
+    async with client.post("/v1/responses", json={**body, "input": "x"}) as answer:
+        assert answer.status == 413

@@ -10,6 +10,7 @@ import pytest
 from compat.bounds import MAX_ELEMENTS
 from gateway.api.responses.conversation_store import (
     ConversationRecord,
+    _turns,
     change_conversation,
     check_size,
     create_conversation,
@@ -66,3 +67,37 @@ async def test_a_conversation_has_a_maximum_number_of_items(store: SqliteRespons
     for tenant, other in (("other", record.conversation.id), ("t", "conv_x"), ("t", "resp_x")):
         with pytest.raises(RequestError, match="not found"):
             await find_conversation(store, tenant, other)
+
+
+@pytest.mark.parametrize("size", [1, 300_000])
+async def test_many_changes_at_the_same_time_take_turns(
+    store: SqliteResponseStore, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    id = (await create_conversation(store, "t", [{**USER, "content": "x" * size}], {})).conversation.id
+    other = (await create_conversation(store, "t", [USER], {})).conversation.id
+    found: list[str] = []
+    find = store.find
+
+    async def count(tenant: str, id: str) -> Any:
+        found.append(id)
+        return await find(tenant, id)
+
+    monkeypatch.setattr(store, "find", count)
+    await asyncio.gather(
+        *(change_conversation(store, "t", id, adds(str(number))) for number in range(100)),
+        change_conversation(store, "t", other, adds("y")),
+    )
+    assert len(found) == 101, "5,000 if each of them tries again after each change, until some fail"
+    assert found.index(other) < 10, "no request waits for the changes of another conversation"
+    assert len((await find_conversation(store, "t", id)).items) == 101
+    assert not _turns, "a lock is forgotten after the last change"
+
+
+async def test_a_cancelled_change_lets_the_next_begin(store: SqliteResponseStore) -> None:
+    id = (await create_conversation(store, "t", [USER], {})).conversation.id
+    first, second, third = (asyncio.ensure_future(change_conversation(store, "t", id, adds(name))) for name in "abc")
+    await asyncio.sleep(0)
+    first.cancel()
+    second.cancel()
+    assert [item["id"] for item in (await third).items][-1] == "c"
+    await asyncio.gather(first, second, return_exceptions=True)

@@ -128,6 +128,16 @@ async def test_a_compacted_conversation_is_small(scripted_gateway: ScriptedGatew
         assert answer.status == 400
 
 
+async def test_a_compaction_keeps_the_newest_texts_in_their_order(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = says("sum")
+    texts = ["old " * 20_000, "one", "", "two"]
+    items = [{"role": "user", "content": [{"type": "input_text", "text": text}]} for text in texts]
+    told = await post(client, "compact", model="fake", input=items)
+    text = read_compaction(told["output"][0]["encrypted_content"])
+    assert text == "The user wrote: one\n\nThe user wrote: two\n\nsum", "an empty text says nothing"
+
+
 async def test_a_compaction_is_cancelled_when_the_client_disconnects(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     server.script = [hangs("one ")]

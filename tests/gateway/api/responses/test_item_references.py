@@ -73,3 +73,15 @@ async def test_what_takes_the_place_of_a_reference_is_checked(scripted_gateway: 
     reasoning = f"rs_{kept['id'].removeprefix('resp_')}_1"
     refused = await ask(client, 400, input=[reference(reasoning)])
     assert (refused["error"]["param"], refused["error"]["message"]) == ("input", "input: input has no message")
+
+
+async def test_one_large_item_cannot_be_repeated_without_bound(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    stored = await ask(client, input=[{"role": "user", "content": "x" * 100_000}])
+    async with client.get(f"/v1/responses/{stored['id']}/input_items") as answer:
+        (item,) = (await answer.json())["data"]
+    await ask(client, input=[reference(item["id"])] * 10)
+    asked_before = len(server.asked)
+    refused = await ask(client, 413, input=[reference(item["id"])] * 200)
+    assert (refused["error"]["code"], refused["error"]["param"]) == ("too_large", "input")
+    assert len(server.asked) == asked_before

@@ -267,6 +267,37 @@ async def test_large_messages_count_among_the_bytes_in_progress(scripted_gateway
         assert limit.amount("") == 0
 
 
+async def test_large_messages_that_wait_count_among_the_bytes_in_progress(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    go_on = asyncio.Event()
+    server.script = [waits(go_on, says("first"))]
+    limit = client.app[BODY_BYTES_LIMIT]
+    async with connected(client) as socket:
+        await send(socket)
+        assert (await receive(socket)).type == "response.created"
+        assert (await receive(socket)).type == "response.in_progress"
+        await send(socket, input="x" * 100_000 + "\N{GRINNING FACE}")
+        async with asyncio.timeout(10):
+            while not 100_000 < limit.amount("") < 110_000:
+                await asyncio.sleep(0.01)
+        rest = limit.own - limit.amount("")
+        limit.add("", rest)
+        await send(socket, input="x" * 100_000)
+        refused = await receive(socket)
+        assert (refused.type, refused.status, refused.error.code) == ("error", 429, "overloaded")
+        limit.remove("", rest)
+        go_on.set()
+        assert [(await events_until_end(socket))[-1].type for _ in range(2)] == ["response.completed"] * 2
+        assert limit.amount("") == 0
+        server.script = [hangs("never")]
+        await send(socket)
+        await receive(socket)
+        await send(socket, input="x" * 100_000)
+    async with asyncio.timeout(10):
+        while limit.amount("") or not server.aborted:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_connection_ends_after_its_time(
     scripted_gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

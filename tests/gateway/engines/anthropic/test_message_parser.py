@@ -1,6 +1,7 @@
 """gateway/engines/anthropic/message_parser.py: events and whole messages, with faults."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from gateway.engines.anthropic.message_parser import MessageParser
 from gateway.engines.openai.stream_parser import InvalidAnswer, ReportedUsage
 from gateway.engines.protocol import ContextRefused
+from gateway.prompts.tool_calls.parser import ToolCallParser, parse_answer
 from tests.fakes.scripted_messages import call, events_of, message_of, text, thinking
 
 BLOCKS = [thinking("I think."), text("Let me look."), call("f", a=[1]), call("g")]
@@ -110,3 +112,63 @@ def test_unusual_events_do_no_harm(events: list[Any]) -> None:
 def test_invalid_events_are_faults(data: bytes) -> None:
     with pytest.raises(InvalidAnswer):
         parsed(data)
+
+
+def test_thinking_takes_linear_time() -> None:
+    remembered: list[Any] = []
+    parser = MessageParser(is_streamed=True, remember=lambda text, calls, blocks: remembered.append(blocks))
+    message = message_of(thinking("ab" * 1_000_000), text("x"))
+    first, *rest = events_of(message)
+    grown = {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "a" * 20}}
+    events = [event for event in rest if event.get("delta", {}).get("type") != "thinking_delta"]
+    started = next(index for index, event in enumerate(events) if event["type"] == "content_block_start") + 1
+    data = encoded(first, *events[:started], *[grown] * 150_000, *events[started:])
+    began = time.process_time()
+    for start in range(0, len(data), 60_000):
+        list(parser.feed(data[start : start + 60_000]))
+    assert time.process_time() - began < 5, "8 s if the thinking so far is copied for each piece"
+    assert remembered == [[{"type": "thinking", "thinking": "a" * 3_000_000, "signature": "theirs"}]]
+
+
+def test_empty_thinking_blocks_are_not_remembered_without_bound() -> None:
+    remembered: list[Any] = []
+    parser = MessageParser(is_streamed=True, remember=lambda text, calls, blocks: remembered.append(blocks))
+    empty = {"type": "content_block_start", "index": 0, "content_block": {"type": "redacted_thinking", "data": ""}}
+    list(parser.feed(encoded(*[empty] * 20_000, *events_of(message_of(text("x"))))))
+    assert remembered == [], "20,000 blocks occupy several megabytes"
+
+
+def test_blocks_that_alternate_keep_their_deltas() -> None:
+    def start(index: int, block: dict[str, Any]) -> dict[str, Any]:
+        empty = {"input": {}} if block["type"] == "tool_use" else {"text": ""}
+        return {"type": "content_block_start", "index": index, "content_block": {**block, **empty}}
+
+    def delta(index: int, kind: str, **content: str) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": index, "delta": {"type": kind, **content}}
+
+    events = [
+        start(0, text("")),
+        start(1, call("f")),
+        start(2, call("g")),
+        start(3, call("f")),
+        delta(2, "input_json_delta", partial_json='{"b": '),
+        delta(1, "input_json_delta", partial_json='{"a": 1}'),
+        delta(0, "text_delta", text="Look."),
+        delta(2, "input_json_delta", partial_json="2}"),
+        delta(9, "input_json_delta", partial_json='{"of": "no block"}'),
+        *({"type": "content_block_stop", "index": index} for index in (3, 2, 1, 0)),
+    ]
+    first, *_, last, stop = events_of(message_of(reason="tool_use"))
+    remembered: list[Any] = []
+    parser = MessageParser(is_streamed=True, remember=lambda text, calls, blocks: remembered.append(calls))
+    data = encoded(first, *events_of(message_of(thinking("a")))[2:-2], *events, last, stop)
+    said = "".join(piece.text for piece, _, _ in parser.feed(data))
+    content, found = parse_answer(ToolCallParser(["f", "g"], forced=False), said)
+    assert found == [("f", '{"a": 1}'), ("g", '{"b": 2}'), ("f", "{}")]
+    assert content.strip() == "Look."
+    assert remembered == [[("f", {"a": 1}), ("g", {"b": 2}), ("f", {})]]
+
+
+def test_events_after_the_end_are_ignored() -> None:
+    events = events_of(message_of(text("first")))
+    assert parsed(encoded(*events, *events))[0] == "first"

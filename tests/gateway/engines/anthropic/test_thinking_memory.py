@@ -59,3 +59,9 @@ def test_sizes_are_counted_exactly() -> None:
         for tenant, answers in memory._blocks.items():
             assert memory._sizes[tenant] == sum(size for _, size in answers.values()) <= 5_000
         assert len(memory._blocks) <= 4
+
+
+def test_empty_blocks_have_a_size() -> None:
+    memory = ThinkingMemory(tenant_bytes=10_000)
+    memory.remember("ann", b"1", [{"type": "redacted_thinking", "data": ""}] * 1_000)
+    assert memory.recall("ann", b"1") == ()

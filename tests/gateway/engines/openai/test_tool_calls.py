@@ -1,6 +1,7 @@
 """gateway/engines/openai/tool_calls.py: tool calls of upstream servers are checked before clients get them."""
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,3 +180,55 @@ async def test_a_refused_call_fails_and_the_server_stays_in_use() -> None:
             assert (response.status, "malformed tool call" in error["message"]) == (503, True), error
         async with client.post("/v1/chat/completions", json=body) as response:
             assert response.status == 200
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_an_answer_has_a_bounded_number_of_calls(has_index: bool) -> None:
+    def calls(count: int) -> list[ToolCallFragment]:
+        return [fragment(n if has_index else None, "f", "{}", f"call_{n}") for n in range(count)]
+
+    assert len(calls_of([calls(1_000)])) == 1_000
+    with pytest.raises(ValueError, match="more than 1000 tool calls"):
+        calls_of([calls(1_001)])
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_fragments_find_their_call_in_constant_time(has_index: bool) -> None:
+    writer = ToolCallWriter(MalformedCalls.REPAIR)
+    ids = [f"call_{number}" for number in range(1_000)]
+    writer.add([fragment(n if has_index else None, "f", "{", id) for n, id in enumerate(ids)])
+    began = time.process_time()
+    writer.add([fragment(0 if has_index else None, None, " ", ids[0]) for _ in range(100_000)])
+    assert time.process_time() - began < 3, "8 s if all calls are searched"
+    assert writer.count == 1_000
+
+
+def test_refused_arguments_take_linear_time() -> None:
+    writer = ToolCallWriter(MalformedCalls.REFUSE)
+    began = time.process_time()
+    for _ in range(100_000):
+        writer.add([fragment(0, "f", " " * 20)])
+    assert time.process_time() - began < 3, "15 s if the arguments so far are copied for each piece"
+
+
+@pytest.mark.parametrize("malformed", MalformedCalls)
+def test_text_within_a_call_stands_behind_it(malformed: MalformedCalls) -> None:
+    writer = ToolCallWriter(malformed)
+    text = writer.add_text("Let me look.")
+    text += writer.add([fragment(0, "f", '{"a"')])
+    assert writer.add_text("odd") == "", "it would become a part of the arguments"
+    text += writer.add([fragment(0, None, ": 1}")])
+    text += writer.add([fragment(1, "g", "{}")])
+    text += writer.add_text(" Then") + writer.add_text(" more.")
+    text += writer.finish(cut=False)
+    content, found = parse_answer(ToolCallParser(NAMES, forced=False, repairs=False), text)
+    assert found == [("f", '{"a": 1}'), ("g", "{}")]
+    assert "".join(content.split("\n")) == "Let me look.odd Then more."
+
+
+def test_text_after_a_complete_call_does_not_wait() -> None:
+    writer = ToolCallWriter(MalformedCalls.REPAIR)
+    writer.add([fragment(0, "f", "{}")])
+    assert writer.add_text("Then").endswith("</tool_call>\nThen")
+    assert writer.add_text(" more") == " more"
+    assert writer.finish(cut=False) == ""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -59,3 +60,13 @@ def test_a_marked_call_of_a_free_answer_never_has_malformed_arguments(arguments:
     if parser.calls and parser.whole:
         for _, found in calls:
             json.loads(found)
+
+
+def test_a_value_that_is_not_an_object_takes_linear_time() -> None:
+    reader = ArgumentsReader(MARK, repairs=True)
+    reader.push('"')
+    began = time.process_time()
+    for _ in range(100_000):
+        reader.push("x" * 20)
+    assert time.process_time() - began < 2, "3 s and more if the value so far is copied for each piece"
+    assert reader.push('"') == json.dumps({"arguments": "x" * 2_000_000})

@@ -256,3 +256,17 @@ def test_the_input_of_a_call_may_be_a_text(
             else:
                 assert json.loads(written) == ({"input": expected} if name == "edit" else json.loads(expected))
         assert parser.whole == (not is_cut or not calls)
+
+
+@pytest.mark.parametrize("begin", ["", "text", "<tool_call>", "[", '<tool_call>{"name": "add", "arguments": {}}'])
+@pytest.mark.parametrize("character", [" ", "\n", "["])
+def test_white_space_is_held_back_within_a_bound(begin: str, character: str) -> None:
+    reader = ToolCallParser(NAMES, forced=False)
+    began = time.process_time()
+    found = reader.push(begin)
+    for _ in range(100_000):
+        found += reader.push(character)
+    assert time.process_time() - began < 5, "4 to 20 s if it is all searched for each character"
+    if "add" not in begin:
+        text = "".join(event.text for event in found if isinstance(event, AnswerText))
+        assert len(text) > 90_000, "it was emitted while it arrived"
