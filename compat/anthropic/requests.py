@@ -17,6 +17,7 @@ from pydantic import (
 from compat.anthropic.blocks import CacheControl, InputMessage, TextBlock, ToolName
 from compat.bounds import BoundedModel, TokenCount
 from compat.openai.base import MAX_STOP_LENGTH, MAX_STOPS, Request, field_error
+from compat.openai.custom_tools import SmallGrammars
 from compat.openai.response_formats import enforced_schema
 from compat.openai.schemas.policy import Enforcement
 from compat.openai.semantic import Semantic
@@ -148,7 +149,7 @@ class CountTokensRequest(Request):
     model: str
     messages: list[InputMessage] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
-    tools: list[AnyTool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[AnyTool] | None, SmallGrammars] = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

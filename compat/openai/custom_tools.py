@@ -16,7 +16,7 @@ GrammarSyntax = Literal["lark", "regex"]
 
 
 MAX_GRAMMARS_LENGTH = 256 << 10
-"""Maximum length of the grammars of all custom tools of a request together, in characters."""
+"""Maximum length of all grammars of custom tools and patterns of strict tools in a request, in characters."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,22 @@ def _is_enforceable(schema: Any) -> bool:
 
 
 def check_size_of_grammars(content: Any) -> Any:
-    """Return tools of a request, or items that contain tools. Raises ValueError if their grammars are too large.
+    """Return tools of a request, or items that contain tools. Raises ValueError if their grammars and patterns are too
+    large.
 
     It is the validator of a field before its content is checked: to compile a grammar of 64 KiB may take 0.2 s.
     """
     if sum(_lengths_of_grammars(content)) > MAX_GRAMMARS_LENGTH:
-        raise ValueError(f"the grammars of all custom tools have at most {MAX_GRAMMARS_LENGTH} characters together")
+        raise ValueError(
+            f"the grammars of all custom tools and the patterns of all strict tools have at most {MAX_GRAMMARS_LENGTH} "
+            "characters together"
+        )
     return content
 
 
 def _lengths_of_grammars(tools: Any, levels: int = 3) -> Iterator[int]:
-    """Yield the length of each grammar. `levels`: levels of tools, of which an item with namespaces has three."""
+    """Yield the length of each grammar and pattern. `levels`: levels of tools, of which an item with namespaces has
+    three."""
     for tool in tools if isinstance(tools, list) else ():
         if not isinstance(tool, dict):
             continue
@@ -107,8 +112,26 @@ def _lengths_of_grammars(tools: Any, levels: int = 3) -> Iterator[int]:
             grammar = format.get("grammar")
             definition = (grammar if isinstance(grammar, dict) else format).get("definition")
             yield len(definition) if isinstance(definition, str) else 0
+        function = tool.get("function")
+        described = function if isinstance(function, dict) else tool
+        if described.get("strict"):
+            yield from _lengths_of_patterns(described.get("parameters") or described.get("input_schema"))
         if levels > 1 and "tools" in tool:
             yield from _lengths_of_grammars(tool["tools"], levels - 1)
+
+
+def _lengths_of_patterns(schema: Any) -> Iterator[int]:
+    """Yield the length of each pattern in a JSON schema."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _lengths_of_patterns(each)
+    elif isinstance(schema, dict):
+        for key, value in schema.items():
+            if key == "pattern" and isinstance(value, str):
+                yield len(value)
+            elif key == "patternProperties" and isinstance(value, dict):
+                yield from map(len, value)
+            yield from _lengths_of_patterns(value)
 
 
 SmallGrammars = BeforeValidator(check_size_of_grammars)
