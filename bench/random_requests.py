@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bench.attacks import Attacker
 
 _CLIENTS = 16
+_FORM = "multipart/form-data"
 _INTEGERS = (0, 1, -1, 3, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, -(2**63))
 _STRINGS = (
     *("", "a", "x" * 300, "\x00", "é\u2028😀", "\ufffe\uffff", "0", "null", "[" * 300, "../.."),
@@ -54,7 +55,10 @@ class RandomRequests:
         while self._left > 0:
             self._left -= 1
             method, path, operation = rng.choice(routes)
-            target, body, headers = maker.path(path, operation), maker.body(operation), maker.headers(operation)
+            target, headers = maker.path(path, operation), maker.headers(operation)
+            body, media_type = maker.body(operation)
+            if media_type:
+                headers["Content-Type"] = media_type
             await by.send(method.upper(), target, body, headers, _PATIENCE_SECONDS)
 
 
@@ -83,13 +87,34 @@ class _Maker:
         values = ("s1", "true", "false", "7", "1" * 400, "-1", "é", "a b")
         return {name: self._random.choice(values) for name in names if self._random.random() < 0.3}
 
-    def body(self, operation: Mapping[str, Any]) -> bytes | None:
-        """Return a body, or None for an operation that has none."""
+    def body(self, operation: Mapping[str, Any]) -> tuple[bytes | None, str]:
+        """Return a body and its media type. An operation without a body gets none."""
         described = operation.get("requestBody")
         if described is None:
-            return None
-        schema = described["content"]["application/json"]["schema"]
-        value = self._value(schema, 0)
+            return None, ""
+        media_types = described["content"]
+        media_type = self._random.choice([*media_types])
+        value = self._value(media_types[media_type]["schema"], 0)
+        if media_type == _FORM:
+            return self._form(value)
+        return self._json(value), media_type
+
+    def _form(self, value: Any) -> tuple[bytes, str]:
+        """Return a multipart form with these fields, sometimes a broken one."""
+        boundary = self._random.choice(["x", "y" * 70, "-"])
+        parts = []
+        for name, field in value.items() if isinstance(value, dict) else [("model", value)]:
+            shown = self._model if name == "model" and self._random.random() < 0.8 else str(field)
+            file = '; filename="f.wav"' if self._random.random() < 0.3 else ""
+            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+            parts.append(head.encode(errors="replace") + shown.encode(errors="replace") + b"\r\n")
+        raw = b"".join([*parts, f"--{boundary}--\r\n".encode()])
+        if self._random.random() < 0.1:
+            raw = raw[: self._random.randrange(len(raw) + 1)]
+        shown_boundary = boundary if self._random.random() < 0.9 else "other"
+        return raw, f"{_FORM}; boundary={shown_boundary}"
+
+    def _json(self, value: Any) -> bytes:
         if isinstance(value, dict):
             if "model" in value or self._random.random() < 0.8:
                 value["model"] = self._model

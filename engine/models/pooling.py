@@ -1,10 +1,9 @@
 """How a checkpoint made for embeddings turns hidden states into one vector: its settings for sentence-transformers."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import msgspec
 
 from engine.errors import CheckpointError
 from engine.json_files import read_object
@@ -47,8 +46,8 @@ def read_pooling(folder: Path) -> PoolingSpec | None:
 
 def _read_list(path: Path) -> list[Any]:
     try:
-        content = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # JSON's and Unicode's errors are ValueErrors
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, list):
         raise CheckpointError(f"{path} is not a list")
