@@ -144,7 +144,8 @@ class StepBudget:
         if cost == math.inf or not self._key_rows:
             return _MANY if cost == math.inf else int(cost)
         first = 1.0 + self._key_rows * start  # cost of the first row; each row costs `_key_rows` more
-        rows = (math.sqrt(first * first + 2 * self._key_rows * cost) - first) / self._key_rows
+        # the root of a quadratic, in the form that is exact for small `_key_rows`: no difference of close numbers
+        rows = 2 * cost / (math.sqrt(first * first + 2 * self._key_rows * cost) + first)
         return max(int(rows), min(int(cost), _MIN_ROWS))
 
     def calibrate_keys(self, rows: int, keys: int, seconds: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.generation import Generation
@@ -278,6 +278,8 @@ def test_rows_that_attend_to_many_keys_cost_more() -> None:
 
 
 @given(st.integers(0, 100_000), st.floats(0, 100_000), st.floats(0, 0.01))
+@example(0, 63.0, 1e-17)
+@example(0, 18.0, 1e-16)
 def test_affordable_rows_cost_at_most_what_is_allowed(start: int, allowed: float, key_rows: float) -> None:
     budget = StepBudget(decode_share=0.65, max_step_seconds=0.1)
     budget.calibrate(64, 0.0064)

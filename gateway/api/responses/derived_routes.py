@@ -33,7 +33,7 @@ _SUMMARY_PROMPT = (
     "decisions, facts, names, numbers and file paths that matter, what was done, and the open steps. Write only the "
     "summary."
 )
-_SUMMARY_TOKENS = 4_096
+_SUMMARY_TOKENS = 2_048
 """Maximum number of tokens of a summary."""
 _KEPT_CHARACTERS = 64_000
 """Maximum length of the user's texts that a compacted conversation keeps, in characters."""
