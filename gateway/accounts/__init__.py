@@ -1,0 +1,1 @@
+"""Accounts of API keys: prices, spend, limits and budgets."""

@@ -1,0 +1,64 @@
+"""Prices of tokens, by model, as the settings specify them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+_MILLION = 1_000_000
+_MAX_PRICE = 1e9
+"""Highest price of a million tokens. With it, no sum of costs can become infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Price of a million tokens, by kind. `cached`: prompt tokens that were in the cache."""
+
+    prompt: float
+    cached: float
+    completion: float
+
+    def cost(self, prompt: int, cached: int, completion: int) -> float:
+        """Return the cost of tokens. `prompt` includes `cached`."""
+        return ((prompt - cached) * self.prompt + cached * self.cached + completion * self.completion) / _MILLION
+
+
+_FREE = Price(0.0, 0.0, 0.0)
+
+
+class Prices:
+    """Prices of all models. A model without a price costs nothing."""
+
+    def __init__(self, prices: Mapping[str, Price]) -> None:
+        """`prices`: by model, or by pattern in which `*` stands for any text. The name of a model goes before patterns,
+        and longer patterns go before shorter ones."""
+        self._prices = {name: price for name, price in prices.items() if "*" not in name}
+        patterns = [(name, price) for name, price in prices.items() if "*" in name]
+        self._patterns = sorted(patterns, key=lambda item: len(item[0]), reverse=True)
+        self._find = lru_cache(10_000)(self._find_pattern)
+
+    def __bool__(self) -> bool:
+        """Return whether any model has a price."""
+        return bool(self._prices or self._patterns)
+
+    def of(self, model: str) -> Price:
+        """Return the price of a model."""
+        return self._prices.get(model) or (self._find(model) if self._patterns else _FREE)
+
+    def _find_pattern(self, model: str) -> Price:
+        for pattern, price in self._patterns:
+            if fnmatchcase(model, pattern.replace("[", "[[]").replace("?", "[?]")):
+                return price
+        return _FREE
+
+
+def parse_price(text: str) -> Price:
+    """Return the price for `PROMPT/COMPLETION` or `PROMPT/CACHED/COMPLETION`, each for a million tokens. Without
+    `CACHED`, cached tokens cost as much as others. Raises ValueError if the text has another form."""
+    try:
+        numbers = [float(number) for number in text.split("/")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (2, 3) or not all(0 <= number <= _MAX_PRICE for number in numbers):
+        raise ValueError(f"{text!r} is not PROMPT/COMPLETION or PROMPT/CACHED/COMPLETION, each 0 to {_MAX_PRICE:g}")
+    return Price(numbers[0], numbers[-2], numbers[-1])

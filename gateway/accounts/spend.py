@@ -1,0 +1,38 @@
+"""The spend of one call: what it used, and what that costs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class CallSpend(NamedTuple):
+    """A row of the ledger: the spend of one call, or of one request that an upstream server answered as it is.
+
+    `id`: the call's id; a row is stored once for each id. `ended`: seconds of the Unix clock. `key`: id of the API key,
+    never the key; see `key_id_of`. `session` is empty if the call has none that can be named. `prompt` includes
+    `cached`, and `completion` includes `reasoning`. `lost`: completion tokens of attempts whose engine was lost; they
+    are in no answer and cost nothing. A call that an identical one serves has no tokens and costs nothing: the other
+    call's row has them. `cost`: in the currency of the prices.
+    """
+
+    id: str
+    ended: float
+    key: str
+    session: str
+    model: str
+    engine: str
+    state: str
+    prompt: int
+    cached: int
+    completion: int
+    reasoning: int
+    lost: int
+    cost: float
+    tags: Sequence[str] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the prompt and the answer, as limits and budgets count them."""
+        return self.prompt + self.completion
+
+
+FREE = CallSpend("", 0.0, "", "", "", "", "", 0, 0, 0, 0, 0, 0.0)
