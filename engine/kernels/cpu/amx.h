@@ -10,13 +10,21 @@
 #include <immintrin.h>
 
 #define tile_zero _tile_zero
-#define tile_loadd _tile_loadd
-#define tile_stream_loadd _tile_stream_loadd  // for data that is not needed again soon
+// for data that is not needed again soon
+#define tile_stream_loadd(t, from, stride) do { stores_done(); _tile_stream_loadd(t, from, stride); } while (0)
+#define tile_loadd(t, from, stride) do { stores_done(); _tile_loadd(t, from, stride); } while (0)
 #define tile_stored _tile_stored
 #define tile_dpbf16ps _tile_dpbf16ps
 #define tile_dpbssd _tile_dpbssd
 
-static void amx_load(const void *shape) { _tile_loadconfig(shape); }
+// GCC's intrinsics do not declare all memory that the instructions read. Without this, GCC 12 drops stores before them,
+// such as the rows of the shape, and `ldtilecfg` faults.
+#define stores_done() __asm__ volatile("" ::: "memory")
+
+static void amx_load(const void *shape) {
+    __asm__ volatile("" :: "r"(shape) : "memory");  // the shape is a local variable: its address must escape
+    _tile_loadconfig(shape);
+}
 
 #elif defined(MYNA_EMULATE_AMX)
 #define HAS_AMX
