@@ -243,6 +243,8 @@ class ChatCompletionRequest(_Choices):
             raise field_error("continue_final_message", message)
         if self.top_logprobs and not self.logprobs:
             raise field_error("top_logprobs", "top_logprobs needs logprobs to be true")
+        if self.tools is None and self.tool_choice is None:  # most requests
+            return self
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise field_error("tools", "two tools have the same name")
@@ -284,7 +286,9 @@ class ChatCompletionRequest(_Choices):
     @property
     def custom_tool_names(self) -> frozenset[str]:
         """Names of the custom tools."""
-        return frozenset([tool.custom.name for tool in self.tools or () if isinstance(tool, CustomToolDefinition)])
+        if not self.tools:
+            return frozenset()
+        return frozenset([tool.custom.name for tool in self.tools if isinstance(tool, CustomToolDefinition)])
 
     @property
     def includes_logprobs(self) -> bool:

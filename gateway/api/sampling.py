@@ -103,7 +103,9 @@ def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
 
 def answer_slot(semantic: Semantic, sampling: SamplingParams, where: str = "", *, heals: bool = False) -> Slot:
     """Return the slot of a call's answer. `heals`: the answer completes a text of the client; see `Slot`."""
-    transform = transform_of(semantic.transform, field_path(where, "semantic.transform"))
+    transform = None
+    if semantic.transform is not None:
+        transform = transform_of(semantic.transform, field_path(where, "semantic.transform"))
     return Slot(None, sampling, transform, field_path(where, "semantic.output"), heals=heals)
 
 

@@ -183,6 +183,8 @@ def answer_checker_of(
     parser of tool calls; None if the model may not call tools. `checks_inputs`: whether to check the inputs of custom
     tools, because the model's server does not enforce their formats.
     """
+    if body.response_format is None and parser_factory is None:  # most requests
+        return None
     inputs: dict[str, str] = {}
     schema, tools = None, dict[str, Any]()
     requested = None if body.response_format is None else body.response_format.json_schema

@@ -32,8 +32,8 @@ _NUMBER = re.compile(r"\d{1,12}")
 def speaks_anthropic(request: web.BaseRequest) -> bool:
     """Return whether the client of a request expects answers in Anthropic's format: on its routes, and on others if the
     request has the header `anthropic-version`."""
-    path = request.path
-    return path == _MESSAGES or path.startswith(_MESSAGES + "/") or VERSION_HEADER in request.headers
+    path = request.rel_url.raw_path  # the router has it already; `request.path` decodes it again
+    return (path.startswith(_MESSAGES) and path[len(_MESSAGES) :][:1] in ("", "/")) or VERSION_HEADER in request.headers
 
 
 def request_id_headers(request: web.BaseRequest, request_id: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, quote, unquote
 _DEFAULT_HEADERS = {"User-Agent": "myna", "Accept": "*/*"}
 """Headers of every request. Some proxies accept no requests without them."""
 
+_JSON = "application/json"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -34,7 +35,7 @@ class RequestEncoder:
         method: str,
         path: str,
         content: bytes | None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> bytes:
         """Return the bytes of a request. `content`: the body, possibly none; None if it follows in chunks. `headers`:
@@ -44,10 +45,13 @@ class RequestEncoder:
         if head is None:
             head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}".encode()
             self._heads[method, path] = head
-        for name, value in headers.items():
-            head += f"{name}: {value}\r\n".encode("ascii")
+        if headers:
+            for name, value in headers.items():
+                head += f"{name}: {value}\r\n".encode("ascii")
         if content == b"":
             return head + b"\r\n"
+        if content is not None and content_type == _JSON:  # most requests
+            return head + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content) + content
         if not content_type.isascii() or not content_type.isprintable():
             raise ValueError("the content type contains characters that are not allowed")
         kind = b"Content-Type: %b\r\n" % content_type.encode()

@@ -135,7 +135,7 @@ class ServedModels:
         """
         if not self._served:
             await self._ready()
-        model = self._find(name)
+        model = self._find(name) if name in self._aliases else self._served.get(name) or self._find(name)
         if model is None:
             served = self._served
             # of a name of megabytes, the search would block the event loop for seconds

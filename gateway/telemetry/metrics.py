@@ -3,9 +3,10 @@
 from collections import Counter as Counts
 from collections.abc import Callable, Mapping
 
-from prometheus_client import Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from gateway.graph.call import Call, CallState
+from gateway.telemetry.histogram import HistogramCollector
 from gateway.telemetry.vllm_metrics import VLLM_METRICS
 
 REQUESTS = Counter("myna_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
@@ -17,11 +18,12 @@ MISSED = Counter(
     "cached for another API key, part of a block, prefix sharing off",
     ["why"],
 )
-FIRST_TOKEN = Histogram(
+FIRST_TOKEN = HistogramCollector(
     "myna_first_token_seconds",
     "Time from the last input of a call to its first token",
-    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+REGISTRY.register(FIRST_TOKEN)
 WAITED = Counter(
     "myna_call_waited_seconds_total",
     "Time that calls waited: for their inputs, for a place in an engine's steps, and for memory of an engine",

@@ -1,17 +1,17 @@
 """Metrics with vLLM's names, for the figures that mean the same here, so that dashboards made for vLLM work.
 
-Histograms are counted in lists of this module, and turned into Prometheus' form when they are read: a histogram of
-Prometheus' client costs several microseconds for each value.
+Calls are collected, and counted in histograms many at a time: a histogram of Prometheus' client costs several
+microseconds for each value.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.graph.call import Call, CallState
+from gateway.graph.call import Call, CallState, Times, Usage
+from gateway.telemetry.histogram import BatchHistogram
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
@@ -29,46 +29,50 @@ _HISTOGRAMS: Mapping[str, tuple[str, tuple[float, ...]]] = {
 _PREFIX = "vllm:"
 _FINISHES = {CallState.FAILED: "error", CallState.CANCELLED: "abort"}
 """Finish reasons of calls that are not done."""
+_BATCH = 512
+"""Number of calls that are counted together."""
 _MAX_MODELS = 1_000
 """Maximum number of models with metrics of their own."""
-
-
-class _Histogram:
-    """Counts of values below each bound."""
-
-    __slots__ = ("_bounds", "_counts", "_total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._total = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
-
-    def add_to(self, family: HistogramMetricFamily, model: str) -> None:
-        """Add the histogram to a metric, in Prometheus' cumulative form."""
-        buckets, below = [], 0
-        for bound, count in zip([*map(_bound_text, self._bounds), "+Inf"], self._counts, strict=True):
-            below += count
-            buckets.append((bound, float(below)))
-        family.add_metric([model], buckets, self._total)
-
-
-def _bound_text(bound: float) -> str:
-    return str(float(bound))
 
 
 class _Model:
     """Figures of one model."""
 
-    __slots__ = ("cached", "completion", "finishes", "histograms", "prompt")
+    __slots__ = ("cached", "completion", "finishes", "histograms", "prompt", "recent")
 
     def __init__(self) -> None:
-        self.histograms = {name: _Histogram(bounds) for name, (_, bounds) in _HISTOGRAMS.items()}
+        self.recent: list[tuple[Usage, Times]] = []
+        """Calls that are not counted in the histograms yet."""
+        self.histograms = {name: BatchHistogram(bounds) for name, (_, bounds) in _HISTOGRAMS.items()}
         self.prompt = self.cached = self.completion = 0
         self.finishes = dict.fromkeys(("stop", "length", "abort", "error"), 0)
+
+    def count_recent(self) -> None:
+        """Count the collected calls in the histograms."""
+        recent, self.recent = self.recent, []
+        rows = [_figures(usage, times) for usage, times in recent]
+        for histogram, values in zip(self.histograms.values(), zip(*rows, strict=True), strict=False):
+            histogram.add(value for value in values if value is not None)
+
+
+def _figures(usage: Usage, times: Times) -> tuple[float | None, ...]:
+    """Return the values of a call, one for each of `_HISTOGRAMS`; None if the call has no such value."""
+    queued, started, first, end = times.queued, times.started, times.first_token, times.finished
+    assert queued is not None
+    assert started is not None
+    assert first is not None
+    assert end is not None
+    waited = times.held + times.starved
+    return (
+        first - queued,
+        (end - first) / (usage.completion - 1) if usage.completion > 1 else None,
+        end - queued,
+        max(0.0, started - queued) + waited,
+        max(0.0, first - started - waited),
+        end - first,
+        usage.prompt,
+        usage.completion,
+    )
 
 
 class VllmMetrics(Collector):
@@ -89,35 +93,29 @@ class VllmMetrics(Collector):
             if len(self._models) >= _MAX_MODELS:
                 return
             model = self._models[name] = _Model()
-        usage, times, histograms = call.usage, call.times, model.histograms
+        usage, times = call.usage, call.times
         model.prompt += usage.prompt
         model.cached += usage.cached
         model.completion += usage.completion
-        finish = _FINISHES.get(call.state) or ("length" if call.finish_reason == "length" else "stop")
-        model.finishes[finish] += 1
-        if call.state is not CallState.DONE or times.queued is None or times.started is None:
+        if call.state is not CallState.DONE:
+            model.finishes[_FINISHES[call.state]] += 1
             return
-        first, end = times.first_token, times.finished
-        if first is None or end is None:
+        model.finishes["length" if call.finish_reason == "length" else "stop"] += 1
+        if times.first_token is None or times.finished is None or times.started is None or times.queued is None:
             return
-        waited = times.held + times.starved
-        histograms["request_prompt_tokens"].observe(usage.prompt)
-        histograms["request_generation_tokens"].observe(usage.completion)
-        histograms["time_to_first_token_seconds"].observe(first - times.queued)
-        histograms["e2e_request_latency_seconds"].observe(end - times.queued)
-        histograms["request_queue_time_seconds"].observe(max(0.0, times.started - times.queued) + waited)
-        histograms["request_prefill_time_seconds"].observe(max(0.0, first - times.started - waited))
-        histograms["request_decode_time_seconds"].observe(end - first)
-        if usage.completion > 1:
-            histograms["request_time_per_output_token_seconds"].observe((end - first) / (usage.completion - 1))
+        model.recent.append((usage, times))
+        if len(model.recent) == _BATCH:
+            model.count_recent()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         models = self._models
+        for figures in models.values():
+            figures.count_recent()
         for name, (text, _) in _HISTOGRAMS.items():
             family = HistogramMetricFamily(_PREFIX + name, text, labels=["model_name"])
             for model, figures in models.items():
-                figures.histograms[name].add_to(family, model)
+                figures.histograms[name].add_to(family, [model])
             yield family
         for name, text, field in (
             ("prompt_tokens", "Tokens of prompts", "prompt"),

@@ -89,10 +89,11 @@ class OpenAIEngine:
         self.constrains_after_reasoning = False
         self.step_times: StepTimes | None = None
         self.contexts = 0
+        self._malformed = upstream.config.malformed
 
     def new_parser(self, scope: str, *, is_streamed: bool) -> AnswerParser:
         """Return a parser of an answer in this scope. `is_streamed`: see `AnswerParser`."""
-        return AnswerParser(is_streamed=is_streamed, malformed=self.upstream.config.malformed)
+        return AnswerParser(is_streamed=is_streamed, malformed=self._malformed)
 
     @property
     def is_ready(self) -> bool:
@@ -157,9 +158,10 @@ class OpenAIEngine:
     def _messages(self, conversation: Messages) -> dict[str, Any]:
         messages = [_to_wire(message) for message in conversation.messages]
         body: dict[str, Any] = {"messages": messages, **conversation.fields}
-        enable_thinking, *_ = [body.pop(name, None) for name in HINTS_OF_MESSAGES]
-        if enable_thinking is not None and self.upstream.profile.accepts_template_options:
-            body["chat_template_kwargs"] = {"enable_thinking": enable_thinking}
+        if conversation.fields:
+            enable_thinking, *_ = [body.pop(name, None) for name in HINTS_OF_MESSAGES]
+            if enable_thinking is not None and self.upstream.profile.accepts_template_options:
+                body["chat_template_kwargs"] = {"enable_thinking": enable_thinking}
         if conversation.is_open and not messages[-1]["content"]:
             messages.pop()  # the answer has no text yet, so there is nothing to continue
         elif conversation.is_open:

@@ -177,7 +177,9 @@ class AnswerParser:
         self.stop_string: str | None = None
         """Stop string that ended the answer, if the server reports it."""
         self._events = SseParser()
-        self._tool_calls = ToolCallWriter(malformed)
+        self._malformed = malformed
+        self._tool_calls: ToolCallWriter | None = None
+        """Writer of tool calls, once there are any."""
         self._size = 0
         """Number of bytes that have arrived."""
 
@@ -210,9 +212,12 @@ class AnswerParser:
         if message is None:
             text, reasoning = choice.text or "", ""
         else:
-            text = self._tool_calls.add_text(message.content or "")
+            text = message.content or ""
             reasoning = message.reasoning_content or message.reasoning or ""
+            if self._tool_calls is not None:
+                text = self._tool_calls.add_text(text)
             if message.tool_calls:
+                self._tool_calls = self._tool_calls or ToolCallWriter(self._malformed)
                 text += self._tool_calls.add(message.tool_calls, whole=choice.delta is None)
         finish = None
         if choice.finish_reason:
@@ -221,7 +226,7 @@ class AnswerParser:
             if choice.finish_reason == "abort":
                 raise ValueError("the server aborted the answer")
             finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"
-            if self._tool_calls.count:
+            if self._tool_calls is not None:
                 text += self._tool_calls.finish(cut=finish == "length")
             self.has_ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries
