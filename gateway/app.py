@@ -7,7 +7,8 @@ from collections.abc import Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from gateway.api import health
+from gateway.accounts.ledger import Ledger
+from gateway.api import health, usage
 from gateway.api.anthropic import count_tokens, messages
 from gateway.api.openai import chat, completions, embeddings, models, relayed
 from gateway.api.openai import tokenize as tokens
@@ -56,11 +57,16 @@ def build_services(
     response_store: ResponseStore,
     recorder: TraceRecorder | None = None,
     exporter: SpanExporter | None = None,
+    ledger: Ledger | None = None,
 ) -> Services:
     """Return the sessions, the scheduler and the models over the engines of the pool."""
 
+    prices = settings.prices()
+
     def observe(call: Call) -> None:
         metrics.observe(call)
+        if ledger is not None and call.spec.model:
+            ledger.observe(call)
         if recorder is not None:
             recorder.observe(call)
         if exporter is not None:
@@ -88,6 +94,8 @@ def build_services(
         max_waiters=min(4 * settings.max_waiters, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2),
         several_tenants=several,
         sink=sink,
+        price_of=prices.of,
+        fail_calls=scheduler.fail_calls,
     )
     if isinstance(sink, Journal):
         sink.on_lost = store.fail
@@ -102,6 +110,9 @@ def build_services(
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
         exports_traces=exporter is not None,
+        ledger=ledger,
+        cost_of=prices.cost_of_call,
+        has_prices=bool(prices),
     )
 
 
@@ -151,7 +162,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         tokens,
         models,
     ]
-    resources += [sessions, variables, graphs, events, health]
+    resources += [sessions, variables, graphs, events, usage, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
     if settings.parrot_api:
         resources.append(parrot)

@@ -33,6 +33,7 @@ _STATUS = {
     "grammar_too_complex": 422,
     "upstream_failed": 424,
     "overloaded": 429,
+    "budget_exceeded": 429,
     "engine_overloaded": 429,
     "bad_logits": 500,
     "step_failed": 500,

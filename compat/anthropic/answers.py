@@ -40,7 +40,7 @@ class ThinkingTokens(msgspec.Struct, frozen=True):
 
 class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts. `input_tokens` does not include tokens that were found in the cache. `output_tokens` includes
-    reasoning, whose details are omitted if there is none."""
+    reasoning, whose details are omitted if there is none. `cost`: if the client requests it."""
 
     input_tokens: int
     cache_creation_input_tokens: int = 0
@@ -48,6 +48,7 @@ class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     output_tokens_details: ThinkingTokens | msgspec.UnsetType = msgspec.UNSET
     service_tier: Literal["standard"] | msgspec.UnsetType = msgspec.UNSET
+    cost: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class AnthropicMessage(msgspec.Struct, frozen=True, kw_only=True):

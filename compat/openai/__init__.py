@@ -45,6 +45,8 @@ from compat.openai.objects import (
     SessionState,
     SessionUsage,
     Tokens,
+    UsageList,
+    UsageRow,
     VariableList,
     VariableObject,
 )
@@ -52,6 +54,7 @@ from compat.openai.refused import REFUSED
 from compat.openai.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from compat.openai.semantic import (
     GraphRequest,
+    LimitsRequest,
     Semantic,
     SessionRequest,
     SlotRequest,
@@ -87,6 +90,7 @@ __all__ = [
     "GraphObject",
     "GraphRequest",
     "Health",
+    "LimitsRequest",
     "Message",
     "Model",
     "ModelList",
@@ -109,6 +113,8 @@ __all__ = [
     "ToolCallDelta",
     "TopLogprob",
     "Transform",
+    "UsageList",
+    "UsageRow",
     "VariableList",
     "VariableObject",
     "VariableRequest",

@@ -45,13 +45,15 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True):
 
 
 class CompletionUsage(msgspec.Struct, frozen=True):
-    """Number of tokens of the prompt and of the answer. Details of the answer are omitted if all of them are 0."""
+    """Number of tokens of the prompt and of the answer. Details of the answer are omitted if all of them are 0. `cost`:
+    if the client requests it."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | msgspec.UnsetType = msgspec.UNSET
+    cost: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):

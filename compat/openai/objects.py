@@ -32,20 +32,54 @@ class VariableList(TypedDict):
 
 
 class SessionUsage(TypedDict):
-    """Total number of tokens and calls of a session."""
+    """Total number of tokens and calls of a session. `cost`: if the server has prices."""
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     calls_run: int
     calls_shared: int
+    cost: NotRequired[float]
+
+
+class UsageRow(TypedDict):
+    """Sums of the calls of a key, a session, a model and a day, as far as the request groups by them. `lost_tokens`:
+    completion tokens of attempts whose engine was lost. `cost`: in the currency of the operator's prices."""
+
+    key: NotRequired[str]
+    session: NotRequired[str]
+    model: NotRequired[str]
+    day: NotRequired[str]
+    calls: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    lost_tokens: int
+    cost: float
+
+
+class UsageList(TypedDict):
+    """A page of usage. `next`: offset of the next page."""
+
+    object: Literal["list"]
+    data: list[UsageRow]
+    has_more: bool
+    next: int | None
 
 
 SessionState = Literal["running", "idle", "deleted"]
 
 
+class LimitsObject(TypedDict):
+    """Limits of what the calls of a session may use together."""
+
+    tokens: int | None
+    cost: float | None
+
+
 class SessionObject(TypedDict):
-    """A session. Times are seconds of the Unix clock."""
+    """A session. Times are seconds of the Unix clock. `limits`: if the client has set any."""
 
     id: str
     object: Literal["session"]
@@ -54,6 +88,7 @@ class SessionObject(TypedDict):
     metadata: dict[str, str]
     state: SessionState
     usage: SessionUsage
+    limits: NotRequired[LimitsObject]
 
 
 class SessionList(TypedDict):

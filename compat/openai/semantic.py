@@ -60,6 +60,13 @@ class Semantic(Request):
     share: bool = True
 
 
+class LimitsRequest(Request):
+    """Limits of what the calls of a session may use together. `cost`: in the currency of the operator's prices."""
+
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class GraphRequest(Request):
     """POST /v1/graphs. The calls are bodies of chat completions, which are checked one by one.
 
@@ -71,6 +78,7 @@ class GraphRequest(Request):
     outputs: list[str] | None = None
     session: SessionId | None = None
     stream: bool = False
+    limits: LimitsRequest | None = None
 
 
 class SessionRequest(Request):
@@ -79,6 +87,7 @@ class SessionRequest(Request):
     id: SessionId | None = None
     metadata: Metadata = Field(default_factory=dict)
     ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    limits: LimitsRequest | None = None
 
 
 class VariableRequest(Request):

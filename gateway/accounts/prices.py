@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+from gateway.graph.call import Call
+
 _MILLION = 1_000_000
 _MAX_PRICE = 1e9
 """Highest price of a million tokens. With it, no sum of costs can become infinite."""
@@ -44,6 +46,10 @@ class Prices:
     def of(self, model: str) -> Price:
         """Return the price of a model."""
         return self._prices.get(model) or (self._find(model) if self._patterns else _FREE)
+
+    def cost_of_call(self, call: Call) -> float:
+        """Return the cost of a call so far."""
+        return self.of(call.model or call.spec.model).cost(*call.spent_tokens) if self else 0.0
 
     def _find_pattern(self, model: str) -> Price:
         for pattern, price in self._patterns:

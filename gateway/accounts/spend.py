@@ -1,7 +1,7 @@
 """The spend of one call: what it used, and what that costs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class CallSpend(NamedTuple):
@@ -33,6 +33,21 @@ class CallSpend(NamedTuple):
     def tokens(self) -> int:
         """Number of tokens of the prompt and the answer, as limits and budgets count them."""
         return self.prompt + self.completion
+
+
+_CONTROL = str.maketrans({"\0": "\N{REPLACEMENT CHARACTER}"})
+"""PostgreSQL's texts cannot contain the character 0."""
+
+
+def storable_text(text: str) -> str:
+    """Return a text that every database accepts: without lone surrogates and the character 0."""
+    return text.encode(errors="replace").decode().translate(_CONTROL)
+
+
+def storable_row(spend: CallSpend) -> tuple[Any, ...]:
+    """Return the columns of a row for a database. The tags are one text, with a line each."""
+    values = (*spend[:-1], "\n".join(spend.tags))
+    return tuple(storable_text(value) if isinstance(value, str) else value for value in values)
 
 
 FREE = CallSpend("", 0.0, "", "", "", "", "", 0, 0, 0, 0, 0, 0.0)

@@ -28,10 +28,13 @@ from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, CallSpec, Rendering
 from gateway.graph.trace_context import parse_traceparent
 from gateway.http.json_body import json_response
+from gateway.http.query_params import parse_bool
 from gateway.http.sse import EventStream
 from gateway.prompts.served_models import ServedModel
 from gateway.runtime.executors import offload
 
+COST_HEADER = "x-include-cost"
+"""Header of requests whose answers include their cost in `usage`."""
 _LONG_CHARACTERS = 4_000
 """Length of a request, in characters, from which its prompt is built in a thread."""
 _LONG_PASSTHROUGH_CHARACTERS = 400_000
@@ -166,6 +169,8 @@ async def respond(
     request, scope, scheduler = target.request, target.scope, target.services.scheduler
     addition = scope.session.add_all(specs)
     serializer.calls = calls = addition.calls
+    if COST_HEADER in request.headers and parse_bool(request.headers[COST_HEADER].lower(), COST_HEADER):
+        serializer.cost_of = target.services.cost_of
     join_trace(target.request, target.services, calls)
     if specs[0].deferred:
         await scheduler.start(scope.session, addition, promised=True)

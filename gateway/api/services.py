@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from gateway.accounts.ledger import Ledger
+from gateway.errors import RequestError
+from gateway.graph.budget import Limits
+from gateway.graph.call import Call
 from gateway.graph.session_store import SessionStore
 from gateway.prompts.served_models import ServedModels
 from gateway.relay import Embedder, Relay
@@ -33,7 +37,19 @@ class Services:
     """Maximum size of a multipart form, in bytes."""
     exports_traces: bool = False
     """Whether calls join the traces that their requests name."""
+    cost_of: Callable[[Call], float] = lambda call: 0.0
+    """Returns the cost of a call so far."""
+    has_prices: bool = False
+    """Whether any model has a price."""
+    ledger: Ledger | None = None
+    """Record of the tokens and the cost of each call, if there is one."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
+
+    def check_limits(self, limits: Limits | None) -> None:
+        """Raise RequestError if the limits of a session cannot be applied."""
+        if limits is not None and limits.cost is not None and not self.has_prices:
+            message = "limits.cost has no effect, because this server has no prices; use limits.tokens"
+            raise RequestError(400, message, code="invalid_value", param="limits.cost")
 
 
 SERVICES = web.AppKey("services", Services)

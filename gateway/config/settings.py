@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from engine.config import DEFAULT_MODEL, default_cache
+from gateway.accounts.prices import Prices, parse_price
 from gateway.config.engine_tables import EngineTable, host_and_port, parse_engine, parse_pair, with_unique_names
 
 Settings = TypeVar("Settings", bound="EngineOptions")
@@ -26,6 +27,7 @@ _GROUPS = {
     "listen": "server and access",
     "order": "scheduling",
     "api_key": "authentication",
+    "price": "accounts",
     "parrot_api": "other APIs",
     "max_body_bytes": "limits",
     "journal": "durability",
@@ -193,6 +195,16 @@ class ServeSettings(EngineOptions):
     api_key: Annotated[list[str], NoDecode] = Field([], description="API key that clients must use; may be repeated")
     api_key_file: Path | None = Field(None, description="file with one API key per line, optionally with its weight")
 
+    price: Annotated[list[str], NoDecode] = Field(
+        [],
+        description="MODEL=PROMPT/COMPLETION or MODEL=PROMPT/CACHED/COMPLETION: prices of a million tokens; * in MODEL "
+        "stands for any text; may be repeated",
+    )
+    ledger: Literal["auto", "on", "off"] = Field(
+        "auto", description="record the tokens and the cost of each call; auto: if there are prices or admin keys"
+    )
+    ledger_ttl: float = Field(90 * 86_400.0, gt=0, description="lifetime of the records of calls, in seconds")
+
     parrot_api: bool = Field(False, description="also serve the API of Parrot (Lin et al., OSDI'24)")
 
     max_body_bytes: int = Field(16 << 20, ge=1024, description="maximum size of a request body in bytes")
@@ -242,7 +254,7 @@ class ServeSettings(EngineOptions):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level of log messages")
 
-    @field_validator("api_key", "cors_origin", "engine", "engine_key", "alias", "fallback", mode="before")
+    @field_validator("api_key", "cors_origin", "engine", "engine_key", "alias", "fallback", "price", mode="before")
     @classmethod
     def _several_from_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Split the values of an environment variable at commas. Parse the values of `engine`."""
@@ -272,7 +284,7 @@ class ServeSettings(EngineOptions):
         if unknown := self.engine_keys().keys() - {table.name for table in self.engine}:
             names = ", ".join(table.name for table in self.engine) or "none with a server"
             raise ValueError(f"engine_key: there is no engine {min(unknown)!r}; engines: {names}")
-        _ = self.aliases(), self.fallbacks()
+        _ = self.aliases(), self.fallbacks(), self.prices()
         return self
 
     def engine_keys(self) -> dict[str, str]:
@@ -290,6 +302,26 @@ class ServeSettings(EngineOptions):
         for item in (parse_pair(text, "MODEL=OTHER") for text in self.fallback):
             found.setdefault(item.name, []).append(item.value)
         return found
+
+    def prices(self) -> Prices:
+        """Return the prices of models. Raises ValueError if an option has another form."""
+        pairs = (parse_pair(text, "MODEL=PROMPT/COMPLETION") for text in self.price)
+        return Prices({item.name: parse_price(item.value) for item in pairs})
+
+    @property
+    def records_spend(self) -> bool:
+        """Return whether the server has a ledger."""
+        return self.ledger == "on" or (self.ledger == "auto" and bool(self.price))
+
+    def ledger_files(self) -> tuple[Path | None, Path | None]:
+        """Return the ledger's database, and the file with its newest rows: beside the journal; None for those that are
+        in memory. With a journal in PostgreSQL, the database is there."""
+        file = self.journal_file()
+        if file is not None:
+            return file.with_suffix(".ledger.sqlite"), file.with_suffix(".ledger.log")
+        if self.journal_url() is None or self.port == 0:
+            return None, None
+        return None, _state_folder() / f"ledger-{self.port}.log"
 
     @field_validator("otlp_endpoint")
     @classmethod
@@ -339,8 +371,7 @@ class ServeSettings(EngineOptions):
         if self.journal == "memory" or (self.journal == "auto" and self.port == 0) or self.journal_url() is not None:
             return None
         if self.journal == "auto":
-            state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-            return state / "myna" / f"journal-{self.port}.sqlite"
+            return _state_folder() / f"journal-{self.port}.sqlite"
         return Path(self.journal).expanduser()
 
     def journal_url(self) -> str | None:
@@ -362,6 +393,11 @@ class ServeSettings(EngineOptions):
                 "parrot_api cannot be combined with a shared journal: its sessions exist in one gateway only"
             )
         return self
+
+
+def _state_folder() -> Path:
+    """Return the folder of files that survive a restart."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "myna"
 
 
 def parse(settings: type[Settings], arguments: Sequence[str], program: str) -> Settings:

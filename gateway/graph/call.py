@@ -162,6 +162,8 @@ class Call:
     state: CallState = CallState.WAITING
     failure: Failure | None = None
     usage: Usage = field(default_factory=Usage)
+    lost_tokens: int = 0
+    """Completion tokens of attempts that did not end the call; `usage` does not count them."""
     finish_reason: str | None = None
     stop_string: str | None = None
     """Stop string that ended the text, if the engine reported one."""
@@ -200,6 +202,19 @@ class Call:
         if self.state.is_final:
             return []
         return [name for name, variable in self.inputs.items() if not variable.state.is_final]
+
+    @property
+    def spent_tokens(self) -> tuple[int, int, int]:
+        """Prompt tokens, those of them that were cached, and completion tokens that the call has used so far.
+
+        A call that an identical one serves uses none. A prompt counts once an engine has prefilled it.
+        """
+        if self.leader is not None:
+            return 0, 0, 0
+        usage = self.usage
+        if self.times.started is None:
+            return 0, 0, usage.completion
+        return usage.prompt, usage.cached, usage.completion
 
     @property
     def is_needed(self) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gateway.graph.budget import Budget
 from gateway.graph.call import Call, CallSpec, CallState, Times, Usage
 from gateway.graph.call_size import CALL_BYTES, VARIABLE_BYTES, spec_bytes
 from gateway.graph.dag import order_calls
@@ -98,6 +99,8 @@ class Session:
         self.variables: dict[str, Variable] = {}
         self.calls: dict[str, Call] = {}
         self.unfinished_calls = 0
+        self.budget: Budget | None = None
+        """Limits of what the calls may use; None if there are none."""
         self.is_closed = False
         self.last_used = time.monotonic()
         """Time of the last request, in seconds of the monotonic clock."""
@@ -149,11 +152,13 @@ class Session:
     def add_all(self, specs: Sequence[CallSpec], given: Sequence[VariableSpec] = ()) -> Addition:
         """Add variables and calls, which may refer to each other in any order. Add all of them, or raise an error.
 
-        Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle, TooLarge or SessionClosed.
+        Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle, TooLarge, SessionClosed or BudgetExceeded.
         """
         self.event_log.check()
         if self.is_closed:  # the session ended after the request had found it in the store
             raise SessionClosed(f"session {self.id} has ended")
+        if self.budget is not None and self.budget.is_exhausted and specs:
+            raise self.budget.error()
         values: dict[str, str] = {}
         declared: dict[str, str] = {}
         everything = list(specs)

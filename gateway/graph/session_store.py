@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from gateway.graph.budget import FREE, Budget, Limits, TokenPrice
 from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge
 from gateway.graph.events import FactSink, NullSink
@@ -41,6 +42,10 @@ class SessionStore:
     """Maximum size of the values and prompts of all sessions together, in bytes."""
     max_waiters: int = 40_000
     """Maximum number of waiting requests, over all sessions."""
+    price_of: Callable[[str], TokenPrice] = lambda model: FREE
+    """Returns the price of a model."""
+    fail_calls: Callable[[Session, Failure], None] = lambda session, failure: None
+    """Ends the unfinished calls of a session, soon."""
     several_tenants: bool = False
     """Whether there can be more than one tenant. If so, no tenant alone can use all of a limit."""
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
@@ -68,9 +73,10 @@ class SessionStore:
         metadata: dict[str, str] | None = None,
         ttl: float | None = None,
         sink: FactSink | None = None,
+        limits: Limits | None = None,
     ) -> Session:
-        """Create a session whose facts go to `sink`, by default the store's own. Raises SessionExists if the id is
-        taken, TooLarge if the tenant has the maximum number of sessions."""
+        """Create a session whose facts go to `sink`, by default the store's own. `limits`: its budget. Raises
+        SessionExists if the id is taken, TooLarge if the tenant has the maximum number of sessions."""
         sink = self.sink if sink is None else sink
         sink.check()
         if not self._counts.has_room(tenant):
@@ -82,6 +88,8 @@ class SessionStore:
         if self._counts.is_full:
             self._make_room()
         session = self.build(tenant, id, metadata=metadata, ttl=ttl, sink=sink)
+        if limits is not None:
+            session.budget = Budget(session.id, limits, self.price_of)
         self.add(session)
         sink.open_session(session)
         return session
@@ -93,6 +101,15 @@ class SessionStore:
         self._sessions[key] = session
         self._counts.add(session.tenant)
         session.resources.join(self._shared)
+        if session.budget is not None:
+            self._connect_budget(session, session.budget)
+
+    def _connect_budget(self, session: Session, budget: Budget) -> None:
+        """Count what the session's calls have used, and end them once the budget is exhausted."""
+        budget.price_of = self.price_of
+        budget.on_exhausted = lambda: self.fail_calls(session, budget.failure())
+        for call in session.calls.values():
+            budget.charge(call)
 
     def _make_room(self) -> None:
         """End the session that was idle longest, of the tenant with the most sessions. Do nothing if none is idle."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from engine.sampling_params import SamplingParams
+from gateway.graph.budget import Limits
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Rendering, Times, Usage
 from gateway.graph.errors import Failure
 from gateway.graph.events import (
@@ -45,6 +46,7 @@ class SessionRecord(_Record, frozen=True, tag="session"):
     created: float
     ttl: float
     metadata: dict[str, str]
+    limits: Limits | None = None
 
 
 class VariableRecord(_Record, frozen=True, tag="variable"):
@@ -209,7 +211,8 @@ def record_of(fact: Fact) -> Record:
 
 def session_record(session: Session) -> SessionRecord:
     """Return the record of a session without any variables or calls."""
-    return SessionRecord(session.tenant, session.id, session.created, session.ttl, session.metadata)
+    limits = None if session.budget is None else session.budget.limits
+    return SessionRecord(session.tenant, session.id, session.created, session.ttl, session.metadata, limits)
 
 
 def spec_of(record: CallRecord) -> CallSpec:

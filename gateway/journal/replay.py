@@ -6,6 +6,7 @@ are ended or reset for a new start, unless that would contradict what a client m
 
 from collections.abc import Callable, Iterable
 
+from gateway.graph.budget import FREE, Budget
 from gateway.graph.call import Call, CallState, Times, Usage
 from gateway.graph.errors import Failure
 from gateway.graph.events import (
@@ -70,6 +71,8 @@ class Replay:
             limits=limits,
             sink=sink,
         )
+        if record.limits is not None:  # the store sets the costs
+            self.session.budget = Budget(record.id, record.limits, lambda model: FREE)
         self._variables: dict[int, Variable] = {}
 
     def apply(self, seq: int, record: Record) -> None:

@@ -397,7 +397,9 @@ class CallAttempt:
 
         `targets`: variables to which each piece is appended as it arrives.
         """
-        call, usage, times = self._call, self._call.usage, self._call.times
+        call, usage, times, budget = self._call, self._call.usage, self._call.times, self._call.session.budget
+        if budget is not None:
+            budget.admit(call)
         times.queued = times.queued or call.session.clock()
         call.set_state(CallState.PREFILL)
         pieces: list[Piece] = []
@@ -409,11 +411,15 @@ class CallAttempt:
                 reasoning_mode = "perhaps"
         parser = None if reasoning_mode is None else ReasoningParser(starts_inside=reasoning_mode == "begun")
 
+        is_finished = False
+
         def receive(event: ContextEvent) -> None:
+            nonlocal is_finished
             if call.state.is_final:  # the call has just been cancelled
                 return
             if isinstance(event, TokenDelta):
                 piece, finish, accepted, rejected, stop_string = event
+                is_finished = finish is not None
                 if parser is not None:
                     before = parser.reasoning_tokens
                     reasoning, answer = parser.push(piece.text, tokens=piece.tokens, last=finish is not None)
@@ -438,6 +444,10 @@ class CallAttempt:
             else:
                 usage.prompt, usage.cached, usage.completion = event.prompt, event.cached, event.completion
                 usage.reasoning = event.reasoning
+            if budget is not None:
+                budget.charge(call)
+                if budget.is_exhausted and not is_finished:
+                    raise budget.error()
 
         await self._context.generate(sampling, receive, heals=slot.heals)
         return pieces

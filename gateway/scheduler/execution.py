@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from gateway.engines.protocol import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
+from gateway.graph.budget import BudgetExceeded
 from gateway.graph.call import Call, CallState, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.session import Session
@@ -78,6 +79,9 @@ class CallExecutor:
             return error.failure
         except EngineFailure as error:
             return Failure(error.code, str(error), call.id, _field_at_fault(call, error))
+        except BudgetExceeded as error:
+            await asyncio.sleep(0)  # the other calls of the session fail first, for this reason and not for this call's
+            return Failure(error.code, str(error), call.id)
         except GraphError as error:  # a value that the journal could not store
             return Failure(error.code, str(error), call.id)
         except Exception as error:
@@ -251,6 +255,7 @@ def _reset(call: Call) -> bool:
         return False
     for variable in unfinished:
         variable.restart()
+    call.lost_tokens += call.usage.completion
     call.usage, call.finish_reason, call.stop_string = Usage(), None, None
     call.set_state(CallState.WAITING)
     return True

@@ -241,6 +241,16 @@ class Scheduler:
         """Cancel a call. Its engine context is freed immediately."""
         self._cancellation.cancel(call, failure)
 
+    def fail_calls(self, session: Session, failure: Failure) -> None:
+        """Fail the unfinished calls of a session, in the next turn of the event loop. Values that are ready stay."""
+        asyncio.get_running_loop().call_soon(self._fail_calls, session, failure)
+
+    def _fail_calls(self, session: Session, failure: Failure) -> None:
+        # consumers first, so that each call has this reason and not that its input failed
+        for call in sorted(session.calls.values(), key=lambda call: call.depth, reverse=True):
+            if call.finish_reason is None:  # otherwise its text is complete, or its attempt ends it
+                self._cancellation.end(call, CallState.FAILED, failure)
+
     def subscribe(
         self, variable: Variable, objective: Objective = Objective.LATENCY, *, interactive: bool = True
     ) -> None:

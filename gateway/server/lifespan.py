@@ -23,7 +23,13 @@ from gateway.server.gc_tuning import GcTuner
 from gateway.server.listener import allow_many_connections, listening, requested_address
 from gateway.server.maintenance import maintain
 from gateway.server.shutdown import drain, force_exit_after, run_unless_stopped, stop_on_signals
-from gateway.server.storage import JournalStorage, open_journal_storage, open_response_store, restore_sessions
+from gateway.server.storage import (
+    JournalStorage,
+    open_journal_storage,
+    open_ledger,
+    open_response_store,
+    restore_sessions,
+)
 from gateway.telemetry.span_exporter import SpanExporter
 from gateway.telemetry.trace_recorder import TraceRecorder
 
@@ -87,7 +93,11 @@ class Lifespan:
             store = await open_response_store(settings, self._storage)
             stack.push_async_callback(store.close)
             sink, recorder, exporter = self._journal or NullSink(), self._open_recorder(), self._start_exporter()
-            services = build_services(settings, self._pool, sink, store, recorder, exporter)
+            ledger = await open_ledger(settings, self._storage)
+            if ledger is not None:
+                stack.push_async_callback(ledger.close)
+                ledger.start()
+            services = build_services(settings, self._pool, sink, store, recorder, exporter, ledger)
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
         except JournalError as error:
             hint = "use --journal FILE for another file, or --journal memory for none"

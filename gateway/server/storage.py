@@ -4,6 +4,10 @@ import asyncio
 import os
 import sys
 
+from gateway.accounts.ledger import Ledger, LedgerStorage
+from gateway.accounts.postgres_ledger import PostgresLedger
+from gateway.accounts.sqlite_ledger import SqliteLedger
+from gateway.accounts.usage_query import LedgerError
 from gateway.app import session_limits
 from gateway.config.settings import ServeSettings
 from gateway.graph.session import Session
@@ -40,6 +44,22 @@ async def open_response_store(settings: ServeSettings, storage: JournalStorage |
         except ResponseStoreError as error:
             raise JournalError(f"the journal at {storage.name} cannot be used: {error}") from error
     return SqliteResponseStore(storage or MemoryDatabase(), *limits, owns=storage is None)
+
+
+async def open_ledger(settings: ServeSettings, storage: JournalStorage | None) -> Ledger | None:
+    """Return the ledger, if the settings ask for one: in PostgreSQL with the journal, else in a file beside it. Raises
+    JournalError if it cannot be used."""
+    if not settings.records_spend:
+        return None
+    database, file = settings.ledger_files()
+    try:
+        if isinstance(storage, PostgresStorage):
+            ledger_storage: LedgerStorage = await PostgresLedger.open(storage)
+        else:
+            ledger_storage = await asyncio.to_thread(SqliteLedger, database)
+        return Ledger(ledger_storage, settings.prices(), file, settings.ledger_ttl)
+    except (LedgerError, OSError) as error:
+        raise JournalError(f"the ledger cannot be used: {error}") from error
 
 
 def restore_sessions(

@@ -20,7 +20,7 @@ from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.server.engine_factory import EngineFactory
-from gateway.server.storage import open_response_store
+from gateway.server.storage import open_ledger, open_response_store
 from tests.fakes.scripted_server import ScriptedServer
 
 GatewayClient = TestClient[Any, Any]
@@ -51,7 +51,8 @@ async def gateway_before(
     )
     pool.add("fake", engine)
     response_store = await open_response_store(chosen, None)
-    services = build_services(chosen, pool, NullSink(), response_store)
+    ledger = await open_ledger(chosen, None)
+    services = build_services(chosen, pool, NullSink(), response_store, ledger=ledger)
     prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)
     services.models.add(ServedModel("fake", 4096, tokenizer and tokenizer.vocabulary, tokenizer, prompts))
     app = build_app(chosen, services)
@@ -61,6 +62,8 @@ async def gateway_before(
             yield client, lambda: services.scheduler.unfinished_calls
     finally:
         await services.scheduler.close()
+        if ledger is not None:
+            await ledger.close()
         await response_store.close()
         await upstream.close()
 

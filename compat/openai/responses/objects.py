@@ -122,13 +122,14 @@ class OutputTokensDetails(msgspec.Struct, frozen=True):
 
 
 class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Number of tokens of the prompt and of the answer."""
+    """Number of tokens of the prompt and of the answer. `cost`: if the client requests it."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int
+    cost: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class TextConfig(msgspec.Struct, frozen=True):

@@ -153,7 +153,9 @@ async def begin(request: web.Request) -> web.Response:
 async def info(request: web.Request) -> web.Response:
     """Describe the session, as GET /v1/sessions/{id} does."""
     body = await read_json(request, Program)
-    return json_response(describe_session(request.app[PROGRAMS].session(_number(request), body.session_auth)))
+    return json_response(
+        describe_session(request.app[PROGRAMS].session(_number(request), body.session_auth), request.app[SERVICES])
+    )
 
 
 @routes.delete("/v1/session/{id}")

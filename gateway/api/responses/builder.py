@@ -1,7 +1,7 @@
 """Build a response from a call's answer, and the events that describe its growth."""
 
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import count
 
 import msgspec
@@ -80,6 +80,8 @@ class ResponseBuilder:
         self._pending_logprobs: list[TokenLogprob] = []
         """Log probabilities of tokens whose text is in no event yet."""
         self._is_open = False
+        self.cost_of: Callable[[Call], float] | None = None
+        """Returns the cost of a call, if the client requests it."""
 
     @property
     def _call(self) -> Call:
@@ -145,6 +147,9 @@ class ResponseBuilder:
         """Return the response of an answer that is complete or cut off."""
         status: ItemStatus = "incomplete" if self._is_cut_off else "completed"
         response = self.build_response(status, [] if self._scope.is_deferred else [self._call.usage])
+        if self.cost_of is not None and response.usage is not None:
+            usage = msgspec.structs.replace(response.usage, cost=self.cost_of(self._call))
+            response = msgspec.structs.replace(response, usage=usage)
         violation = None if self._checker is None else self._checker.violation(0)
         return response if violation is None else msgspec.structs.replace(response, schema_violation=violation)
 

@@ -30,7 +30,7 @@ from gateway.api.semantic.extension import (
     describe_variable,
     find_named_session,
 )
-from gateway.api.semantic.sessions import session_of
+from gateway.api.semantic.sessions import limits_of, session_of
 from gateway.api.semantic.variables import variable_spec
 from gateway.api.serializers.base import usage_of
 from gateway.api.services import SERVICES
@@ -80,7 +80,12 @@ async def run(request: web.Request) -> web.StreamResponse:
     specs = await _specs(request, body, None if session is None else session.id)
     services.scheduler.admit(request[TENANT], continues=session is not None and bool(session.calls))
     is_new = session is None
-    session = session or services.sessions.create(request[TENANT])
+    limits = limits_of(body.limits)
+    if limits is not None and session is not None:
+        message = "limits belong to a session: set them when you create it, or name no session for this graph"
+        raise RequestError(400, message, code="unsupported_with_semantic", param="limits")
+    services.check_limits(limits)
+    session = session or services.sessions.create(request[TENANT], limits=limits)
     try:
         if body.outputs is not None:
             _check_outputs(body.outputs, session, specs, variables)

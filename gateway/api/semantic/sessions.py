@@ -6,8 +6,9 @@ from typing import cast
 
 from aiohttp import web
 
-from compat.openai import SessionList, SessionObject, SessionRequest, SessionState, SessionUsage
-from gateway.api.services import SERVICES
+from compat.openai import LimitsRequest, SessionList, SessionObject, SessionRequest, SessionState, SessionUsage
+from gateway.api.services import SERVICES, Services
+from gateway.graph.budget import Limits
 from gateway.graph.session import Session
 from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
@@ -22,18 +23,31 @@ def session_of(request: web.Request) -> Session:
     return request.app[SERVICES].sessions.get(request[TENANT], request.match_info["id"])
 
 
-def describe_session(session: Session) -> SessionObject:
+def limits_of(requested: LimitsRequest | None) -> Limits | None:
+    """Return the limits that a request sets; None if it sets none."""
+    if requested is None or (requested.tokens is None and requested.cost is None):
+        return None
+    return Limits(requested.tokens, requested.cost)
+
+
+def describe_session(session: Session, services: Services) -> SessionObject:
     """Return the JSON object of a session."""
     state: SessionState = "deleted" if session.is_closed else "running" if session.is_running else "idle"
-    return {
+    usage = cast("SessionUsage", session.usage())
+    if services.has_prices:
+        usage["cost"] = sum(map(services.cost_of, session.calls.values()))
+    described: SessionObject = {
         "id": session.id,
         "object": "session",
         "created_at": int(session.created),
         "expires_at": int(time.time() + session.ttl - (time.monotonic() - session.last_used)),
         "metadata": session.metadata,
         "state": state,
-        "usage": cast(SessionUsage, session.usage()),
+        "usage": usage,
     }
+    if session.budget is not None:
+        described["limits"] = {"tokens": session.budget.limits.tokens, "cost": session.budget.limits.cost}
+    return described
 
 
 @routes.post("/v1/sessions")
@@ -41,22 +55,25 @@ def describe_session(session: Session) -> SessionObject:
 async def create(request: web.Request) -> web.Response:
     """Create a session. The client may choose its id."""
     body = await read_json(request, SessionRequest)
-    session = request.app[SERVICES].sessions.create(request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl)
+    services, limits = request.app[SERVICES], limits_of(body.limits)
+    services.check_limits(limits)
+    session = services.sessions.create(request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl, limits=limits)
     await session.event_log.flush()
-    return json_response(describe_session(session), status=201)
+    return json_response(describe_session(session, services), status=201)
 
 
 @routes.get("/v1/sessions")
 @operation(SessionList, errors=(503,))
 async def list_sessions(request: web.Request) -> web.StreamResponse:
     """List the sessions of the API key."""
-    sessions = list(request.app[SERVICES].sessions.of_tenant(request[TENANT]))
-    return await stream_json(request, _list_pieces(sessions))
+    services = request.app[SERVICES]
+    sessions = list(services.sessions.of_tenant(request[TENANT]))
+    return await stream_json(request, _list_pieces(sessions, services))
 
 
-def _list_pieces(sessions: Sequence[Session]) -> Iterator[bytes]:
+def _list_pieces(sessions: Sequence[Session], services: Services) -> Iterator[bytes]:
     yield b'{"object":"list",'
-    yield from json_list("data", (describe_session(session) for session in sessions if not session.is_closed))
+    yield from json_list("data", (describe_session(session, services) for session in sessions if not session.is_closed))
     yield b"}"
 
 
@@ -64,7 +81,7 @@ def _list_pieces(sessions: Sequence[Session]) -> Iterator[bytes]:
 @operation(SessionObject, errors=(404, 410, 503))
 async def get(request: web.Request) -> web.Response:
     """Return one session."""
-    return json_response(describe_session(session_of(request)))
+    return json_response(describe_session(session_of(request), request.app[SERVICES]))
 
 
 @routes.delete("/v1/sessions/{id}")
@@ -73,7 +90,7 @@ async def delete(request: web.Request) -> web.Response:
     """Delete a session. Its running calls are cancelled and their KV is freed."""
     services, session = request.app[SERVICES], session_of(request)
     services.sessions.delete(session)
-    described = describe_session(session)  # the session is dissolved soon
+    described = describe_session(session, services)  # the session is dissolved soon
     await services.response_store.delete_sessions([(session.tenant, session.id)])
     await session.event_log.flush()
     return json_response(described)

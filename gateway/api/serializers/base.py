@@ -1,7 +1,7 @@
 """The interface of serializers, and their common functions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -40,6 +40,13 @@ class Serializer(ABC):
     """Whether the answer is stored before the last events of its stream."""
     calls: Sequence[Call] = ()
     """The request's calls, once they are submitted."""
+    cost_of: Callable[[Call], float] | None = None
+    """Returns the cost of a call, if the client requests it."""
+
+    @property
+    def cost(self) -> float | msgspec.UnsetType:
+        """The cost of all calls, if the client requests it."""
+        return msgspec.UNSET if self.cost_of is None else sum(map(self.cost_of, self.calls))
 
     @abstractmethod
     async def whole_response(self) -> Any:

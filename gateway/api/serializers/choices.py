@@ -125,12 +125,13 @@ class ChoicesSerializer(Serializer):
         if self.calls[0].spec.deferred:
             return usage_of([])
         usages = [call.usage for call in self.calls]
-        if self._per_prompt == 1:
-            return usage_of(usages)
-        first = {id(usage) for usage in usages[:: self._per_prompt]}
-        return usage_of(
-            [usage if id(usage) in first else dataclasses.replace(usage, prompt=0, cached=0) for usage in usages]
-        )
+        if self._per_prompt > 1:
+            first = {id(usage) for usage in usages[:: self._per_prompt]}
+            usages = [
+                usage if id(usage) in first else dataclasses.replace(usage, prompt=0, cached=0) for usage in usages
+            ]
+        usage = usage_of(usages)
+        return usage if self.cost_of is None else msgspec.structs.replace(usage, cost=self.cost)
 
     # streams
 

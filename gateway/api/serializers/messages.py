@@ -202,7 +202,8 @@ class MessageSerializer(Serializer):
     @property
     def _usage(self) -> MessageUsage:
         usage = self._call.usage
-        return _usage(usage.prompt, usage.cached, usage.completion, usage.reasoning)
+        answer = _usage(usage.prompt, usage.cached, usage.completion, usage.reasoning)
+        return answer if self.cost_of is None else msgspec.structs.replace(answer, cost=self.cost)
 
 
 def block_options(body: MessagesRequest) -> BlockOptions:

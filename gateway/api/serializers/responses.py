@@ -53,7 +53,7 @@ class ResponseSerializer(Serializer):
     @cached_property
     def _builder(self) -> ResponseBuilder:
         """Builder of the response. It needs the call, which exists once the request is submitted."""
-        return ResponseBuilder(
+        builder = ResponseBuilder(
             self._body,
             self._model,
             self._scope,
@@ -62,6 +62,8 @@ class ResponseSerializer(Serializer):
             checker=self._checker,
             is_stored=self._turn.is_stored,
         )
+        builder.cost_of = self.cost_of
+        return builder
 
     async def whole_response(self) -> Response:
         """Return the response with all of its items, once it is stored."""

@@ -1,0 +1,184 @@
+"""The ledger: one row for each call that has ended, with its tokens and its cost."""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from gateway.accounts.prices import Prices
+from gateway.accounts.spend import CallSpend
+from gateway.accounts.spend_log import SpendLog
+from gateway.accounts.usage_query import LedgerError, UsageQuery, UsageSum
+from gateway.graph.call import Call
+
+log = logging.getLogger("myna.accounts")
+
+_FLUSH_SECONDS = 0.5
+"""Interval in which new rows are stored in the database, in seconds."""
+_MAX_PAUSE_SECONDS = 30.0
+"""Longest pause while the database cannot be used, in seconds."""
+_MAX_ROWS = 100_000
+"""Maximum number of rows in memory, without a file for them."""
+_DELETED_ROWS = 5_000
+"""Number of old rows that are deleted at a time."""
+_DELETE_SECONDS = 60.0
+"""Interval in which old rows are deleted, in seconds."""
+
+
+class LedgerStorage(Protocol):
+    """Database of the ledger. Each method raises LedgerError if the database cannot be used."""
+
+    async def insert(self, rows: Iterable[CallSpend]) -> None:
+        """Store rows, except those whose ids are stored. After an error, some may be stored."""
+
+    async def delete_before(self, when: float, limit: int) -> int:
+        """Delete at most `limit` rows of calls that ended before `when`. Return their number."""
+
+    async def sums(self, query: UsageQuery) -> list[UsageSum]:
+        """Answer a query."""
+
+    async def close(self) -> None:
+        """Close the database."""
+
+
+class Ledger:
+    """Owner of the rows that the database does not have yet.
+
+    With a file, a row is in it before `observe` returns; see `SpendLog`. Rows move from there into the database about
+    twice a second, and stay in the file while the database cannot be used.
+    """
+
+    def __init__(
+        self,
+        storage: LedgerStorage,
+        prices: Prices,
+        file: Path | None,
+        ttl: float,
+        *,
+        key_id_of: Callable[[str], str] = lambda tenant: tenant,
+        tags_of: Callable[[str], Sequence[str]] = lambda tenant: (),
+    ) -> None:
+        """`file`: see `SpendLog`; None keeps new rows in memory. `ttl`: seconds for which rows are kept. `key_id_of`,
+        `tags_of`: id and tags of a tenant's API key. Raises OSError."""
+        self.prices = prices
+        self._storage = storage
+        self._log = None if file is None else SpendLog(file)
+        self._recent: list[CallSpend] = []
+        """New rows, if there is no file."""
+        self._ttl = ttl
+        self._key_id_of = key_id_of
+        self._tags_of = tags_of
+        self._flushing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start to store rows. Those of the process before this one come first."""
+        self._task = asyncio.create_task(self._run(), name="ledger")
+
+    def observe(self, call: Call) -> CallSpend:
+        """Record a call that has ended, and return its row. Call it once for each call, before its answer ends."""
+        prompt, cached, completion = call.spent_tokens
+        tenant = call.session.tenant
+        spend = CallSpend(
+            call.id,
+            call.times.finished or time.time(),
+            self._key_id_of(tenant),
+            call.session.id,
+            call.model or call.spec.model,
+            call.engine or "",
+            call.state,
+            prompt,
+            cached,
+            completion,
+            min(call.usage.reasoning, completion),
+            call.lost_tokens,
+            self.prices.cost_of_call(call),
+            self._tags_of(tenant),
+        )
+        self.record(spend)
+        return spend
+
+    def relayed(self, id: str, tenant: str, model: str, route: str, tokens: int) -> CallSpend:
+        """Return the row of a request that is no call, such as embeddings. `route`: stands for the engine. `tokens`: of
+        the prompt."""
+        cost = self.prices.of(model).cost(tokens, 0, 0)
+        tags = self._tags_of(tenant)
+        return CallSpend(
+            id, time.time(), self._key_id_of(tenant), "", model, route, "done", tokens, 0, 0, 0, 0, cost, tags
+        )
+
+    def record(self, spend: CallSpend) -> None:
+        """Record a row."""
+        if self._log is not None:
+            self._log.append(spend)
+        elif len(self._recent) < _MAX_ROWS:
+            self._recent.append(spend)
+
+    async def sums(self, query: UsageQuery) -> list[UsageSum]:
+        """Answer a query, with all calls that have ended. Raises LedgerError."""
+        await self.flush()
+        return await self._storage.sums(query)
+
+    async def sums_of(self, tenant: str, query: UsageQuery) -> list[UsageSum]:
+        """Answer a query of a tenant, which sees its own calls only. Raises LedgerError."""
+        if not tenant:  # the server has no API keys
+            return await self.sums(query)
+        own = self._key_id_of(tenant)
+        return [] if query.key not in (None, own) else await self.sums(dataclasses.replace(query, key=own))
+
+    async def totals(self, key: str, since: float) -> tuple[int, float]:
+        """Return the tokens and the cost of a key's calls that ended since a time of the Unix clock. Raises
+        LedgerError."""
+        (total,) = await self.sums(UsageQuery((), since, float("inf"), key))
+        return total.prompt + total.completion, total.cost
+
+    async def flush(self) -> None:
+        """Store all rows in the database. Raises LedgerError."""
+        async with self._flushing:
+            if self._log is None:
+                recent, self._recent = self._recent, []
+                try:
+                    await self._storage.insert(recent)
+                except BaseException:
+                    self._recent = recent + self._recent
+                    raise
+                return
+            try:
+                while self._log.rotate():
+                    await self._storage.insert(self._log.read_rotated())
+                    self._log.delete_rotated()
+            except OSError as error:
+                raise LedgerError(f"the ledger's file cannot be used: {error}") from error
+
+    async def _run(self) -> None:
+        pause, last_deletion = _FLUSH_SECONDS, -_DELETE_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self.flush()
+                if time.monotonic() - last_deletion > _DELETE_SECONDS:
+                    last_deletion = time.monotonic()
+                    if await self._storage.delete_before(time.time() - self._ttl, _DELETED_ROWS) == _DELETED_ROWS:
+                        last_deletion = -_DELETE_SECONDS  # there are more
+                pause = _FLUSH_SECONDS
+            except LedgerError as error:
+                pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+                log.error("%s; the next attempt is in %.0f s", error, pause)
+
+    async def close(self) -> None:
+        """Store the last rows, and close the database. Rows that cannot be stored stay in the file."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        try:
+            await self.flush()
+        except LedgerError as error:
+            log.error("the last rows of the ledger are stored after the next start: %s", error)
+        await self._storage.close()
+        if self._log is not None:
+            self._log.close()
