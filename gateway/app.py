@@ -91,17 +91,20 @@ def build_services(
     )
     if isinstance(sink, Journal):
         sink.on_lost = store.fail
+    models = ServedModels(settings.engine_wait)
+    if exporter is not None and settings.otlp_texts:
+        exporter.include_texts(models.decode)
     return Services(
         sessions=store,
         scheduler=scheduler,
-        models=ServedModels(settings.engine_wait),
+        models=models,
         response_store=response_store,
         relay=Relay(pool, settings.max_calls, several_tenants=several),
         embedder=Embedder(pool, settings.max_calls, several_tenants=several),
         is_ready=lambda: pool.is_ready,
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
-        exports_traces=exporter is not None,
+        exporter=exporter,
     )
 
 

@@ -11,6 +11,7 @@ from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
+from gateway.telemetry.span_exporter import SpanExporter
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Services:
     max_wait_seconds: float
     max_upload_bytes: int
     """Maximum size of a multipart form, in bytes."""
-    exports_traces: bool = False
-    """Whether calls join the traces that their requests name."""
+    exporter: SpanExporter | None = None
+    """Exporter of traces, if the settings name a collector."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
 

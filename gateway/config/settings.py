@@ -232,6 +232,7 @@ class ServeSettings(EngineOptions):
     otlp_endpoint: str | None = Field(
         None, description="URL of an OpenTelemetry collector that gets traces by OTLP over HTTP: http://HOST:4318"
     )
+    otlp_texts: bool = Field(False, description="send the texts of prompts and answers with the traces")
 
     session_ttl: float = Field(3600.0, gt=0, description="lifetime of an idle session")
     response_ttl: float = Field(30 * 86_400.0, gt=0, description="lifetime of a stored response")

@@ -178,15 +178,23 @@ class Upstream:
         except (ConnectError, ConnectionBroken) as error:
             raise self.connection_error(error, tenant) from error
 
-    async def relay(self, path: str, body: bytes | AsyncIterable[bytes], content_type: str, tenant: str) -> Response:
+    async def relay(
+        self,
+        path: str,
+        body: bytes | AsyncIterable[bytes],
+        content_type: str,
+        tenant: str,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Response:
         """Send a request of a client as it is. Return the response if it is a success; the caller closes it.
+        `headers`: further headers.
 
         Raises as `post`, and the errors of `body`.
         """
         assert self._connections is not None, "not started"
         self._last_used[tenant] = time.monotonic()
         try:
-            response = await self._connections.send("POST", path, body, content_type)
+            response = await self._connections.send("POST", path, body, content_type, headers)
             if 200 <= response.status < 300:
                 return response
             try:
