@@ -29,7 +29,7 @@ from gateway.graph.session_store import SessionStore
 from gateway.http import openapi
 from gateway.http.json_body import BODY_BYTES_LIMIT, LARGE_BODY_GATE, SCHEMA_CHECK_GATE
 from gateway.http.middleware.admission import ADMISSION, AdmissionGate, admission_gate
-from gateway.http.middleware.auth import OPEN_ROUTES, ApiKeys, authentication, tenant_of
+from gateway.http.middleware.auth import METRICS_ROUTE, OPEN_ROUTES, ApiKeys, authentication, tenant_of
 from gateway.http.middleware.compression import compression
 from gateway.http.middleware.cors import cors_headers
 from gateway.http.middleware.errors import errors
@@ -156,6 +156,8 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     ]
     resources += [sessions, variables, graphs, events, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
+    if not settings.open_metrics:
+        open_routes.discard(METRICS_ROUTE)
     if settings.parrot_api:
         resources.append(parrot)
         open_routes |= parrot.open_routes()

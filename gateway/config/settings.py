@@ -192,6 +192,7 @@ class ServeSettings(EngineOptions):
 
     api_key: Annotated[list[str], NoDecode] = Field([], description="API key that clients must use; may be repeated")
     api_key_file: Path | None = Field(None, description="file with one API key per line, optionally with its weight")
+    open_metrics: bool = Field(True, description="answer GET /metrics without an API key")
 
     parrot_api: bool = Field(False, description="also serve the API of Parrot (Lin et al., OSDI'24)")
 
