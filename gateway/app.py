@@ -30,7 +30,7 @@ from gateway.graph.session_store import SessionStore
 from gateway.http import openapi
 from gateway.http.json_body import BODY_BYTES_LIMIT, LARGE_BODY_GATE, SCHEMA_CHECK_GATE
 from gateway.http.middleware.admission import ADMISSION, AdmissionGate, admission_gate
-from gateway.http.middleware.auth import OPEN_ROUTES, ApiKeys, authentication, tenant_of
+from gateway.http.middleware.auth import METRICS_ROUTE, OPEN_ROUTES, ApiKeys, authentication, tenant_of
 from gateway.http.middleware.compression import compression
 from gateway.http.middleware.cors import cors_headers
 from gateway.http.middleware.errors import errors
@@ -99,17 +99,20 @@ def build_services(
     )
     if isinstance(sink, Journal):
         sink.on_lost = store.fail
+    models = ServedModels(settings.engine_wait)
+    if exporter is not None and settings.otlp_texts:
+        exporter.include_texts(models.decode)
     return Services(
         sessions=store,
         scheduler=scheduler,
-        models=ServedModels(settings.engine_wait),
+        models=models,
         response_store=response_store,
         relay=Relay(pool, settings.max_calls, several_tenants=several),
         embedder=Embedder(pool, settings.max_calls, several_tenants=several),
         is_ready=lambda: pool.is_ready,
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
-        exports_traces=exporter is not None,
+        exporter=exporter,
         ledger=ledger,
         cost_of=prices.cost_of_call,
         has_prices=bool(prices),
@@ -164,6 +167,8 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     ]
     resources += [sessions, variables, graphs, events, usage, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
+    if not settings.open_metrics:
+        open_routes.discard(METRICS_ROUTE)
     if settings.parrot_api:
         resources.append(parrot)
         open_routes |= parrot.open_routes()

@@ -58,6 +58,7 @@ CROSS_MODULE: dict[str, str] = {
     "tests/engine/kernels/triton/test_scripts.py": "runs the scripts of bench/gpu",
     "tests/engine/models/test_broken.py": "broken checkpoints of every kind",
     "tests/engine/models/test_families.py": "every model family against transformers",
+    "tests/gateway/test_open_routes.py": "every route without an API key",
     "tests/engine/test_schemas.py": "random schemas through grammar and sampler",
     "tests/engine/test_threads.py": "threads of the whole engine",
     "tests/engine/test_whole_engine.py": "random operations on the whole engine",

@@ -138,6 +138,14 @@ SmallGrammars = BeforeValidator(check_size_of_grammars)
 """Limit of the grammars of all tools in a field."""
 
 
+def check_definition(grammar: InputGrammar) -> None:
+    """Raise the error of a request's field `definition` if the grammar is invalid."""
+    try:
+        grammar.check()
+    except ValueError as error:
+        raise field_error("definition", str(error)) from None
+
+
 class GrammarDefinition(Request):
     """Grammar of a custom tool's input, in a chat completion."""
 
@@ -146,10 +154,7 @@ class GrammarDefinition(Request):
 
     @model_validator(mode="after")
     def _is_valid(self) -> Self:
-        try:
-            self.grammar.check()
-        except ValueError as error:
-            raise field_error("definition", str(error)) from None
+        check_definition(self.grammar)
         return self
 
     @property

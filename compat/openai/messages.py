@@ -233,8 +233,8 @@ class Message(Request):
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
-class FunctionDefinition(Request):
-    """A function that the client can call for the model."""
+class DescribedFunction(Request):
+    """Name, description and parameters of a function. With `strict`, the parameters must be enforceable."""
 
     name: FunctionName
     description: str | None = None
@@ -247,6 +247,10 @@ class FunctionDefinition(Request):
         if info.data.get("strict") and parameters is not None:
             enforced_schema(parameters)
         return parameters
+
+
+class FunctionDefinition(DescribedFunction):
+    """A function that the client can call for the model."""
 
     @property
     def enforced(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gateway.accounts.spend import CallSpend
 from gateway.accounts.spend_log import SpendLog
 from gateway.accounts.usage_query import LedgerError, UsageQuery, UsageSum
 from gateway.graph.call import Call
+from gateway.graph.ids import new_id
 
 log = logging.getLogger("myna.accounts")
 
@@ -102,14 +103,27 @@ class Ledger:
         self.record(spend)
         return spend
 
-    def relayed(self, id: str, tenant: str, model: str, route: str, tokens: int) -> CallSpend:
-        """Return the row of a request that is no call, such as embeddings. `route`: stands for the engine. `tokens`: of
-        the prompt."""
+    def record_request(self, tenant: str, model: str, engine: str, tokens: int) -> CallSpend:
+        """Record a request that is no call, such as embeddings, and return its row. `tokens`: of its input."""
         cost = self.prices.of(model).cost(tokens, 0, 0)
-        tags = self._tags_of(tenant)
-        return CallSpend(
-            id, time.time(), self._key_id_of(tenant), "", model, route, "done", tokens, 0, 0, 0, 0, cost, tags
+        spend = CallSpend(
+            f"req_{new_id(24)}",
+            time.time(),
+            self._key_id_of(tenant),
+            "",
+            model,
+            engine,
+            "done",
+            tokens,
+            0,
+            0,
+            0,
+            0,
+            cost,
+            self._tags_of(tenant),
         )
+        self.record(spend)
+        return spend
 
     def record(self, spend: CallSpend) -> None:
         """Record a row."""

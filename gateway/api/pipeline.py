@@ -148,7 +148,9 @@ def repeat(spec: CallSpec, count: int) -> list[CallSpec]:
 
 def join_trace(request: web.Request, services: Services, calls: Sequence[Call]) -> None:
     """Make calls parts of the trace that their request names, if there is one."""
-    if services.exports_traces and (trace := parse_traceparent(request.headers.get("traceparent"))) is not None:
+    if services.exporter is None:
+        return
+    if (trace := parse_traceparent(request.headers.get("traceparent"))) is not None:
         for call in calls:
             call.trace = trace
 

@@ -15,6 +15,7 @@ from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
+from gateway.telemetry.span_exporter import SpanExporter
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Services:
     max_wait_seconds: float
     max_upload_bytes: int
     """Maximum size of a multipart form, in bytes."""
-    exports_traces: bool = False
-    """Whether calls join the traces that their requests name."""
+    exporter: SpanExporter | None = None
+    """Exporter of traces, if the settings name a collector."""
     cost_of: Callable[[Call], float] = lambda call: 0.0
     """Returns the cost of a call so far."""
     has_prices: bool = False

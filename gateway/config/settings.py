@@ -194,6 +194,7 @@ class ServeSettings(EngineOptions):
 
     api_key: Annotated[list[str], NoDecode] = Field([], description="API key that clients must use; may be repeated")
     api_key_file: Path | None = Field(None, description="file with one API key per line, optionally with its weight")
+    open_metrics: bool = Field(True, description="answer GET /metrics without an API key")
 
     price: Annotated[list[str], NoDecode] = Field(
         [],
@@ -244,6 +245,7 @@ class ServeSettings(EngineOptions):
     otlp_endpoint: str | None = Field(
         None, description="URL of an OpenTelemetry collector that gets traces by OTLP over HTTP: http://HOST:4318"
     )
+    otlp_texts: bool = Field(False, description="send the texts of prompts and answers with the traces")
 
     session_ttl: float = Field(3600.0, gt=0, description="lifetime of an idle session")
     response_ttl: float = Field(30 * 86_400.0, gt=0, description="lifetime of a stored response")

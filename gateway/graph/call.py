@@ -139,6 +139,20 @@ class Times:
     starved: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An attempt that failed, after which its call got another one.
+
+    `engine`: None if no engine accepted the call. `code`: code of the failure. `times`: times of this attempt; it was
+    created when the attempt before it failed, and finished when it failed itself.
+    """
+
+    engine: str | None
+    model: str
+    code: str
+    times: Times
+
+
 @dataclass(eq=False, slots=True)
 class Call:
     """Owner of a call's state. Only the scheduler's coroutine for the call changes the state.
@@ -170,6 +184,8 @@ class Call:
     engine: str | None = None
     model: str | None = None
     """Model whose rendering of the prompt was sent."""
+    failed_attempts: Sequence[FailedAttempt] = ()
+    """Attempts before the current or last one. `engine`, `model` and `times` are those of the current one."""
     slot_texts: dict[str, str] = field(default_factory=dict)
     """Texts of the finished slots, as they stand in the prompt."""
     identity: bytes | None = None

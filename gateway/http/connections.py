@@ -13,13 +13,16 @@ import resource
 import sys
 from typing import Any
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, web, web_response
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.errors import RequestError
 from gateway.http.middleware.errors import error_answer
 
 log = logging.getLogger("myna.http")
+
+# the header `Server`, which clients without an API key get as well, would have the versions of Python and aiohttp
+web_response.SERVER_SOFTWARE = "myna"  # type: ignore[attr-defined]
 
 HEADER_SECONDS = 30.0
 """Longest time in seconds from a connection, or from the first byte of a later request, to the end of its headers."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.http.slow_client import DOCUMENT_SECONDS, wait_written
 from gateway.http.sse import REQUEST_ID
@@ -41,6 +41,9 @@ async def stream_json(request: web.Request, pieces: Iterable[bytes]) -> web.Stre
         headers={"Content-Type": "application/json; charset=utf-8", "x-request-id": request[REQUEST_ID]}
     )
     await response.prepare(request)
+    if request.method == hdrs.METH_HEAD:  # a body would be read as the answer to the connection's next request
+        await response.write_eof()
+        return response
     chunk = bytearray()
     began = time.monotonic()
     for piece in pieces:

@@ -76,6 +76,11 @@ class EventStream:
         """Return whether the headers are sent, so that errors can only be reported as events."""
         return self._has_started
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether the answer has no events: that to a HEAD request has only headers. Then call only `end`."""
+        return self._request.method == hdrs.METH_HEAD
+
     def try_write(self, data: bytes) -> bool:
         """Write the data if that needs no waiting, and return whether it was written.
 
@@ -144,7 +149,8 @@ class EventStream:
         """Write the last events and, if `done`, OpenAI's closing event `[DONE]`; end the response."""
         self._stop_timer()
         await self._send_headers()
-        await wait_written(self._request, self._response.write_eof(data + (_DONE if done else b"")), STREAM_SECONDS)
+        data = b"" if self.is_empty else data + (_DONE if done else b"")
+        await wait_written(self._request, self._response.write_eof(data), STREAM_SECONDS)
         return self._response
 
     async def write(self, data: bytes) -> None:

@@ -59,15 +59,23 @@ class ConnectionPool:
         """Return the response to a POST request. See `request`."""
         return self.request("POST", path, content, headers)
 
-    async def send(self, method: str, path: str, body: bytes | AsyncIterable[bytes], content_type: str) -> Response:
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | AsyncIterable[bytes],
+        content_type: str,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Response:
         """Send a request whose body is not JSON, or arrives in pieces. Return its response once the head has arrived.
+        `headers`: as in `request`.
 
         If the server answers before it has read the whole body, the rest is not sent. Raises ConnectError,
         ConnectionBroken, and the errors of `body`.
         """
         connection = self._pop_idle() if isinstance(body, bytes) else None
         if connection is not None and isinstance(body, bytes):
-            request = self._encoder.encode(method, path, body, content_type)
+            request = self._encoder.encode(method, path, body, content_type, headers)
             try:
                 return await self._begin(connection, request)
             except ConnectionBroken as error:  # as in `request`
@@ -75,8 +83,8 @@ class ConnectionPool:
                     raise
         connection = await self._connector.connect(self._build_connection)
         if isinstance(body, bytes):
-            return await self._begin(connection, self._encoder.encode(method, path, body, content_type))
-        return await self._begin(connection, self._encoder.encode(method, path, None, content_type), body)
+            return await self._begin(connection, self._encoder.encode(method, path, body, content_type, headers))
+        return await self._begin(connection, self._encoder.encode(method, path, None, content_type, headers), body)
 
     async def request(
         self, method: str, path: str, content: bytes = b"", headers: Mapping[str, str] = NO_HEADERS

@@ -103,6 +103,13 @@ class ServedModels:
         """Return the models that answer if no engine of this model does, in order."""
         return [self._served[name] for name in self._fallbacks.get(model.id, ())]
 
+    def decode(self, model: str, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, with control tokens. It is empty if the model, or its tokenizer, is not known."""
+        served = self._served.get(model)
+        if served is None or served.tokenizer is None:
+            return ""
+        return served.tokenizer.decode(list(tokens), skip_special=False)
+
     async def all(self) -> list[ServedModel]:
         """Return all models. Raises RequestError 503 if none is ready in time."""
         await self._ready()

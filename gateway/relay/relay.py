@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.engines.openai import CAPABILITIES, OpenAIEngine
 from gateway.engines.openai.concurrency import ConcurrencySlot
@@ -13,6 +13,7 @@ from gateway.errors import FailedCall, RequestError
 from gateway.graph.errors import Failure
 from gateway.graph.limits import SharedLimit
 from gateway.http_client.errors import ConnectionBroken
+from gateway.http_client.request_encoder import NO_HEADERS
 from gateway.http_client.response import Response
 
 _ATTEMPTS = 3
@@ -21,16 +22,26 @@ _RANK_SECONDS = 0.05
 """Delay of a request in a server's queue for each unanswered request of the same tenant, in seconds."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RelayedRequest:
     """A request to pass on. `path`: route of the server. `model`: name of the model. `body`: complete, or in pieces,
-    which can be sent once."""
+    which can be sent once. `headers`: further headers for the server."""
 
     path: str
     model: str
     tenant: str
     content_type: str
     body: bytes | AsyncIterable[bytes]
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
+    engine: str | None = None
+    """Engine that the request was last sent to."""
+    tokens: int = 0
+    """Number of input tokens, once the server has reported it."""
+
+    @property
+    def capability(self) -> str:
+        """Capability of a model that the request needs."""
+        return CAPABILITIES[self.path]
 
 
 class Relay:
@@ -80,8 +91,11 @@ class Relay:
             rank = time.monotonic() + _RANK_SECONDS * self._limit.amount(request.tenant)
             await engine.upstream.limiter.acquire(ConcurrencySlot(rank))
             engine.contexts += 1
+            request.engine = engine.name
             try:
-                response = await engine.upstream.relay(request.path, request.body, request.content_type, request.tenant)
+                response = await engine.upstream.relay(
+                    request.path, request.body, request.content_type, request.tenant, request.headers
+                )
                 return engine, response
             except EngineLost as error:
                 _release(engine)
@@ -99,7 +113,7 @@ class Relay:
 
     async def _find_engine(self, request: RelayedRequest) -> OpenAIEngine:
         """Return the engine with the least work that can answer the request. Raises EngineFailure if none can."""
-        capability = CAPABILITIES[request.path]
+        capability = request.capability
         engines = await self._engines.find_ready(request.model)
         upstream = [engine for engine in engines if isinstance(engine, OpenAIEngine)]
         able = [engine for engine in upstream if capability in engine.capabilities]

@@ -1,13 +1,14 @@
 """Run calls on engines: choose an engine, make attempts at a call, and change to another model or engine."""
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from gateway.engines.protocol import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
 from gateway.graph.budget import BudgetExceeded
-from gateway.graph.call import Call, CallState, Rendering, Usage
+from gateway.graph.call import Call, CallState, FailedAttempt, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.session import Session
 from gateway.graph.variable import ProducerRestarted
@@ -23,6 +24,8 @@ log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
 """Maximum number of attempts at a call, if engines refuse it temporarily or fail for reasons unrelated to it."""
+_MAX_RECORDED = 15
+"""Maximum number of failed attempts of a call that are recorded. A producer may restart more often."""
 _SHORT_PAUSE = 1.0
 """Longest pause after which a lost call gets another attempt on the same model, if another model could answer, in
 seconds."""
@@ -119,7 +122,7 @@ class CallExecutor:
             except ContextRefused:
                 raise
             except EngineFailure as error:
-                if not _reset(call):
+                if not _reset(call, rendering.model, error.code):
                     raise
                 log.warning("call %s continues with its next model: %s", call.id, error)
         await self._attempts(call, last, wait=True)
@@ -147,15 +150,16 @@ class CallExecutor:
                 if attempt == _ATTEMPTS:
                     message = f"{error}; that was attempt {attempt} of {_ATTEMPTS}"
                     raise type(error)(message, pause=error.pause) from error
-                if (error.pause > _SHORT_PAUSE and not wait) or not _reset(call):
+                lost = call.engine or lost
+                if (error.pause > _SHORT_PAUSE and not wait) or not _reset(call, rendering.model, error.code):
                     raise
                 attempt += 1
-                suspect, lost = suspect or error.suspect, call.engine
+                suspect = suspect or error.suspect
                 log.warning("call %s lost its engine and gets another attempt: %s", call.id, error)
                 if not suspect and not await self._has_other_engine(rendering.model, lost):
                     await asyncio.sleep(error.pause)
             except ProducerRestarted as error:
-                if not _reset(call):
+                if not _reset(call, rendering.model, "producer_restarted"):
                     message = "a value that this call had partly read is generated again"
                     raise CallFailed(Failure("engine_failed", message, call.id)) from error
 
@@ -247,15 +251,29 @@ def _field_at_fault(call: Call, error: EngineFailure) -> str | None:
     return None if error.field is None or slots else call.spec.field_path(error.field)
 
 
-def _reset(call: Call) -> bool:
-    """Reset the call to its state before the first attempt, except for finished slots. Return False if an output is
-    exposed: then nothing is changed."""
+def _reset(call: Call, model: str, code: str) -> bool:
+    """Reset the call to its state before the first attempt, except for finished slots, and record the attempt on the
+    model that failed with the code. Return False if an output is exposed: then nothing is changed."""
     unfinished = [variable for variable in call.outputs if not variable.state.is_final]
     if any(variable.is_exposed for variable in unfinished):
         return False
     for variable in unfinished:
         variable.restart()
     call.lost_tokens += call.usage.completion
+    _record_failure(call, model, code)
     call.usage, call.finish_reason, call.stop_string = Usage(), None, None
+    call.engine = call.model = None
     call.set_state(CallState.WAITING)
     return True
+
+
+def _record_failure(call: Call, model: str, code: str) -> None:
+    """Add the current attempt to the failed ones, and reset the times that the next attempt sets."""
+    now, times, before = call.session.clock(), call.times, call.failed_attempts
+    began = before[-1].times.finished if before else None
+    if len(before) < _MAX_RECORDED:
+        ended = dataclasses.replace(times, created=times.created if began is None else began, finished=now)
+        call.failed_attempts = (*before, FailedAttempt(call.engine, model, code, ended))
+    if not call.slot_texts:  # otherwise the client may have read a finished slot, so its first token counts
+        # another object, because the lost engine may still report to the old one
+        call.times = dataclasses.replace(times, started=None, first_token=None, held=0.0, starved=0.0)

@@ -1,23 +1,32 @@
 """Describe calls as spans of OpenTelemetry, in the JSON form of its protocol OTLP.
 
-A session is a trace, or the call joins the trace that its request names. A call is a span with a child for each time
-that it waited or worked, and with links to the calls whose outputs it read. Spans have no texts of prompts or answers.
+A session is a trace, or the call joins the trace that its request names. A call is a span with links to the calls whose
+outputs it read. It has a child for each phase: each time that it waited or worked. If a call had several attempts, its
+children are the attempts, and the phases are theirs.
 
 Attributes have the names of the semantic conventions for generative AI (opentelemetry.io/docs/specs/semconv/gen-ai).
-The project's own names begin with `myna.`. The JSON is written as text, because creating the same spans as objects, or
-with OpenTelemetry's package, would cost several per cent of a request.
+The project's own names begin with `myna.`.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import blake2b
 
-import msgspec
-
-from gateway.graph.call import Call
+from gateway.graph.call import Call, FailedAttempt, Times
 from gateway.graph.trace_context import TraceContext
+from gateway.telemetry.otlp_json import (
+    INTERNAL,
+    SERVER,
+    error_status,
+    interval,
+    number_attribute,
+    quote,
+    text_attribute,
+)
 
-_INTERNAL, _SERVER = 1, 2
+_ATTEMPT_IDS = 16
+"""Distance between the ids of a call's attempts. The ids between them are for the phases of an attempt."""
 _SAMPLING = {
     "max_tokens": "gen_ai.request.max_tokens",
     "temperature": "gen_ai.request.temperature",
@@ -36,9 +45,13 @@ def context_of(call: Call) -> TraceContext:
 
 
 def traceparent_of(call: Call) -> str:
-    """Return the header that makes the requests for a call parts of its span."""
-    sampled = call.trace is None or call.trace.sampled
-    return context_of(call)._replace(sampled=sampled).traceparent
+    """Return the header that makes the requests for a call parts of its span, or of the span of the current attempt if
+    an attempt has failed before."""
+    context, sampled = context_of(call), call.trace is None or call.trace.sampled
+    if not call.failed_attempts:
+        return context._replace(sampled=sampled).traceparent
+    span_id = _span_id(int(context.span_id, 16) + _ATTEMPT_IDS * (1 + len(call.failed_attempts)))
+    return context._replace(span_id=span_id, sampled=sampled).traceparent
 
 
 def _session_trace(call: Call) -> str:
@@ -47,38 +60,78 @@ def _session_trace(call: Call) -> str:
     return blake2b(key.encode(), digest_size=16).hexdigest()
 
 
-def encode_spans(call: Call) -> list[str]:
-    """Return the spans of a call that has ended, each as JSON: its own, then one for each phase."""
+def encode_spans(call: Call, texts: str = "") -> list[str]:
+    """Return the spans of a call that has ended, each as JSON: its own, then those of its phases and attempts.
+
+    `texts`: further attributes of the call, as JSON; see `text_attributes`.
+    """
     context, times = context_of(call), call.times
     end = max(times.created, times.created if times.finished is None else times.finished)
     operation = "text_completion" if call.spec.prompt_field == "prompt" else "chat"
     parent = "" if call.trace is None else f'"parentSpanId":"{call.trace.span_id}",'
-    status = "" if call.failure is None else f',"status":{{"code":2,"message":{_quote(call.failure.code)}}}'
-    links = _links(call)
+    status = "" if call.failure is None else f",{error_status(call.failure.code)}"
+    links, texts = _links(call), f",{texts}" if texts else ""
     spans = [
         f'{{"traceId":"{context.trace_id}","spanId":"{context.span_id}",{parent}'
-        f'"name":{_quote(f"{operation} {call.spec.model}")},"kind":{_SERVER},{_interval(times.created, end)},'
-        f'"attributes":[{_attributes(call, operation)}]{links}{status}}}'
+        f'"name":{quote(f"{operation} {call.spec.model}")},"kind":{SERVER},{interval(times.created, end)},'
+        f'"attributes":[{_attributes(call, operation)}{texts}]{links}{status}}}'
     ]
-    number = int(context.span_id, 16)
-    for index, (name, start, stop) in enumerate(_phases(call, end), 1):
-        if stop > start:
-            span_id = f"{(number + index) % 2**64 or 1:016x}"
-            spans.append(
-                f'{{"traceId":"{context.trace_id}","spanId":"{span_id}","parentSpanId":"{context.span_id}",'
-                f'"name":"{name}","kind":{_INTERNAL},{_interval(start, stop)}}}'
-            )
+    if call.failed_attempts:
+        _add_attempts(spans, call, context, end)
+    else:
+        _add_phases(spans, context, times, end)
     return spans
 
 
-def _interval(start: float, end: float) -> str:
-    """Return the times of a span, in nanoseconds of the Unix clock. OTLP has integers of 64 bits as texts."""
-    return f'"startTimeUnixNano":"{start * 1e9:.0f}","endTimeUnixNano":"{end * 1e9:.0f}"'
+def _span_id(number: int) -> str:
+    return f"{number % 2**64 or 1:016x}"
 
 
-def _phases(call: Call, end: float) -> Iterator[tuple[str, float, float]]:
-    """Yield name, start and end of what the call did."""
-    times = call.times
+def _add_phases(spans: list[str], parent: TraceContext, times: Times, end: float) -> None:
+    """Add a span for each phase that took time."""
+    number = int(parent.span_id, 16)
+    head, parent_field = f'{{"traceId":"{parent.trace_id}","spanId":"', f'","parentSpanId":"{parent.span_id}","name":"'
+    for index, (name, start, stop) in enumerate(_phases(times, end), 1):
+        if stop > start:
+            span_id = f"{(number + index) % 2**64 or 1:016x}"
+            spans.append(f'{head}{span_id}{parent_field}{name}","kind":{INTERNAL},{interval(start, stop)}}}')
+
+
+def _add_attempts(spans: list[str], call: Call, parent: TraceContext, end: float) -> None:
+    """Add a span for each attempt, with spans for its phases."""
+    last_times = dataclasses.replace(call.times, created=call.failed_attempts[-1].times.finished or end, finished=end)
+    code = "" if call.failure is None else call.failure.code
+    last = FailedAttempt(call.engine, call.model or call.spec.model, code, last_times)
+    for index, attempt in enumerate((*call.failed_attempts, last), 1):
+        times = attempt.times
+        began, ended = times.created, max(times.created, times.finished or end)
+        span_id = _span_id(int(parent.span_id, 16) + _ATTEMPT_IDS * index)
+        pieces = [number_attribute("myna.attempt", index), text_attribute("gen_ai.request.model", attempt.model)]
+        if attempt.engine is not None:
+            pieces.append(text_attribute("myna.engine", attempt.engine))
+        if attempt.model != call.spec.model:
+            pieces.append('{"key":"myna.fallback","value":{"boolValue":true}}')
+        status = ""
+        if attempt.code:
+            pieces.append(text_attribute("error.type", attempt.code))
+            status = f",{error_status(attempt.code)}"
+        spans.append(
+            f'{{"traceId":"{parent.trace_id}","spanId":"{span_id}","parentSpanId":"{parent.span_id}",'
+            f'"name":"attempt {index}","kind":{INTERNAL},{interval(began, ended)},'
+            f'"attributes":[{",".join(pieces)}]{status}}}'
+        )
+        # the inputs, or a first token that a client has seen, may be those of an attempt before
+        own_times = dataclasses.replace(
+            times,
+            queued=None if times.queued is None else max(began, times.queued),
+            started=None if times.started is None else max(began, times.started),
+            first_token=None if times.first_token is None else max(began, times.first_token),
+        )
+        _add_phases(spans, parent._replace(span_id=span_id), own_times, ended)
+
+
+def _phases(times: Times, end: float) -> Iterator[tuple[str, float, float]]:
+    """Yield name, start and end of what a call or an attempt did."""
     queued = end if times.queued is None else times.queued
     yield "wait for inputs", times.created, queued
     if times.queued is None:
@@ -121,18 +174,18 @@ def _attributes(call: Call, operation: str) -> str:
         f'{{"key":"myna.call.state","value":{{"stringValue":"{call.state.value}"}}}}',
     ]
     if call.session.id:
-        pieces.append(_text("gen_ai.conversation.id", call.session.id))
-        pieces.append(_text("myna.output", call.output.name))
+        pieces.append(text_attribute("gen_ai.conversation.id", call.session.id))
+        pieces.append(text_attribute("myna.output", call.output.name))
     if usage.reasoning:
-        pieces.append(_number("gen_ai.usage.reasoning.output_tokens", usage.reasoning))
+        pieces.append(number_attribute("gen_ai.usage.reasoning.output_tokens", usage.reasoning))
     if call.leader is not None:
-        pieces.append(_text("myna.shared_with", call.leader.id))
+        pieces.append(text_attribute("myna.shared_with", call.leader.id))
     if call.failure is not None:
-        pieces.append(_text("error.type", call.failure.code))
+        pieces.append(text_attribute("error.type", call.failure.code))
     if spec.slots:
         for name, value in spec.slots[-1].sampling.specified.items():
             if name in _SAMPLING and value is not None:
-                pieces.append(_number(_SAMPLING[name], value))
+                pieces.append(number_attribute(_SAMPLING[name], value))
     return ",".join(pieces)
 
 
@@ -142,30 +195,15 @@ def _fixed_attributes(
 ) -> str:
     """Return the attributes that are the same for most calls."""
     pieces = [
-        _text("gen_ai.operation.name", operation),
-        _text("gen_ai.provider.name", "myna"),
-        _text("gen_ai.request.model", requested),
+        text_attribute("gen_ai.operation.name", operation),
+        text_attribute("gen_ai.provider.name", "myna"),
+        text_attribute("gen_ai.request.model", requested),
     ]
     if model is not None:
-        pieces.append(_text("gen_ai.response.model", model))
+        pieces.append(text_attribute("gen_ai.response.model", model))
     if engine is not None:
-        pieces.append(_text("myna.engine", engine))
+        pieces.append(text_attribute("myna.engine", engine))
     if finish_reason is not None:
-        reasons = f'{{"values":[{{"stringValue":{_quote(finish_reason)}}}]}}'
+        reasons = f'{{"values":[{{"stringValue":{quote(finish_reason)}}}]}}'
         pieces.append(f'{{"key":"gen_ai.response.finish_reasons","value":{{"arrayValue":{reasons}}}}}')
     return ",".join(pieces)
-
-
-def _text(key: str, value: str) -> str:
-    return f'{{"key":"{key}","value":{{"stringValue":{_quote(value)}}}}}'
-
-
-def _number(key: str, value: float) -> str:
-    kind = f'"intValue":"{value}"' if isinstance(value, int) else f'"doubleValue":{value!r}'
-    return f'{{"key":"{key}","value":{{{kind}}}}}'
-
-
-@lru_cache(1_000)
-def _quote(text: str) -> str:
-    """Return a text as JSON."""
-    return msgspec.json.encode(text).decode()

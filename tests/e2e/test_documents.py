@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config.settings import ServeSettings
 from tests.fakes.gateway_harness import GatewayHarness
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -62,3 +63,35 @@ def test_the_code_blocks_of_documents_run(server: GatewayHarness, name: str) -> 
         said += done.stdout
     assert said.strip()
     assert SAYS[name] in said or left_out
+
+
+def test_the_container_file_names_files_and_settings_that_exist() -> None:
+    lines = code_blocks("operating.md")["dockerfile"].splitlines()
+    copied = [
+        path for line in lines if line.startswith("COPY ") and "--from" not in line for path in line.split()[1:-1]
+    ]
+    assert {"pyproject.toml", "constraints.txt", "gateway", "engine", "compat"} <= set(copied)
+    assert all((DOCS.parent / path).exists() for path in copied)
+    assert settings_in("\n".join(lines)) >= {"host", "port", "journal", "cache"}
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    unit = code_blocks("operating.md")["ini"]
+    assert settings_in(unit) >= {"journal", "cache", "api_key_file"}
+    drain = ServeSettings.model_fields["drain"].default
+    assert f"TimeoutStopSec={drain + 45:g}" in unit
+    program = "/opt/myna/bin/myna"
+    assert program in unit
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd")
+    file = tmp_path / "myna.service"
+    file.write_text(unit.replace(program, sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def settings_in(text: str) -> set[str]:
+    """Return the settings whose environment variables a text sets. All of them exist."""
+    names = {name.lower() for name in re.findall(r"\bMYNA_([A-Z_]+)=", text)}
+    assert names <= set(ServeSettings.model_fields)
+    return names

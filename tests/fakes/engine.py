@@ -56,7 +56,7 @@ class FakeEngine:
         """See `Engine.open_text`. Without a tokenizer, each character is a token."""
         return CodePointRun() if self._tokenizer is None else TokenRun(self._tokenizer, None, adds_space=adds_space)
 
-    def open(self, scope: str, urgency: Urgency) -> "FakeContext":
+    def open(self, scope: str, urgency: Urgency, traceparent: str = "") -> "FakeContext":
         """See `Engine.open`."""
         if not self.is_ready:
             raise EngineLost("the fake engine is not running")

@@ -76,7 +76,8 @@ async def gateway_of(engines: Sequence[Any], **settings: Any) -> AsyncIterator[G
     factory = EngineFactory(chosen, pool)
     await factory.start()
     response_store = await open_response_store(chosen, None)
-    services = build_services(chosen, pool, NullSink(), response_store)
+    ledger = await open_ledger(chosen, None)
+    services = build_services(chosen, pool, NullSink(), response_store, ledger=ledger)
     for model in factory.models:
         services.models.add(model)
     services.models.set_aliases(chosen.aliases(), chosen.fallbacks())
@@ -85,5 +86,7 @@ async def gateway_of(engines: Sequence[Any], **settings: Any) -> AsyncIterator[G
             yield client
     finally:
         await services.scheduler.close()
+        if ledger is not None:
+            await ledger.close()
         await response_store.close()
         await factory.close()

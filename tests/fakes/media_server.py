@@ -67,7 +67,11 @@ class MediaServer:
 
     async def _respond(self, request: web.Request) -> web.StreamResponse:
         status = self.statuses.pop(0) if self.statuses else 200
-        asked: dict[str, Any] = {"path": request.path, "key": request.headers.get("Authorization")}
+        asked: dict[str, Any] = {
+            "path": request.path,
+            "key": request.headers.get("Authorization"),
+            "traceparent": request.headers.get("traceparent"),
+        }
         if not self.reads:
             await asyncio.sleep(60)
         if request.content_type == "multipart/form-data":

@@ -102,38 +102,41 @@ class _CallerFields(Request):
     created_by: str | None = None
 
 
-class FunctionCallItem(CalledFunction, _CallerFields):
+class _NamedCallItem(_CallerFields):
+    """Fields of a tool call that names the tool. `namespace`: that of the tool."""
+
+    call_id: str
+    name: str
+    id: str | None = None
+    status: ItemState = None
+    namespace: str | None = None
+
+    def _tool_call(self, arguments: str) -> ToolCall:
+        name = flat_name(self.namespace, self.name)
+        return ToolCall(id=self.call_id, function=CalledFunction(name=name, arguments=arguments))
+
+
+class FunctionCallItem(CalledFunction, _NamedCallItem):
     """A tool call of the model. `namespace`: that of the tool."""
 
     type: Literal["function_call"]
-    call_id: str
-    id: str | None = None
-    status: ItemState = None
-    namespace: str | None = None
 
     @property
     def tool_call(self) -> ToolCall:
         """The call as the model knows it."""
-        name = flat_name(self.namespace, self.name)
-        return ToolCall(id=self.call_id, function=CalledFunction(name=name, arguments=self.arguments))
+        return self._tool_call(self.arguments)
 
 
-class CustomCallItem(_CallerFields):
+class CustomCallItem(_NamedCallItem):
     """A call of a custom tool."""
 
     type: Literal["custom_tool_call"]
-    call_id: str
-    name: str
     input: str
-    id: str | None = None
-    status: ItemState = None
-    namespace: str | None = None
 
     @property
     def tool_call(self) -> ToolCall:
         """The call as the model knows it."""
-        name = flat_name(self.namespace, self.name)
-        return ToolCall(id=self.call_id, function=CalledFunction(name=name, arguments=arguments_of_input(self.input)))
+        return self._tool_call(arguments_of_input(self.input))
 
 
 class SearchCallItem(_CallerFields):

@@ -16,15 +16,13 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
 from compat.bounds import BoundedModel
 from compat.openai.base import FIELD_ERROR, Request, field_error
-from compat.openai.custom_tools import CustomFunction, GrammarSyntax, InputGrammar, custom_function
-from compat.openai.messages import MAX_TOOLS, FunctionDefinition, FunctionName, ToolDefinition
+from compat.openai.custom_tools import CustomFunction, GrammarSyntax, InputGrammar, check_definition, custom_function
+from compat.openai.messages import MAX_TOOLS, DescribedFunction, FunctionDefinition, FunctionName, ToolDefinition
 from compat.openai.response_formats import enforced_schema
 
 HostedType = Literal[
@@ -78,23 +76,12 @@ class _ToolHints(Request):
     async_: bool | None = Field(None, alias="async")
 
 
-class FunctionTool(_ToolHints):
+class FunctionTool(DescribedFunction, _ToolHints):
     """A function that the client can run for the model. Its parameters are enforced with `strict`, and also if `strict`
     is omitted and they can be enforced."""
 
     type: Literal["function"]
-    name: FunctionName
-    description: str | None = None
-    strict: bool | None = None  # before the parameters, whose check depends on it
-    parameters: dict[str, JsonValue] | None = None
     output_schema: dict[str, JsonValue] | None = None
-
-    @field_validator("parameters")
-    @classmethod
-    def _can_be_enforced(cls, parameters: Any, info: ValidationInfo) -> Any:
-        if info.data.get("strict") and parameters is not None:
-            enforced_schema(parameters)
-        return parameters
 
     @property
     def is_strict(self) -> bool:
@@ -132,10 +119,7 @@ class InputFormat(Request):
             if (getattr(self, field) is None) == (self.type == "grammar"):
                 raise field_error(field, "a grammar needs syntax and definition, and other formats have neither")
         if self.grammar is not None:
-            try:
-                self.grammar.check()
-            except ValueError as error:
-                raise field_error("definition", str(error)) from None
+            check_definition(self.grammar)
         return self
 
     @property

@@ -20,6 +20,7 @@ from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import operation
 from gateway.prompts.served_models import ServedModel
 from gateway.runtime.json_codec import decode_json, encode_json
+from gateway.telemetry.request_span import request_span
 
 routes = web.RouteTableDef()
 
@@ -41,9 +42,14 @@ async def create(request: web.Request) -> web.StreamResponse:
         raise RequestError(400, message, code="invalid_value", param="dimensions")
     services.scheduler.admit(tenant, continues=False)
     texts = await offload_if_long(lambda: _tokens_of(body, model), len(raw), model)
-    vectors = await services.embedder.embed(model.id, texts, tenant)
     total = sum(map(len, texts))
-    return await stream_json(request, _answer(body, model, vectors, size, total))
+    with request_span(services.exporter, "embeddings", model.id, request.headers.get("traceparent")) as span:
+        if span is not None:
+            span.input_tokens = total
+        vectors = await services.embedder.embed(model.id, texts, tenant)
+        if services.ledger is not None:
+            services.ledger.record_request(tenant, model.id, "", total)
+        return await stream_json(request, _answer(body, model, vectors, size, total))
 
 
 def _tokens_of(body: OwnEmbeddingRequest, model: ServedModel) -> list[list[int]]:

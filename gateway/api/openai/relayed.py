@@ -27,6 +27,7 @@ from gateway.relay import RelayedRequest
 from gateway.runtime.executors import offload
 from gateway.runtime.json_codec import decode_json, encode_json
 from gateway.telemetry.metrics import count_relayed
+from gateway.telemetry.request_span import RequestSpan, request_span
 
 routes = web.RouteTableDef()
 
@@ -128,6 +129,20 @@ async def _admit(request: web.Request, name: str) -> str:
 
 async def _forward(request: web.Request, relayed: RelayedRequest) -> web.StreamResponse:
     """Send the request to an upstream server, and stream the server's answer to the client."""
+    services, traceparent = request.app[SERVICES], request.headers.get("traceparent")
+    with request_span(services.exporter, relayed.capability, relayed.model, traceparent) as span:
+        if span is not None:
+            relayed.headers = {"traceparent": span.context.traceparent}
+        try:
+            return await _stream(request, relayed, span)
+        finally:
+            if span is not None:
+                span.engine = relayed.engine
+            if services.ledger is not None and relayed.engine is not None:
+                services.ledger.record_request(relayed.tenant, relayed.model, relayed.engine, relayed.tokens)
+
+
+async def _stream(request: web.Request, relayed: RelayedRequest, span: RequestSpan | None) -> web.StreamResponse:
     began = time.monotonic()
     response: web.StreamResponse | None = None
     try:
@@ -144,15 +159,19 @@ async def _forward(request: web.Request, relayed: RelayedRequest) -> web.StreamR
                 size += len(chunk)
                 tail = (tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
                 await wait_written(request, response.write(chunk), STREAM_SECONDS)
+            tokens = _TOKENS.search(tail) if response.content_type == _JSON else None
+            relayed.tokens = 0 if tokens is None else int(tokens[1])
             await response.write_eof()
     except RequestError as error:
         if response is None or not response.prepared:
             raise
+        if span is not None:
+            span.code = error.code
         # as it would be without the gateway: the client's connection breaks off
         if request.transport is not None:
             request.transport.abort()
         raise ClientConnectionResetError("the upstream server broke off its answer") from error
-    tokens = _TOKENS.search(tail) if response.content_type == _JSON else None
-    seconds = time.monotonic() - began
-    count_relayed(relayed.model, relayed.path, size, 0 if tokens is None else int(tokens[1]), seconds)
+    if span is not None:
+        span.input_tokens = relayed.tokens
+    count_relayed(relayed.model, relayed.path, size, relayed.tokens, time.monotonic() - began)
     return response

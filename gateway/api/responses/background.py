@@ -202,6 +202,8 @@ class BackgroundResponse:
         response were generated now.
         """
         stream, session = EventStream(request), self._scope.session
+        if stream.is_empty:
+            return await stream.end(done=False)
         scheduler, output = self._services.scheduler, self._call.output
         with subscribed(scheduler, [output], session=session):
             if not self.record_events() or (self._is_resumed and after >= 0):

@@ -33,6 +33,8 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     """
     session, position = session_of(request), _last_event(request)
     stream = EventStream(request)
+    if stream.is_empty:
+        return await stream.end(done=False)
     with subscribed(request.app[SERVICES].scheduler, session=session):
         while events := await stream.with_heartbeats(partial(session.event_log.next_events, position)):
             for start in range(0, len(events), _BATCH):

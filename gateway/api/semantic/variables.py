@@ -120,6 +120,8 @@ class VariableSerializer:
 async def _stream(request: web.Request, session: Session, variable: Variable) -> web.StreamResponse:
     """Stream the value from its beginning, then the variable's final state."""
     stream, objective = EventStream(request), _objective(request)
+    if stream.is_empty:
+        return await stream.end(done=False)
     with subscribed(request.app[SERVICES].scheduler, [variable], objective, session=session):
         last = await StreamWriter(stream, VariableSerializer(variable)).run([session.read(variable)])
         return await stream.end(last, done=False)

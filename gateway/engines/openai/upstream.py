@@ -171,28 +171,30 @@ class Upstream:
             response = await self._connections.post(path, content, headers)
             if response.status == 200:
                 return response
-            try:
-                raise await self._refusal(response, tenant)
-            finally:
-                response.close()
+            raise await self._refusal(response, tenant)
         except (ConnectError, ConnectionBroken) as error:
             raise self.connection_error(error, tenant) from error
 
-    async def relay(self, path: str, body: bytes | AsyncIterable[bytes], content_type: str, tenant: str) -> Response:
+    async def relay(
+        self,
+        path: str,
+        body: bytes | AsyncIterable[bytes],
+        content_type: str,
+        tenant: str,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Response:
         """Send a request of a client as it is. Return the response if it is a success; the caller closes it.
+        `headers`: further headers.
 
         Raises as `post`, and the errors of `body`.
         """
         assert self._connections is not None, "not started"
         self._last_used[tenant] = time.monotonic()
         try:
-            response = await self._connections.send("POST", path, body, content_type)
+            response = await self._connections.send("POST", path, body, content_type, headers)
             if 200 <= response.status < 300:
                 return response
-            try:
-                raise await self._refusal(response, tenant)
-            finally:
-                response.close()
+            raise await self._refusal(response, tenant)
         except (ConnectError, ConnectionBroken) as error:
             raise self.connection_error(error, tenant) from error
 
@@ -253,8 +255,11 @@ class Upstream:
             self._on_change()
 
     async def _refusal(self, response: Response, tenant: str) -> EngineFailure:
-        """Return the error for a response that is not a success."""
-        status, message, code = response.status, *_parse_error(await response.read(_ERROR_BYTES, cut=True))
+        """Return the error for a response that is not a success, and close the response."""
+        try:
+            status, message, code = response.status, *_parse_error(await response.read(_ERROR_BYTES, cut=True))
+        finally:
+            response.close()
         text = f"engine {self.config.name} answered {status}: {message or response.reason}"
         if status in (401, 403):
             log.error("%s", text)

@@ -16,8 +16,9 @@ TENANT = web.RequestKey("tenant", str)
 KEY_HEADER = "x-api-key"
 """Header with the API key in Anthropic's API."""
 
-OPEN_ROUTES = ("/", "/health", "/health/ready", "/metrics")
-"""Routes that need no API key."""
+METRICS_ROUTE = "/metrics"
+OPEN_ROUTES = ("/", "/health", "/health/ready", METRICS_ROUTE)
+"""Routes that need no API key. A setting may close the metrics."""
 
 
 def tenant_of(key: str) -> str:

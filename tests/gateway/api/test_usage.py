@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.in_process_gateway import GatewayClient, gateway_before
+from tests.fakes.in_process_gateway import GatewayClient, gateway_before, gateway_of
+from tests.fakes.media_server import MediaServer
 from tests.fakes.scripted_server import ScriptedServer, breaks_off, chunk, hangs, refuses, says, stream
 from tests.gateway.api.semantic.session_client import SessionClient
 
 PRICES = {"price": ["fake=2/1/10"]}
-"""Of a million tokens: prompt, cached, completion."""
+"""Prices of a million tokens: prompt, cached, completion."""
 USAGE = {
     "prompt_tokens": 1_000_000,
     "completion_tokens": 500_000,
@@ -165,7 +166,7 @@ async def test_pages() -> None:
 
 
 async def test_failed_and_lost_calls_are_recorded_once() -> None:
-    """A call that gets another attempt has one row: with the tokens of the last attempt, and those that were lost."""
+    """Count the tokens of the last attempt, and beside them those that were lost."""
     async with ScriptedServer() as server, gateway_before(server, ledger="on") as (client, _):
         server.script = [breaks_off("a", "b"), says("c", "d", "e")]
         await ask(client)
@@ -187,6 +188,18 @@ async def test_a_call_whose_client_disconnects_is_recorded() -> None:
             await asyncio.sleep(0.01)
         (row,) = await usage(client)
         assert (row["calls"], row["completion_tokens"]) == (1, 2)
+
+
+async def test_embeddings_of_a_server_elsewhere_are_recorded() -> None:
+    async with (
+        MediaServer() as server,
+        gateway_of([f"openai={server.url}"], price=["fake=1000000/0"]) as client,
+    ):
+        async with client.post("/v1/embeddings", json={"model": "fake", "input": "x"}) as answer:
+            assert answer.status == 200, await answer.text()
+            await answer.read()
+        (row,) = await usage(client, "?group_by=model")
+        assert (row["calls"], row["prompt_tokens"], row["cost"]) == (1, 5, 5.0)
 
 
 # budgets of sessions

@@ -25,7 +25,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
 @asynccontextmanager
 async def serving(handler: Handler | None = None) -> AsyncIterator[int]:
-    """Start a server with one route and yield its port."""
+    """Start a server with one path and yield its port. It answers POST, and with a handler also GET and HEAD."""
 
     async def read(request: web.Request) -> web.Response:
         body = await read_json(request, SessionRequest)
@@ -34,6 +34,8 @@ async def serving(handler: Handler | None = None) -> AsyncIterator[int]:
     app = web.Application(middlewares=[errors], client_max_size=1000)
     app[bodies.BODY_BYTES_LIMIT] = BODIES
     app.router.add_post("/", handler or read)
+    if handler is not None:
+        app.router.add_get("/", handler)
     runner = Runner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

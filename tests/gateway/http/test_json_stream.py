@@ -68,3 +68,20 @@ async def test_a_long_document_does_not_block_the_event_loop(monkeypatch: pytest
         writer.close()
     assert b"1" * 500 in answer
     assert turns > 500
+
+
+async def test_an_answer_to_head_has_no_body() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await stream_json(request, [b"[", b"1]"])
+
+    async with serving(handler) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):  # on one connection: the second answer begins where the first one ends
+            writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(10):
+                head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert b"[1]" in await reader.read()
+        writer.close()

@@ -13,6 +13,7 @@ from gateway.graph.call import Call, CallSpec, CallState, Rendering
 from gateway.graph.errors import Failure
 from gateway.graph.segments import Segment, Text
 from gateway.scheduler import Scheduler
+from gateway.scheduler.execution import _reset
 from tests.fakes.engine import FakeContext, FakeEngine, FakeEngines
 from tests.gateway.graph.test_session import session, spec
 from tests.gateway.scheduler.scheduler_harness import ANSWER, SchedulerHarness, settle, slot, submit
@@ -153,8 +154,8 @@ class ScriptedEngine(FakeEngine):
         super().__init__(name=name)
         self.errors = list(errors)
 
-    def open(self, scope: str, urgency: Urgency) -> FakeContext:
-        context = super().open(scope, urgency)
+    def open(self, scope: str, urgency: Urgency, traceparent: str = "") -> FakeContext:
+        context = super().open(scope, urgency, traceparent)
         if self.errors:
             context.generate = partial(self._fail, self.errors.pop(0))  # type: ignore[method-assign]
         return context
@@ -171,6 +172,8 @@ class ModelEngines(FakeEngines):
         self.by_model = engines
 
     async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+        if model not in self.by_model:
+            raise NoEngine(f"no engine of {model} is ready")
         return [self.by_model[model]]
 
 
@@ -303,3 +306,57 @@ async def test_engines_learn_changed_urgencies_once_in_a_turn() -> None:
     harness.scheduler.unsubscribe(call.output)
     await settle()
     assert len(urgencies) == 1, "a call that has ended has no context"
+
+
+async def test_failed_attempts_are_recorded_with_their_times() -> None:
+    engine = ScriptedEngine(EngineLost("it restarts", suspect=False, pause=0.05), name="first")
+    call = session().add(spec(deferred=True))
+    assert (await ended(FakeEngines(engine), call)).state is CallState.DONE
+    (failed,) = call.failed_attempts
+    assert (failed.engine, failed.model, failed.code) == ("first", call.spec.model, "engine_failed")
+    assert failed.times.created == call.times.created
+    assert failed.times.finished is not None
+    assert failed.times.first_token is None
+    assert call.times.started is not None
+    assert call.times.started >= failed.times.finished, "the times are those of the last attempt"
+    assert call.times.queued is not None
+
+
+async def test_times_of_a_lost_answer_do_not_count() -> None:
+    harness = SchedulerHarness()
+    harness.engine.deaths = 1
+    call = harness.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
+    harness.scheduler.submit(call)
+    await harness.scheduler.wait_idle()
+    (failed,) = call.failed_attempts
+    assert failed.times.first_token is not None
+    assert failed.times.finished is not None
+    assert call.times.first_token is not None
+    assert call.times.first_token >= failed.times.finished
+
+
+async def test_models_without_an_engine_are_failed_attempts() -> None:
+    first = ScriptedEngine(EngineBusy("no capacity", suspect=False, pause=60.0))
+    call = await ended(ModelEngines(first=first, second=FakeEngine()), with_fallback())
+    assert [(failed.engine, failed.model, failed.code) for failed in call.failed_attempts] == [
+        ("fake", "first", "engine_overloaded")
+    ]
+    call = await ended(ModelEngines(second=FakeEngine()), with_fallback())
+    assert [(failed.engine, failed.model, failed.code) for failed in call.failed_attempts] == [
+        (None, "first", "engine_unavailable")
+    ]
+    assert (call.engine, call.model) == ("fake", "second")
+
+
+async def test_calls_without_retries_have_no_failed_attempts() -> None:
+    call = await ended(FakeEngines(FakeEngine()), session().add(spec(deferred=True)))
+    assert call.failed_attempts == ()
+
+
+def test_few_failed_attempts_are_recorded() -> None:
+    call = session().add(spec(deferred=True))
+    for _ in range(100):
+        call.engine = "e"
+        assert _reset(call, "m", "producer_restarted")
+    assert len(call.failed_attempts) == 15
+    assert (call.engine, call.model) == (None, None)

@@ -7,7 +7,7 @@ from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from engine.sampling_params import SamplingParams
-from gateway.graph.call import Call, CallSpec, CallState
+from gateway.graph.call import Call, CallSpec, CallState, FailedAttempt, Times
 from gateway.graph.errors import Failure
 from gateway.graph.references import Reference
 from gateway.graph.segments import Characters, Input, Slot
@@ -143,3 +143,91 @@ def test_names_of_any_characters() -> None:
     span = exported(call)[0]
     assert span["name"] == 'chat a"b\\c\n\u2028\U0001f600'
     assert attributes(span)["myna.engine"] == 'e"'
+
+
+def test_attempts_are_children_with_phases_of_their_own() -> None:
+    _, call, _ = session_with_chain()
+    end(call)
+    failed = Times(1001.0, queued=1002.0, started=1002.25, first_token=1002.5, finished=1003.0)
+    down = Times(1003.0, queued=1002.0, finished=1003.5)
+    call.failed_attempts = (
+        FailedAttempt("lost", "m", "engine_failed", failed),
+        FailedAttempt(None, "m", "engine_unavailable", down),
+    )
+    call.times.started, call.model = 1003.75, "other"
+    span, *children = exported(call)
+    attempts = [child for child in children if child["name"].startswith("attempt")]
+    assert {attempt["parentSpanId"] for attempt in attempts} == {span["spanId"]}
+    assert [(attempt["name"], *seconds(attempt)) for attempt in attempts] == [
+        ("attempt 1", 1001.0, 1003.0),
+        ("attempt 2", 1003.0, 1003.5),
+        ("attempt 3", 1003.5, 1007.0),
+    ]
+    assert [attributes(attempt) for attempt in attempts] == [
+        {"myna.attempt": "1", "gen_ai.request.model": "m", "myna.engine": "lost", "error.type": "engine_failed"},
+        {"myna.attempt": "2", "gen_ai.request.model": "m", "error.type": "engine_unavailable"},
+        {"myna.attempt": "3", "gen_ai.request.model": "other", "myna.engine": "e", "myna.fallback": True},
+    ]
+    assert [attempt.get("status", {}).get("message") for attempt in attempts] == [
+        "engine_failed",
+        "engine_unavailable",
+        None,
+    ]
+    phases = {
+        attempt["name"]: [
+            (child["name"], *seconds(child)) for child in children if child["parentSpanId"] == attempt["spanId"]
+        ]
+        for attempt in attempts
+    }
+    assert phases == {
+        "attempt 1": [
+            ("wait for inputs", 1001.0, 1002.0),
+            ("queue", 1002.0, 1002.25),
+            ("prefill", 1002.25, 1002.5),
+            ("decode", 1002.5, 1003.0),
+        ],
+        "attempt 2": [("queue", 1003.0, 1003.5)],
+        "attempt 3": [
+            ("queue", 1003.5, 1003.75),
+            ("wait for memory", 1003.75, 1004.0),
+            ("decode", 1004.0, 1007.0),
+        ],
+    }
+    assert len({each["spanId"] for each in (span, *children)}) == 1 + len(children)
+
+
+def seconds(span: dict[str, Any]) -> tuple[float, float]:
+    return int(span["startTimeUnixNano"]) / 1e9, int(span["endTimeUnixNano"]) / 1e9
+
+
+def test_a_call_whose_last_attempt_failed() -> None:
+    _, call, _ = session_with_chain()
+    end(call, CallState.FAILED)
+    call.failure = Failure("engine_unavailable", "none", call.id)
+    call.failed_attempts = (FailedAttempt("e", "m", "engine_failed", Times(1001.0, finished=1003.0)),)
+    call.engine = call.model = None
+    call.times = Times(1001.0, finished=1004.0)
+    span, first, _, second, _ = exported(call)
+    assert span["status"] == second["status"] == {"code": 2, "message": "engine_unavailable"}
+    assert first["status"]["message"] == "engine_failed"
+    assert seconds(second) == (1003.0, 1004.0)
+    assert "myna.engine" not in attributes(second)
+
+
+def test_requests_of_a_later_attempt_join_its_span() -> None:
+    _, call, _ = session_with_chain()
+    end(call)
+    span = exported(call)[0]
+    assert parse_traceparent(traceparent_of(call)) == TraceContext(span["traceId"], span["spanId"])
+    call.failed_attempts = (FailedAttempt("e", "m", "engine_failed", Times(1001.0, finished=1003.0)),)
+    upstream = parse_traceparent(traceparent_of(call))
+    attempt = next(child for child in exported(call) if child["name"] == "attempt 2")
+    assert upstream == TraceContext(attempt["traceId"], attempt["spanId"])
+
+
+def test_texts_are_further_attributes() -> None:
+    _, call, _ = session_with_chain()
+    end(call)
+    (text,) = [msgspec.json.decode(span) for span in encode_spans(call, '{"key":"k","value":{"stringValue":"v"}}')][:1]
+    assert attributes(text)["k"] == "v"
+    assert attributes(text)["myna.call.id"] == call.id

@@ -66,7 +66,12 @@ async def test_bodies_and_answers_are_passed_on(path: str) -> None:
                 assert "x-request-id" in answer.headers
                 assert "Server-Secret" not in answer.headers
             asked = server.asked.pop()
-            assert asked == {"path": path, "key": "Bearer secret", "body": {**body, "model": "fake"}}
+            assert asked == {
+                "path": path,
+                "key": "Bearer secret",
+                "traceparent": None,
+                "body": {**body, "model": "fake"},
+            }
         assert metric("myna_relayed_tokens_total", model="fake", route=path) == before + 10
 
 
@@ -81,7 +86,7 @@ async def test_forms_are_streamed(path: str, size: int, model_last: bool) -> Non
             assert answer.status == 200, await answer.text()
         file = ("ä b.wav", "audio/wav", size, hashlib.sha256(data).hexdigest())
         fields = [("model", "fake"), ("language", "de"), ("file", file)]
-        assert server.asked == [{"path": path, "key": None, "form": fields}]
+        assert server.asked == [{"path": path, "key": None, "traceparent": None, "form": fields}]
 
 
 async def test_an_answer_is_streamed_and_a_disconnect_ends_it() -> None:
