@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from gateway.accounts.accounts import Accounts
+from gateway.accounts.key_admin import KeyAdmin
 from gateway.graph.session_store import SessionStore
+from gateway.http.middleware.auth import TENANT
 from gateway.prompts.served_models import ServedModels
 from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
@@ -27,6 +30,8 @@ class Services:
     response_store: ResponseStore
     relay: Relay
     embedder: Embedder
+    accounts: Accounts
+    key_admin: KeyAdmin
     is_ready: Callable[[], bool]
     max_wait_seconds: float
     max_upload_bytes: int
@@ -35,5 +40,14 @@ class Services:
     """Whether calls join the traces that their requests name."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
+    def models_of(self, tenant: str) -> ServedModels:
+        """Return the models that a tenant may use."""
+        return self.models.restricted(self.accounts.may_use(tenant))
+
 
 SERVICES = web.AppKey("services", Services)
+
+
+def models_of(request: web.Request) -> ServedModels:
+    """Return the models that the API key of a request may use."""
+    return request.app[SERVICES].models_of(request[TENANT])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from gateway.graph.call import Call
+from gateway.graph.call_gate import CallGate
 from gateway.graph.errors import Failure, GraphError, TooLarge
 from gateway.graph.events import FactSink, NullSink
 from gateway.graph.ids import new_id
@@ -43,6 +44,8 @@ class SessionStore:
     """Maximum number of waiting requests, over all sessions."""
     several_tenants: bool = False
     """Whether there can be more than one tenant. If so, no tenant alone can use all of a limit."""
+    call_gate: CallGate | None = None
+    """Gate that the calls of all sessions pass."""
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
     _expired: dict[tuple[str, str], None] = field(default_factory=dict)
     _leaving: list[Session] = field(default_factory=list)
@@ -93,6 +96,11 @@ class SessionStore:
         self._sessions[key] = session
         self._counts.add(session.tenant)
         session.resources.join(self._shared)
+        if self.call_gate is not None and session.call_gate is None:
+            session.call_gate = self.call_gate
+            for call in session.calls.values():
+                if not call.state.is_final:
+                    self.call_gate.reserve(call)
 
     def _make_room(self) -> None:
         """End the session that was idle longest, of the tenant with the most sessions. Do nothing if none is idle."""
@@ -118,7 +126,7 @@ class SessionStore:
         sink: FactSink | None = None,
     ) -> Session:
         """Return a session outside the store, for a request without a session."""
-        return Session(
+        session = Session(
             id=id,
             tenant=tenant,
             created=time.time(),
@@ -127,6 +135,8 @@ class SessionStore:
             limits=self.limits,
             sink=self.sink if sink is None else sink,
         )
+        session.call_gate = self.call_gate
+        return session
 
     def holds(self, tenant: str, id: str) -> bool:
         """Return whether the tenant has such a session in this process."""
@@ -149,6 +159,13 @@ class SessionStore:
     def of_tenant(self, tenant: str) -> Iterator[Session]:
         """Iterate over the tenant's sessions, oldest first."""
         return (session for (owner, _), session in self._sessions.items() if owner == tenant)
+
+    def delete_all_of(self, tenant: str) -> list[Session]:
+        """End all sessions of a tenant, and return them."""
+        sessions = list(self.of_tenant(tenant))
+        for session in sessions:
+            self.delete(session)
+        return sessions
 
     def all(self) -> list[Session]:
         """Return every session, oldest first."""

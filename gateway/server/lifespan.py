@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
+from gateway.accounts.errors import KeyStoreError
+from gateway.accounts.key_sync import KeySync
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.services import Services
 from gateway.app import build_app, build_cluster, build_services
@@ -14,7 +16,7 @@ from gateway.cluster import Membership
 from gateway.config.settings import ServeSettings
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.pool import EnginePool
-from gateway.graph.events import NullSink
+from gateway.graph.events import FactSink, NullSink
 from gateway.graph.session import Session
 from gateway.journal import Journal, JournalError, PostgresStorage
 from gateway.responses import ResponseStore, ResponseStoreError
@@ -23,7 +25,14 @@ from gateway.server.gc_tuning import GcTuner
 from gateway.server.listener import allow_many_connections, listening, requested_address
 from gateway.server.maintenance import maintain
 from gateway.server.shutdown import drain, force_exit_after, run_unless_stopped, stop_on_signals
-from gateway.server.storage import JournalStorage, open_journal_storage, open_response_store, restore_sessions
+from gateway.server.storage import (
+    JournalStorage,
+    open_journal_storage,
+    open_key_store,
+    open_response_store,
+    open_shared_usage,
+    restore_sessions,
+)
 from gateway.telemetry.span_exporter import SpanExporter
 from gateway.telemetry.trace_recorder import TraceRecorder
 
@@ -50,6 +59,7 @@ class Lifespan:
         self._storage: JournalStorage | None = None
         self._journal: Journal | None = None
         self._membership: Membership | None = None
+        self._key_sync: KeySync | None = None
         self._restored: list[Session] = []
         """Sessions of the process before this one."""
 
@@ -87,8 +97,10 @@ class Lifespan:
             store = await open_response_store(settings, self._storage)
             stack.push_async_callback(store.close)
             sink, recorder, exporter = self._journal or NullSink(), self._open_recorder(), self._start_exporter()
-            services = build_services(settings, self._pool, sink, store, recorder, exporter)
+            services = await self._build_services(sink, store, recorder, exporter)
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
+        except KeyStoreError as error:
+            raise StartFailed(str(error)) from error
         except JournalError as error:
             hint = "use --journal FILE for another file, or --journal memory for none"
             raise StartFailed(f"{error} ({hint})") from error
@@ -97,6 +109,24 @@ class Lifespan:
         stack.push_async_callback(services.scheduler.close)
         stack.push_async_callback(self._engines.close)
         return services, store
+
+    async def _build_services(
+        self,
+        sink: FactSink,
+        store: ResponseStore,
+        recorder: TraceRecorder | None,
+        exporter: SpanExporter | None,
+    ) -> Services:
+        """Build the services and load the virtual keys. Raises KeyStoreError if they cannot be read."""
+        settings = self._settings
+        if not settings.admin_keys():
+            return build_services(settings, self._pool, sink, store, recorder, exporter)
+        key_store, usage = open_key_store(self._storage), await open_shared_usage(self._storage)
+        services = build_services(settings, self._pool, sink, store, recorder, exporter, key_store, usage)
+        await services.key_admin.load()
+        if usage is not None:
+            self._key_sync = KeySync(services.accounts, services.key_admin, usage)
+        return services
 
     def _open_recorder(self) -> TraceRecorder | None:
         """Return the recorder of the trace, if the settings ask for one. Raises OSError if the file cannot be
@@ -124,6 +154,9 @@ class Lifespan:
             return build_app(self._settings, services)
 
         def resume(session: Session) -> None:
+            if services.accounts.is_gone(session.tenant):  # its API key was deleted while its gateway was dying
+                services.sessions.delete(session)
+                return
             services.scheduler.resume(session)
             app[BACKGROUND].resume(session)
 
@@ -153,6 +186,9 @@ class Lifespan:
                 await self._membership.join(settings.advertise or address, socket.gethostname())
             except JournalError as error:
                 raise StartFailed(str(error)) from error
+            if self._key_sync is not None:
+                stack.push_async_callback(self._key_sync.close)
+                self._key_sync.start()
         return address
 
     async def _start_engines(self, services: Services) -> bool:
@@ -170,8 +206,12 @@ class Lifespan:
 
     async def _resume(self, services: Services, app: web.Application) -> None:
         """Resume the calls and the background responses of restored sessions."""
-        for session in self._restored:
-            services.scheduler.resume(session)
+        for session in list(self._restored):
+            if services.accounts.is_gone(session.tenant):  # its API key was deleted when the process before ended
+                services.sessions.delete(session)
+                self._restored.remove(session)
+            else:
+                services.scheduler.resume(session)
         background = app[BACKGROUND]
         if self._membership is not None:
             background.has_resumed = True  # the membership resumes each session that it takes over

@@ -4,6 +4,10 @@ import asyncio
 import os
 import sys
 
+from gateway.accounts.key_store import KeyStore, MemoryKeyStore
+from gateway.accounts.postgres_key_store import PostgresKeyStore
+from gateway.accounts.shared_usage import SharedUsage
+from gateway.accounts.sqlite_key_store import SqliteKeyStore
 from gateway.app import session_limits
 from gateway.config.settings import ServeSettings
 from gateway.graph.session import Session
@@ -40,6 +44,22 @@ async def open_response_store(settings: ServeSettings, storage: JournalStorage |
         except ResponseStoreError as error:
             raise JournalError(f"the journal at {storage.name} cannot be used: {error}") from error
     return SqliteResponseStore(storage or MemoryDatabase(), *limits, owns=storage is None)
+
+
+def open_key_store(storage: JournalStorage | None) -> KeyStore:
+    """Return the storage of virtual keys: in the journal's storage, or in memory without one."""
+    if isinstance(storage, PostgresStorage):
+        return PostgresKeyStore(storage)
+    return MemoryKeyStore() if storage is None else SqliteKeyStore(storage)
+
+
+async def open_shared_usage(storage: JournalStorage | None) -> SharedUsage | None:
+    """Return what all gateways have used, if several share the journal. Raises KeyStoreError."""
+    if not isinstance(storage, PostgresStorage):
+        return None
+    usage = SharedUsage(storage)
+    await usage.create_tables()
+    return usage
 
 
 def restore_sessions(

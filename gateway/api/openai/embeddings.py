@@ -9,6 +9,7 @@ from aiohttp import web
 
 from compat.openai.embeddings import Embedding, EmbeddingUsage, OwnEmbeddingRequest
 from compat.openai.relayed import EmbeddingRequest
+from gateway.accounts.spend import FREE
 from gateway.api.openai.relayed import relay_json
 from gateway.api.pipeline import offload_if_long
 from gateway.api.sampling import check_tokens
@@ -30,7 +31,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     """Return the embeddings of texts."""
     asked = await read_json(request, EmbeddingRequest)
     services, tenant = request.app[SERVICES], request[TENANT]
-    model = await services.models.get(asked.model)
+    model = await services.models_of(tenant).get(asked.model)
     if not model.embedding:
         return await relay_json(request, EmbeddingRequest)
     raw = await request.read()
@@ -41,8 +42,10 @@ async def create(request: web.Request) -> web.StreamResponse:
         raise RequestError(400, message, code="invalid_value", param="dimensions")
     services.scheduler.admit(tenant, continues=False)
     texts = await offload_if_long(lambda: _tokens_of(body, model), len(raw), model)
-    vectors = await services.embedder.embed(model.id, texts, tenant)
     total = sum(map(len, texts))
+    async with services.accounts.relayed(tenant, model.id, total) as id:
+        vectors = await services.embedder.embed(model.id, texts, tenant)
+        services.accounts.settle(tenant, id, FREE._replace(prompt=total))
     return await stream_json(request, _answer(body, model, vectors, size, total))
 
 

@@ -15,7 +15,8 @@ from compat.openai.relayed import (
     SpeechRequest,
     TranscriptionForm,
 )
-from gateway.api.services import SERVICES
+from gateway.accounts.spend import FREE
+from gateway.api.services import SERVICES, models_of
 from gateway.errors import RequestError
 from gateway.http.json_body import read_json
 from gateway.http.middleware.auth import TENANT
@@ -121,7 +122,7 @@ async def _admit(request: web.Request, name: str) -> str:
     """Return the model's own name. Raises RequestError if there is no such model, and Overloaded or Stopping if the
     request may not begin now."""
     services = request.app[SERVICES]
-    model = await services.models.get(name)
+    model = await models_of(request).get(name)
     services.scheduler.admit(request[TENANT], continues=False)
     return model.id
 
@@ -130,8 +131,13 @@ async def _forward(request: web.Request, relayed: RelayedRequest) -> web.StreamR
     """Send the request to an upstream server, and stream the server's answer to the client."""
     began = time.monotonic()
     response: web.StreamResponse | None = None
+    services, tenant = request.app[SERVICES], relayed.tenant
+    bound = _token_bound(relayed.body)
     try:
-        async with request.app[SERVICES].relay.send(relayed) as answer:
+        async with (
+            services.accounts.relayed(tenant, relayed.model, bound) as id,
+            services.relay.send(relayed) as answer,
+        ):
             headers = {name: answer.headers[name] for name in _COPIED_HEADERS if name in answer.headers}
             headers["x-request-id"] = request[REQUEST_ID]
             response = web.StreamResponse(status=answer.status, headers=headers)
@@ -145,6 +151,8 @@ async def _forward(request: web.Request, relayed: RelayedRequest) -> web.StreamR
                 tail = (tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
                 await wait_written(request, response.write(chunk), STREAM_SECONDS)
             await response.write_eof()
+            tokens = _tokens_in(tail) if response.content_type == _JSON else 0
+            services.accounts.settle(tenant, id, FREE._replace(prompt=tokens))
     except RequestError as error:
         if response is None or not response.prepared:
             raise
@@ -152,7 +160,16 @@ async def _forward(request: web.Request, relayed: RelayedRequest) -> web.StreamR
         if request.transport is not None:
             request.transport.abort()
         raise ClientConnectionResetError("the upstream server broke off its answer") from error
-    tokens = _TOKENS.search(tail) if response.content_type == _JSON else None
-    seconds = time.monotonic() - began
-    count_relayed(relayed.model, relayed.path, size, 0 if tokens is None else int(tokens[1]), seconds)
+    count_relayed(relayed.model, relayed.path, size, tokens, time.monotonic() - began)
     return response
+
+
+def _tokens_in(tail: bytes) -> int:
+    """Return the tokens that the end of an answer reports; 0 if it reports none."""
+    tokens = _TOKENS.search(tail)
+    return 0 if tokens is None else int(tokens[1])
+
+
+def _token_bound(body: object) -> int:
+    """Return an upper bound of the tokens of a body. A form is a file, whose tokens are unknown."""
+    return len(body) if isinstance(body, bytes) else 0

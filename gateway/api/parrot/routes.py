@@ -35,6 +35,7 @@ from compat.parrot import (
     Variables,
     pieces,
 )
+from gateway.accounts.accounts import Accounts
 from gateway.api.call_spec import check_window
 from gateway.api.parrot.lazy_calls import LazyCalls, output_names
 from gateway.api.pipeline import offload_if_long
@@ -58,7 +59,7 @@ from gateway.http.middleware.auth import ApiKeys
 from gateway.http.middleware.errors import as_request_error, error_body
 from gateway.http.openapi import operation
 from gateway.http.slow_client import SlowClient
-from gateway.prompts.served_models import ServedModel
+from gateway.prompts.served_models import ServedModel, ServedModels
 
 routes = web.RouteTableDef()
 
@@ -71,8 +72,9 @@ class Programs:
     They do not survive a restart: lazy calls are not in the journal, so their outputs would never be assigned.
     """
 
-    def __init__(self, keys: ApiKeys, sessions: SessionStore) -> None:
+    def __init__(self, keys: ApiKeys, sessions: SessionStore, accounts: Accounts) -> None:
         self._keys = keys
+        self._accounts = accounts
         self._sessions = sessions
         self._known: WeakValueDictionary[int, Session] = WeakValueDictionary()
         self._lazy_calls: WeakKeyDictionary[Session, LazyCalls] = WeakKeyDictionary()
@@ -95,6 +97,7 @@ class Programs:
         if auth is not None and not hmac.compare_digest(auth.encode(errors="replace"), session_auth(number).encode()):
             raise RequestError(401, f"incorrect session_auth for session {number}", code="invalid_api_key")
         session = self._sessions.get(known.tenant, known.id)
+        self._accounts.check_key(session.tenant)
         if session is not known:  # a client of the other API has deleted it, and created one of the same name
             raise SessionNotFound(f"there is no session {number}")
         return session
@@ -185,7 +188,7 @@ async def call(request: web.Request) -> web.Response:
     body = await read_json(request, SemanticCall)
     session = programs.session(body.session_id, body.session_auth)
     lazy_calls = programs.lazy_calls(session)
-    model = await _model(request, body)
+    model = await _model(services.models_of(session.tenant), body)
     services.scheduler.admit(session.tenant, continues=bool(session.calls))
     names = _variable_names(body, session)
     spec = await offload_if_long(lambda: _spec(body, model, names), len(body.template), model)
@@ -223,18 +226,19 @@ async def _join_and_start(request: web.Request, session: Session, names: Collect
     lazy_calls, scheduler = request.app[PROGRAMS].lazy_calls(session), request.app[SERVICES].scheduler
     if any(lazy_calls.produces(name) for name in names):
         scheduler.admit(session.tenant, continues=bool(session.calls))
+        await request.app[SERVICES].accounts.make_room(session.tenant)
     addition: Addition = lazy_calls.join(session, names)
     await scheduler.start(session, addition, promised=True)
 
 
-async def _model(request: web.Request, body: SemanticCall) -> ServedModel:
+async def _model(models: ServedModels, body: SemanticCall) -> ServedModel:
     """Return the first model of the request that is served; any model if the request names none. Raises
     RequestError."""
-    served = {model.id: model for model in await request.app[SERVICES].models.all()}
+    served = {model.id: model for model in await models.all()}
     for name in body.models:
         if name in served:
             return served[name]
-    if body.models:
+    if body.models or not served:
         message = f"none of the models {', '.join(body.models)} is served; served: {', '.join(served)}"
         raise RequestError(404, message, code="model_not_found", param="models")
     return next(iter(served.values()))
