@@ -13,7 +13,6 @@ from gateway.accounts.key_limits import WaitingRule
 from gateway.accounts.key_store import KeyStore
 from gateway.accounts.prices import Prices
 from gateway.accounts.shared_usage import SharedUsage
-from gateway.accounts.spend import FREE
 from gateway.api import health
 from gateway.api.admin import keys as admin_keys
 from gateway.api.anthropic import count_tokens, messages
@@ -74,10 +73,10 @@ def build_services(
 
     def observe(call: Call) -> None:
         metrics.observe(call)
-        if accounts.limits_of(call.session.tenant) is not None:
+        limits = accounts.limits_of(call.session.tenant)
+        if limits is not None:
             used = call.usage if call.leader is None else Usage()  # an identical call has used the tokens
-            spend = FREE._replace(prompt=used.prompt, cached=used.cached, completion=used.completion)
-            accounts.settle(call.session.tenant, call.id, spend)
+            limits.settle(call.id, used.prompt + used.completion, 0.0)
         if recorder is not None:
             recorder.observe(call)
         if exporter is not None:

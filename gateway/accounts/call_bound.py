@@ -1,10 +1,10 @@
 """Upper bounds of what a call may use, which are reserved until its end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gateway.accounts.prices import Prices
-from gateway.graph.call import CallSpec, Rendering
-from gateway.graph.segments import Input, Slot
+from gateway.graph.call import CallSpec
+from gateway.graph.segments import Input, Segment, Slot
 
 _UNKNOWN_TOKENS = 4_096
 """Assumed maximum of an answer without `max_tokens`, and of a value that is not known yet, if the model's window is
@@ -28,15 +28,15 @@ class CallBounds:
         """
         if not spec.model:
             return 0, 0.0
-        tokens, cost = self._of_rendering(Rendering(spec.model, spec.segments))
+        tokens, cost = self._of_prompt_and_answer(spec.model, spec.segments)
         for fallback in spec.fallbacks:
-            more_tokens, more_cost = self._of_rendering(fallback)
+            more_tokens, more_cost = self._of_prompt_and_answer(fallback.model, fallback.segments)
             tokens, cost = max(tokens, more_tokens), max(cost, more_cost)
         return tokens, cost
 
-    def _of_rendering(self, rendering: Rendering) -> _Bound:
+    def _of_prompt_and_answer(self, model: str, segments: Sequence[Segment]) -> _Bound:
         prompt = completion = unknown = 0
-        for segment in rendering.segments:
+        for segment in segments:
             if isinstance(segment, Slot):
                 length = segment.sampling.max_tokens
                 if length is None:
@@ -47,13 +47,14 @@ class CallBounds:
                 unknown += 1
             else:
                 prompt += segment.length
-        window = self._window_of(rendering.model)
+        window = self._window_of(model)
         if window is None:
             completion += unknown * _UNKNOWN_TOKENS
         else:
             prompt = min(prompt, window)
             completion = window - prompt if unknown else min(completion, window - prompt)
-        return prompt + completion, self._prices.of(rendering.model).cost(prompt, 0, completion)
+        cost = self._prices.of(model).cost(prompt, 0, completion) if self._prices else 0.0
+        return prompt + completion, cost
 
     def of_prompt(self, model: str, tokens: int) -> _Bound:
         """Return tokens and cost of a request that generates nothing, such as an embedding."""

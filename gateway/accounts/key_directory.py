@@ -1,5 +1,6 @@
 """All virtual keys in memory, by id and by digest."""
 
+import heapq
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -49,14 +50,14 @@ class KeyDirectory:
     def page(self, after: str | None, limit: int) -> tuple[Sequence[KeyRecord], bool]:
         """Return at most `limit` records, newest first, and whether there are more. `after`: id of the record before
         the first one. Raises RequestError 400 if there is no such record."""
-        records = sorted(self._by_id.values(), key=lambda record: (record.created, record.id), reverse=True)
-        begin = 0
+        records: Iterable[KeyRecord] = self._by_id.values()
         if after is not None:
             last = self._by_id.get(after)
             if last is None:
                 raise RequestError(400, f"there is no key {after!r}", code="invalid_value", param="after")
-            begin = records.index(last) + 1
-        return records[begin : begin + limit], len(records) > begin + limit
+            records = (record for record in records if _age(record) < _age(last))
+        found = heapq.nlargest(limit + 1, records, key=_age)
+        return found[:limit], len(found) > limit
 
     def authenticate(self, digest: bytes) -> str | None:
         """Return the id of the key with this digest; None if there is none.
@@ -82,6 +83,11 @@ class KeyDirectory:
             raise key_error("this API key is disabled", "api_key_disabled")
         if record.is_expired(self._clock()):
             raise key_error("this API key has expired", "api_key_expired")
+
+
+def _age(record: KeyRecord) -> tuple[int, str]:
+    """Return the place of a record in the order of creation."""
+    return record.created, record.id
 
 
 def key_error(message: str, code: str) -> RequestError:

@@ -23,15 +23,21 @@ _MAX_WAITING = 256
 _RECHECK_SECONDS = 0.25
 """Longest time until a waiting request looks again whether other gateways have returned allotments, in seconds."""
 _MAX_RETRY_SECONDS = 3_600.0
+_NO_HEADERS: Mapping[str, str] = {}
 
 CountedMeter = LocalMeter | SharedMeter
 
 
-class _Reserved(NamedTuple):
-    """Amount that an unfinished call has reserved of one meter."""
+_Meters = Sequence[tuple[str, CountedMeter]]
+"""Meters with their kinds."""
 
-    meter: CountedMeter
-    amount: float
+
+class _Reserved(NamedTuple):
+    """Amounts that an unfinished call has reserved of some meters."""
+
+    meters: _Meters
+    tokens: int
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,13 @@ class KeyLimits:
         self._waiting = waiting
         self._exchange = exchange
         self._clock = clock
-        self._reservations: dict[str, Sequence[_Reserved]] = {}
+        self._entry_meters: _Meters = ()
+        self._call_meters: _Meters = ()
+        """Meters with room for a request to enter, and for calls to start."""
+        self._reservations: dict[str, _Reserved] = {}
         """Reservations of unfinished calls, by the call's id."""
+        self._is_checked = False
+        """Whether `make_room` has just found room, so that `check` need not look again."""
         self._entry = asyncio.Lock()
         self._calls = asyncio.Lock()
         """Locks that requests hold while they are the next to enter, and to start calls. Others wait in order."""
@@ -91,6 +102,8 @@ class KeyLimits:
             if limit is not None and kind not in self.meters:
                 new.append(kind)
             self._set(kind, limit, period=period, unit=unit)
+        self._entry_meters = [(kind, self.meters[kind]) for kind in _ENTRY if kind in self.meters]
+        self._call_meters = [(kind, self.meters[kind]) for kind in _CALLS if kind in self.meters]
         self._end = None
         self.notify()
         return new
@@ -130,8 +143,17 @@ class KeyLimits:
 
         Raises LimitReached, or the reason why the key is not accepted any more.
         """
-        if self.waiting_requests or self._find_refusal(_ENTRY) is not None:
-            await self._wait(self._entry, _ENTRY)
+        if not self.can_enter():
+            await self._wait(self._entry)
+        return self.take_place()
+
+    def can_enter(self) -> bool:
+        """Return whether a request may enter now, without a wait. Raises the reason why the key is not accepted any
+        more."""
+        return not self.waiting_requests and self._find_refusal(self._entry_meters) is None
+
+    def take_place(self) -> CountedMeter | None:
+        """Count a request that may enter, and take a parallel place. See `enter`."""
         if (requests := self.meters.get("requests")) is not None:
             requests.settle(0.0, 1.0, self._clock())
         if (parallel := self.meters.get("parallel")) is not None:
@@ -147,19 +169,24 @@ class KeyLimits:
 
     def headers(self) -> Mapping[str, str]:
         """Return the headers that describe the limits of a minute."""
-        return limit_headers(self.meters.get("requests"), self.meters.get("tokens"), self._clock())
+        requests, tokens = self.meters.get("requests"), self.meters.get("tokens")
+        return _NO_HEADERS if requests is tokens is None else limit_headers(requests, tokens, self._clock())
 
     # calls
 
     async def make_room(self) -> None:
         """Wait until calls may start, if requests may wait. Raises LimitReached. Call `check` in the same turn of the
         event loop."""
-        if self.waiting_requests or self._find_refusal(_CALLS) is not None:
-            await self._wait(self._calls, _CALLS)
+        if self.waiting_requests or self._find_refusal(self._call_meters) is not None:
+            await self._wait(self._calls)
+        self._is_checked = True
 
     def check(self) -> None:
         """Raise LimitReached if no call may start now."""
-        refusal = self._find_refusal(_CALLS)
+        if self._is_checked:
+            self._is_checked = False
+            return
+        refusal = self._find_refusal(self._call_meters)
         if refusal is not None:
             raise refusal
 
@@ -167,13 +194,9 @@ class KeyLimits:
         """Reserve what a call may use. `call`: its id."""
         if call in self._reservations:
             return
-        reserved = []
-        for kind in _CALLS:
-            if (meter := self.meters.get(kind)) is not None:
-                amount = cost if kind == "budget_cost" else tokens
-                meter.reserve(amount)
-                reserved.append(_Reserved(meter, amount))
-        self._reservations[call] = reserved
+        for kind, meter in self._call_meters:
+            meter.reserve(cost if kind == "budget_cost" else tokens)
+        self._reservations[call] = _Reserved(self._call_meters, tokens, cost)
 
     def is_reserved(self, call: str) -> bool:
         """Return whether a call has a reservation."""
@@ -187,40 +210,50 @@ class KeyLimits:
     def settle(self, call: str, tokens: int, cost: float) -> None:
         """Count what a call has used, in place of its reservation."""
         now = self._clock()
-        for meter, amount in self._reservations.pop(call, ()):
-            meter.settle(amount, 0.0, now)  # it may be the meter of a limit that was removed
-        for kind in _CALLS:
-            if (used := self.meters.get(kind)) is not None:
-                used.settle(0.0, cost if kind == "budget_cost" else tokens, now)
+        reserved = self._reservations.pop(call, None)
+        if reserved is not None and reserved.meters is self._call_meters:
+            for kind, meter in reserved.meters:
+                if kind == "budget_cost":
+                    meter.settle(reserved.cost, cost, now)
+                else:
+                    meter.settle(reserved.tokens, tokens, now)
+        else:  # the limits have changed since the call began
+            for kind, meter in () if reserved is None else reserved.meters:
+                meter.settle(reserved.cost if kind == "budget_cost" else reserved.tokens, 0.0, now)
+            for kind, meter in self._call_meters:
+                meter.settle(0.0, cost if kind == "budget_cost" else tokens, now)
         if self.waiting_requests:
             self.notify()
 
     # waiting
 
-    def _find_refusal(self, kinds: tuple[str, ...]) -> LimitReached | None:
-        """Return the error for the first of these limits that is reached; None if there is room. Raises the reason why
-        the key is not accepted any more."""
+    def _find_refusal(self, meters: _Meters) -> LimitReached | None:
+        """Return the error for the first meter without room; None if all have some. Raises the reason why the key is
+        not accepted any more."""
         if self._end is not None:
             raise self._end()
         now = self._clock()
-        for kind in kinds:
-            meter = self.meters.get(kind)
-            if meter is not None and not meter.has_room(now):
+        for kind, meter in meters:
+            if not meter.has_room(now):
                 return _refusal(kind, meter, now)
         return None
 
-    async def _wait(self, turn: asyncio.Lock, kinds: tuple[str, ...]) -> None:
+    def _needed(self, turn: asyncio.Lock) -> _Meters:
+        """Return the meters that need room for the request that has this turn. The limits may change while it waits."""
+        return self._entry_meters if turn is self._entry else self._call_meters
+
+    async def _wait(self, turn: asyncio.Lock) -> None:
         """Wait in order until there is room. The caller uses it in the same turn of the event loop.
 
         Raises LimitReached if there is no room in time, or requests do not wait.
         """
         if self._exchange is None and not self._waiting.seconds:
-            refusal = self._find_refusal(kinds)
+            refusal = self._find_refusal(self._needed(turn))
             if refusal is not None:
                 raise refusal
             return
         if self._waiting.seconds and self.waiting_requests >= _MAX_WAITING:
-            refusal = self._find_refusal(kinds)
+            refusal = self._find_refusal(self._needed(turn))
             if refusal is not None or turn is self._entry:
                 raise refusal or LimitReached("too many requests of this API key wait for its limits", 1.0)
             return
@@ -228,15 +261,15 @@ class KeyLimits:
         self.waiting_requests += 1
         try:
             async with turn:
-                await self._wait_for_room(kinds, deadline)
+                await self._wait_for_room(turn, deadline)
         finally:
             self.waiting_requests -= 1
 
-    async def _wait_for_room(self, kinds: tuple[str, ...], deadline: float) -> None:
-        while (refusal := self._find_refusal(kinds)) is not None:
-            if self._exchange is not None:
+    async def _wait_for_room(self, turn: asyncio.Lock, deadline: float) -> None:
+        while (refusal := self._find_refusal(self._needed(turn))) is not None:
+            if self._exchange is not None and self._may_ask(self._needed(turn)):
                 await self._exchange(self)
-                refusal = self._find_refusal(kinds)
+                refusal = self._find_refusal(self._needed(turn))
                 if refusal is None:
                     return
             now = self._clock()
@@ -246,6 +279,13 @@ class KeyLimits:
             if self._exchange is not None:
                 pause = min(pause, _RECHECK_SECONDS)
             await self._wait_for_change(max(0.001, pause))
+
+    def _may_ask(self, meters: _Meters) -> bool:
+        """Return whether the database may grant what a request needs."""
+        now = self._clock()
+        return all(
+            meter.may_ask(now) for _, meter in meters if isinstance(meter, SharedMeter) and not meter.has_room(now)
+        )
 
     async def _wait_for_change(self, seconds: float) -> None:
         """Wait until there may be room, at most so long."""

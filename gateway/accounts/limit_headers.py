@@ -14,19 +14,22 @@ NAMES = tuple(
 def limit_headers(requests: Meter | None, tokens: Meter | None, now: float) -> Mapping[str, str]:
     """Return the headers that describe the limits of a minute; none for a limit that the key does not have."""
     headers = {}
-    for kind, meter in (("requests", requests), ("tokens", tokens)):
+    for meter, (limit, remaining, reset) in ((requests, NAMES[:3]), (tokens, NAMES[3:])):
         if meter is not None:
-            headers[f"x-ratelimit-limit-{kind}"] = str(int(meter.limit))
-            headers[f"x-ratelimit-remaining-{kind}"] = str(int(meter.remaining(now)))
-            headers[f"x-ratelimit-reset-{kind}"] = duration_text(meter.seconds_to_reset(now))
+            headers[limit] = str(int(meter.limit))
+            headers[remaining] = str(int(meter.remaining(now)))
+            seconds = meter.seconds_to_reset(now)
+            headers[reset] = duration_text(seconds) if seconds else "0s"
     return headers
 
 
 def duration_text(seconds: float) -> str:
     """Return a duration as OpenAI writes it: `6m0s`, `1.5s`, `20ms`, `0s`."""
+    if 0 < seconds < 0.999:
+        return f"{math.ceil(1_000 * seconds - 1e-6)}ms"
     milliseconds = math.ceil(1_000 * min(max(0.0, seconds), 1e9) - 1e-6)
-    if milliseconds < 1_000:
-        return f"{milliseconds}ms" if milliseconds else "0s"
+    if not milliseconds:
+        return "0s"
     minutes, rest = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
     text = f"{rest / 1_000:.3f}".rstrip("0").rstrip(".") + "s"

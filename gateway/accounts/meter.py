@@ -113,7 +113,7 @@ class LocalMeter:
     def has_room(self, now: float) -> bool:
         """Return whether another request may enter. See `Meter.has_room`."""
         level = self.used.advance(now) + self.reserved
-        return level < self.limit if not self._unit else level + self._unit <= self.limit + _EPSILON
+        return level + self._unit <= self.limit + _EPSILON if self._unit else level < self.limit
 
     def reserve(self, amount: float) -> None:
         """Reserve an amount. See `Meter.reserve`."""

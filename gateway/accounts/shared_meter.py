@@ -17,6 +17,8 @@ from gateway.accounts.periods import window_at
 
 _EPSILON = 1e-9
 _MINUTE = 60.0
+_DENIAL_SECONDS = 0.1
+"""Time for which a denial holds, in seconds. Without it, each refused request would cost a transaction."""
 _CHUNKS = 20
 """Number of allotments into which a limit is divided."""
 
@@ -49,7 +51,18 @@ class UsageGrant(NamedTuple):
 class SharedMeter:
     """Meter of a limit that several gateways share. See `Meter`."""
 
-    __slots__ = ("_allotment", "_kind", "_others", "_unit", "_unreported", "_used", "is_active", "limit", "reserved")
+    __slots__ = (
+        "_allotment",
+        "_denied_until",
+        "_kind",
+        "_others",
+        "_unit",
+        "_unreported",
+        "_used",
+        "is_active",
+        "limit",
+        "reserved",
+    )
 
     def __init__(
         self, kind: str, limit: float, *, per_minute: bool = False, period: str | None = None, unit: float = 1.0
@@ -67,6 +80,8 @@ class SharedMeter:
         """Amount that was used since the last exchange."""
         self._used = UsedAmount(rate=limit / _MINUTE if per_minute else 0.0, period=period)
         """Amount that all gateways had used at the last exchange."""
+        self._denied_until = 0.0
+        """Time until which the database is not asked again, because it has granted nothing."""
         self._others = 0.0
         """Allotments of other gateways at the last exchange."""
 
@@ -75,6 +90,7 @@ class SharedMeter:
         self.limit = limit
         if self._used.rate:
             self._used.rate = limit / _MINUTE
+        self._denied_until = 0.0
         self._allotment = self.reserved + self._unreported
 
     @property
@@ -118,6 +134,10 @@ class SharedMeter:
         """Return after how many seconds nothing is used. See `Meter.seconds_to_reset`."""
         return self._used.seconds_until(0.0, now) if self._used.advance(now) else 0.0
 
+    def may_ask(self, now: float) -> bool:
+        """Return whether an exchange may grant something. It does not if one has just granted nothing."""
+        return now >= self._denied_until
+
     @property
     def needs_exchange(self) -> bool:
         """Whether the database does not know this gateway's current amounts, or holds some that it does not need."""
@@ -147,6 +167,8 @@ class SharedMeter:
         self._unreported = max(0.0, self._unreported - report.used)
         self._allotment = report.held + grant.granted
         self._others = grant.others
+        is_denied = report.wanted > 0 and grant.granted < max(self._unit, _EPSILON)
+        self._denied_until = now + _DENIAL_SECONDS if is_denied else 0.0
         self._used.advance(now)
         self._used.amount = grant.used
 

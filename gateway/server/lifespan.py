@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from aiohttp import web
 
@@ -153,9 +153,22 @@ class Lifespan:
         if self._journal is None or not isinstance(self._storage, PostgresStorage):
             return build_app(self._settings, services)
 
-        def resume(session: Session) -> None:
-            if services.accounts.is_gone(session.tenant):  # its API key was deleted while its gateway was dying
+        resumes: set[asyncio.Task[None]] = set()
+
+        async def resume_unless_gone(session: Session) -> None:
+            """Delete a session whose API key was deleted while its gateway was dying. The key may also be new."""
+            with suppress(KeyStoreError):
+                await services.key_admin.refresh()
+            if services.accounts.is_gone(session.tenant):
                 services.sessions.delete(session)
+            else:
+                services.scheduler.resume(session)
+                app[BACKGROUND].resume(session)
+
+        def resume(session: Session) -> None:
+            if self._settings.admin_keys() and services.accounts.is_gone(session.tenant):
+                resumes.add(task := asyncio.create_task(resume_unless_gone(session)))
+                task.add_done_callback(resumes.discard)
                 return
             services.scheduler.resume(session)
             app[BACKGROUND].resume(session)
@@ -206,12 +219,13 @@ class Lifespan:
 
     async def _resume(self, services: Services, app: web.Application) -> None:
         """Resume the calls and the background responses of restored sessions."""
-        for session in list(self._restored):
-            if services.accounts.is_gone(session.tenant):  # its API key was deleted when the process before ended
+        if self._settings.admin_keys():  # a key may have been deleted when the process before ended
+            gone = [session for session in self._restored if services.accounts.is_gone(session.tenant)]
+            for session in gone:
                 services.sessions.delete(session)
                 self._restored.remove(session)
-            else:
-                services.scheduler.resume(session)
+        for session in self._restored:
+            services.scheduler.resume(session)
         background = app[BACKGROUND]
         if self._membership is not None:
             background.has_resumed = True  # the membership resumes each session that it takes over

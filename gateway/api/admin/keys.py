@@ -127,11 +127,10 @@ async def update(request: web.Request) -> web.Response:
 @routes.delete("/v1/admin/keys/{id}")
 @operation(KeyDeleted, errors=(404, 503))
 async def delete(request: web.Request) -> web.Response:
-    """Delete a virtual API key. Its running calls are cancelled, and its sessions are deleted."""
+    """Delete a virtual API key. Its running calls are cancelled; its sessions and its responses are deleted."""
     services, id = request.app[SERVICES], request.match_info["id"]
-    sessions = [(session.tenant, session.id) for session in services.sessions.of_tenant(id)]
     await services.key_admin.delete(id)
-    await services.response_store.delete_sessions(sessions)
+    await services.response_store.delete_tenant(id)
     answer: KeyDeleted = {"id": id, "object": "api_key.deleted", "deleted": True}
     return json_response(answer)
 

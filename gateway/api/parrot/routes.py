@@ -57,6 +57,7 @@ from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import ApiKeys
 from gateway.http.middleware.errors import as_request_error, error_body
+from gateway.http.middleware.key_limits import run_limited
 from gateway.http.openapi import operation
 from gateway.http.slow_client import SlowClient
 from gateway.prompts.served_models import ServedModel, ServedModels
@@ -184,9 +185,21 @@ async def call(request: web.Request) -> web.Response:
 
     It runs when a client asks for one of its outputs, or immediately if the request has `output_criteria`.
     """
-    services, programs = request.app[SERVICES], request.app[PROGRAMS]
     body = await read_json(request, SemanticCall)
-    session = programs.session(body.session_id, body.session_auth)
+    session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
+    return await _limited(request, session, lambda: _accept(request, body, session))
+
+
+async def _limited(
+    request: web.Request, session: Session, answer: Callable[[], Awaitable[web.Response]]
+) -> web.Response:
+    """Return an answer once the limits of the session's API key admit the request. Raises LimitReached."""
+    limits = request.app[SERVICES].accounts.limits_of(session.tenant)
+    return await answer() if limits is None else await run_limited(limits, answer)
+
+
+async def _accept(request: web.Request, body: SemanticCall, session: Session) -> web.Response:
+    services, programs = request.app[SERVICES], request.app[PROGRAMS]
     lazy_calls = programs.lazy_calls(session)
     model = await _model(services.models_of(session.tenant), body)
     services.scheduler.admit(session.tenant, continues=bool(session.calls))
@@ -364,6 +377,12 @@ async def get_value(request: web.Request) -> web.Response:
     body = await read_json(request, Read)
     session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
     variable = variable_of(session, request.match_info["id"])
+    if variable.state.is_final:
+        return await _read(request, body, session, variable)
+    return await _limited(request, session, lambda: _read(request, body, session, variable))
+
+
+async def _read(request: web.Request, body: Read, session: Session, variable: Variable) -> web.Response:
     scheduler, objective = request.app[SERVICES].scheduler, Objective(CRITERIA[body.criteria])
     with subscribed(scheduler, [variable], objective, session=session):
         await _join_and_start(request, session, [variable.name])

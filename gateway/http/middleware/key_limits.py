@@ -50,7 +50,7 @@ def _runs_model(request: web.Request) -> bool:
 async def run_limited(limits: KeyLimits, work: Callable[[], Awaitable[_Result]]) -> _Result:
     """Return the result of the work for a request once the limits admit it. Raises LimitReached."""
     try:
-        place = await limits.enter()
+        place = limits.take_place() if limits.can_enter() else await limits.enter()
         try:
             return await work()
         finally:
@@ -63,5 +63,5 @@ async def run_limited(limits: KeyLimits, work: Callable[[], Awaitable[_Result]])
 async def add_limit_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Add the headers that describe the limits of the request's key. For `on_response_prepare`."""
     limits = request.get(_LIMITS)
-    if limits is not None:
-        response.headers.update(limits.headers())
+    if limits is not None and (headers := limits.headers()):
+        response.headers.update(headers)

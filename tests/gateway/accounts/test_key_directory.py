@@ -1,10 +1,15 @@
 """gateway/accounts/key_directory.py: keys by id and by digest."""
 
+import sys
+from collections.abc import Callable
+from types import FrameType
+
 import pytest
 
 from gateway.accounts.key_directory import KeyDirectory
 from gateway.accounts.virtual_key import KeyRecord, digest_of
 from gateway.errors import RequestError
+from gateway.http.middleware.auth import ApiKeys
 
 
 def record(id: str = "key_1", secret: str = "one", **fields: object) -> KeyRecord:
@@ -61,6 +66,39 @@ def test_the_key_before_a_rotation_ends_with_the_grace() -> None:
     assert authenticate(directory, "two") == "key_1"
     directory.put(record(disabled=True).rotated(digest_of("two").hex(), now[0], 10.0))
     assert authenticate(directory, "one") == "api_key_disabled"
+
+
+def calls_of(action: Callable[[], object]) -> int:
+    """Return how many functions an action calls."""
+    count = 0
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(profile)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_an_unknown_key_costs_the_same_with_any_number_of_keys() -> None:
+    directory = KeyDirectory()
+    keys = ApiKeys([], ["admin-key-of-the-tests"], directory.authenticate)
+
+    def authenticate() -> None:
+        with pytest.raises(RequestError, match="Incorrect API key"):
+            keys.authenticate("sk-myna-unknown")
+
+    authenticate()
+    before = calls_of(authenticate)
+    for number in range(10_000):
+        directory.put(KeyRecord(id=f"key_{number}", digest=f"{number:064x}", created=number))
+    directory.put(record())
+    assert calls_of(authenticate) == before
+    assert keys.authenticate("one") == "key_1"
 
 
 def test_pages_go_from_the_newest_to_the_oldest() -> None:

@@ -240,6 +240,17 @@ async def test_what_runs_is_cancelled_when_a_key_ends(way: str) -> None:
             assert (await gateway.send("GET", "/v1/sessions/run", key))[0] == 200
 
 
+async def test_responses_are_deleted_with_their_key() -> None:
+    async with keyed_gateway() as gateway:
+        made = [await gateway.make_key() for _ in range(2)]
+        body = {"model": "fake", "input": "hi"}
+        ids = [(await gateway.send("POST", "/v1/responses", key, body))[1]["id"] for _, key in made]
+        await gateway.admin("DELETE", f"/{made[0][0]}")
+        store = gateway.services.response_store
+        assert await store.find(made[0][0], ids[0]) is None
+        assert await store.find(made[1][0], ids[1]) is not None
+
+
 async def test_models_of_a_key_are_the_only_ones_that_exist_for_it() -> None:
     async with keyed_gateway() as gateway:
         models = gateway.services.models
