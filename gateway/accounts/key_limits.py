@@ -218,8 +218,9 @@ class KeyLimits:
                 else:
                     meter.settle(reserved.tokens, tokens, now)
         else:  # the limits have changed since the call began
-            for kind, meter in () if reserved is None else reserved.meters:
-                meter.settle(reserved.cost if kind == "budget_cost" else reserved.tokens, 0.0, now)
+            if reserved is not None:
+                for kind, meter in reserved.meters:
+                    meter.settle(reserved.cost if kind == "budget_cost" else reserved.tokens, 0.0, now)
             for kind, meter in self._call_meters:
                 meter.settle(0.0, cost if kind == "budget_cost" else tokens, now)
         if self.waiting_requests:

@@ -41,7 +41,11 @@ class UsageReport(NamedTuple):
 
 
 class UsageGrant(NamedTuple):
-    """Answer of the database to a report: the granted amount, and what is used and allotted in all gateways."""
+    """Answer of the database to a report: the granted amount, and what is used and allotted in all gateways.
+
+    `granted` is negative if the limit is exceeded: requests reserve more than they use, and what they do not use must
+    not be used by others then.
+    """
 
     granted: float
     used: float

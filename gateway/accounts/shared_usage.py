@@ -61,14 +61,14 @@ WITH totals AS (
         ), 0) AS others, "limit", wanted
     FROM {_REPORTS} JOIN myna_key_usage AS u ON u.key = report.key AND u.kind = report.kind
 ), grants AS (
-    SELECT *, least(wanted, greatest(0, "limit" - used - others - held)) AS granted FROM totals
+    SELECT *, least(wanted, "limit" - used - others - held) AS granted FROM totals
 ), kept AS (
     INSERT INTO myna_key_allotments (key, kind, gateway, amount)
-    SELECT key, kind, $1, held + granted FROM grants WHERE held + granted > 0
+    SELECT key, kind, $1, held + greatest(0, granted) FROM grants WHERE held + granted > 0 OR held > 0
     ON CONFLICT (key, kind, gateway) DO UPDATE SET amount = excluded.amount
 ), dropped AS (
     DELETE FROM myna_key_allotments AS a USING grants
-    WHERE a.key = grants.key AND a.kind = grants.kind AND a.gateway = $1 AND held + granted <= 0
+    WHERE a.key = grants.key AND a.kind = grants.kind AND a.gateway = $1 AND held + granted <= 0 AND held <= 0
 )
 SELECT granted, used, others FROM grants ORDER BY number
 """

@@ -37,7 +37,7 @@ async def test_allotments_and_use_together_stay_below_the_limit(cluster: Postgre
     assert await first.exchange(used=50, held=0, wanted=60) == (10, 50, 40)
     assert await second.exchange(used=5, held=10, wanted=0) == (0, 55, 10)
     assert await first.exchange(used=10, wanted=100) == (25, 65, 10)
-    assert await first.exchange(used=200, wanted=1) == (0, 265, 10), "a call used more than it had reserved"
+    assert await first.exchange(used=200, wanted=1) == (-175, 265, 10), "a call used more than it had reserved"
 
 
 async def test_a_rate_refills_with_the_clock_of_the_database(cluster: PostgresCluster) -> None:
