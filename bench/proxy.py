@@ -33,7 +33,7 @@ _SENT = re.compile(rb"(\d{13,20}) ")
 
 
 @contextmanager
-def _running(*command: str) -> Iterator[tuple[psutil.Process, str]]:
+def running(*command: str) -> Iterator[tuple[psutil.Process, str]]:
     """Start one of the bench programs. Yield the process and the address that it prints."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -186,14 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.base_url:
             gateway, stub = chosen.base_url.removesuffix("/v1").rstrip("/"), chosen.stub
         else:
-            _, stub = stack.enter_context(_running("bench.upstream"))
+            _, stub = stack.enter_context(running("bench.upstream"))
         if chosen.floor:
-            process, gateway = stack.enter_context(_running("bench.passthrough", stub))
+            process, gateway = stack.enter_context(running("bench.passthrough", stub))
         elif not chosen.base_url:
             file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "myna.toml"
             file.write_text(f'[[engine]]\nkind = "vllm"\nurl = "{stub}"\nconcurrency = 100000\n')
             options = ("--config", str(file), "--port", "0", "--log-level", "warning")
-            process, gateway = stack.enter_context(_running("gateway", "serve", *options))
+            process, gateway = stack.enter_context(running("gateway", "serve", *options))
         figures = uvloop.run(_added(gateway, stub, text, chosen.runs))
         figures += uvloop.run(_rate(gateway, process, text, chosen.runs, chosen.requests))
         if chosen.streams:

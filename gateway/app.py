@@ -7,8 +7,14 @@ from collections.abc import Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from gateway.accounts.accounts import Accounts
+from gateway.accounts.key_admin import KeyAdmin
+from gateway.accounts.key_limits import WaitingRule
+from gateway.accounts.key_store import KeyStore
 from gateway.accounts.ledger import Ledger
+from gateway.accounts.shared_usage import SharedUsage
 from gateway.api import health, usage
+from gateway.api.admin import keys as admin_keys
 from gateway.api.anthropic import count_tokens, messages
 from gateway.api.openai import chat, completions, embeddings, models, relayed
 from gateway.api.openai import tokenize as tokens
@@ -23,6 +29,7 @@ from gateway.cluster.session_routing import is_session_list, requested_session
 from gateway.config.settings import ServeSettings
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Call
+from gateway.graph.errors import Failure
 from gateway.graph.events import FactSink
 from gateway.graph.limits import SessionLimits, SharedLimit
 from gateway.graph.session import Session
@@ -34,6 +41,7 @@ from gateway.http.middleware.auth import METRICS_ROUTE, OPEN_ROUTES, ApiKeys, au
 from gateway.http.middleware.compression import compression
 from gateway.http.middleware.cors import cors_headers
 from gateway.http.middleware.errors import errors
+from gateway.http.middleware.key_limits import add_limit_headers, key_limits
 from gateway.http.websocket import MAX_SOCKETS, WEBSOCKETS, WebSockets
 from gateway.journal import Journal, PostgresStorage
 from gateway.prompts.served_models import ServedModels
@@ -58,23 +66,34 @@ def build_services(
     recorder: TraceRecorder | None = None,
     exporter: SpanExporter | None = None,
     ledger: Ledger | None = None,
+    key_store: KeyStore | None = None,
+    shared_usage: SharedUsage | None = None,
 ) -> Services:
-    """Return the sessions, the scheduler and the models over the engines of the pool."""
-
+    """Return the sessions, the scheduler and the models over the engines of the pool. `key_store`: storage of virtual
+    keys, in memory by default. `shared_usage`: what all gateways have used, if several share the journal."""
     prices = settings.prices()
 
     def observe(call: Call) -> None:
         metrics.observe(call)
-        if ledger is not None and call.spec.model:
-            ledger.observe(call)
+        spend = None if ledger is None or not call.spec.model else ledger.observe(call)
+        limits = accounts.limits_of(call.session.tenant)
+        if limits is not None:
+            prompt, _, completion = call.spent_tokens
+            limits.settle(call.id, prompt + completion, prices.cost_of_call(call) if spend is None else spend.cost)
         if recorder is not None:
             recorder.observe(call)
         if exporter is not None:
             exporter.observe(call)
 
-    weights = {tenant_of(key): weight for key, weight in settings.keys().items()}
-    priorities = Priorities(CostModel(), Order(settings.order), weights)
-    several = len(weights) > 1
+    models = ServedModels(settings.engine_wait)
+    waiting = WaitingRule(settings.over_limit_wait if settings.over_limit == "wait" else 0.0)
+    accounts = Accounts(models.window_of, prices, waiting, shared_usage)
+    if ledger is not None:
+        ledger.tags_of = accounts.tags_of
+    accounts.weights.update({tenant_of(key): weight for key, weight in settings.keys().items()})
+    priorities = Priorities(CostModel(), Order(settings.order), accounts.weights)
+    has_virtual_keys = bool(settings.admin_keys())
+    several = len(accounts.weights) > 1 or has_virtual_keys
     scheduler = Scheduler(
         pool,
         settings.max_calls,
@@ -96,10 +115,18 @@ def build_services(
         sink=sink,
         price_of=prices.of,
         fail_calls=scheduler.fail_calls,
+        call_gate=accounts if has_virtual_keys else None,
     )
+
+    def end_key(id: str, is_deleted: bool) -> None:
+        reason = "deleted" if is_deleted else "disabled"
+        scheduler.cancel_tenant(id, Failure("cancelled", f"the API key of this call was {reason}"))
+        if is_deleted:
+            store.delete_all_of(id)
+
+    accounts.on_end = end_key
     if isinstance(sink, Journal):
         sink.on_lost = store.fail
-    models = ServedModels(settings.engine_wait)
     if exporter is not None and settings.otlp_texts:
         exporter.include_texts(models.decode)
     return Services(
@@ -109,13 +136,14 @@ def build_services(
         response_store=response_store,
         relay=Relay(pool, settings.max_calls, several_tenants=several),
         embedder=Embedder(pool, settings.max_calls, several_tenants=several),
+        accounts=accounts,
+        key_admin=KeyAdmin(accounts, key_store, ledger if shared_usage is None else None),
         is_ready=lambda: pool.is_ready,
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
         exporter=exporter,
         ledger=ledger,
-        cost_of=prices.cost_of_call,
-        has_prices=bool(prices),
+        prices=prices,
     )
 
 
@@ -150,7 +178,8 @@ def build_cluster(
 
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
     """Return the HTTP application over the services. `inner`: middlewares that run after authentication."""
-    keys = ApiKeys(settings.keys())
+    admin, accounts = settings.admin_keys(), services.accounts
+    keys = ApiKeys(settings.keys(), admin, accounts.directory.authenticate if admin else None)
     resources = [
         chat,
         messages,
@@ -172,6 +201,9 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     if settings.parrot_api:
         resources.append(parrot)
         open_routes |= parrot.open_routes()
+    if admin:
+        resources.append(admin_keys)
+        inner = (*inner, key_limits(accounts))
     gate = AdmissionGate()
     app = web.Application(
         middlewares=[compression, errors, admission_gate(gate), authentication(keys, open_routes), *inner],
@@ -179,18 +211,20 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     )
     if settings.cors_origin:
         app.on_response_prepare.append(cors_headers(settings.cors_origin))
+    if admin:
+        app.on_response_prepare.append(add_limit_headers)
     app[SERVICES] = services
     app[ADMISSION] = gate
     app[LARGE_BODY_GATE] = FairGate()
     app[SCHEMA_CHECK_GATE] = services.schema_check_gate
-    several = len(settings.keys()) > 1
+    several = bool(admin) or len(settings.keys()) > 1
     app[BODY_BYTES_LIMIT] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
     app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_close_background)
     app[WEBSOCKETS] = WebSockets(SharedLimit(MAX_SOCKETS, several=several), settings.cors_origin)
     app.on_shutdown.append(_close_websockets)
     if settings.parrot_api:
-        app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)
+        app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions, accounts)
     for module in resources:
         app.add_routes(module.routes)
     openapi.add_openapi_route(app, open_routes)

@@ -4,6 +4,7 @@ RequestError                the server refuses a request
 └── FailedCall              a call ran and failed; the status follows from the failure's code
 """
 
+import math
 from collections.abc import Mapping
 
 from gateway.graph.errors import Failure, GraphError
@@ -34,6 +35,8 @@ _STATUS = {
     "upstream_failed": 424,
     "overloaded": 429,
     "budget_exceeded": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
     "engine_overloaded": 429,
     "bad_logits": 500,
     "step_failed": 500,
@@ -79,7 +82,14 @@ class RequestError(Exception):
     @classmethod
     def of_graph(cls, error: GraphError) -> "RequestError":
         """Return the error for a change that the graph refused."""
-        return cls(_STATUS[error.code], str(error), code=error.code, param=error.where)
+        request_error = cls(_STATUS[error.code], str(error), code=error.code, param=error.where)
+        if error.retry_after is not None:
+            request_error.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        if error.code in ("insufficient_quota", "budget_exceeded"):
+            request_error.headers["x-should-retry"] = "false"  # OpenAI's and Anthropic's clients obey it
+            if error.retry_after is None:
+                del request_error.headers["Retry-After"]  # there is no time at which a retry would succeed
+        return request_error
 
 
 class FailedCall(RequestError):

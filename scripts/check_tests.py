@@ -42,6 +42,7 @@ UNTESTED: dict[str, str] = {
     "gateway/engines/local/client.py": "test_subprocess.py and test_tcp.py beside it run it over both connections",
     "gateway/engines/local/ray.py": "needs a Ray cluster: tests/e2e/test_ray.py",
     "gateway/engines/protocol.py": _RECORDS,
+    "gateway/graph/call_gate.py": _RECORDS,
     "gateway/graph/events.py": _RECORDS,
     "gateway/graph/transform.py": _RECORDS,
     "gateway/http_client/errors.py": "only classes of exceptions",

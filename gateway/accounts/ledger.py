@@ -13,7 +13,8 @@ from gateway.accounts.prices import Prices
 from gateway.accounts.spend import CallSpend
 from gateway.accounts.spend_log import SpendLog
 from gateway.accounts.usage_query import LedgerError, UsageQuery, UsageSum
-from gateway.graph.call import Call
+from gateway.accounts.virtual_key import key_id_of
+from gateway.graph.call import Call, CallState
 from gateway.graph.ids import new_id
 
 log = logging.getLogger("myna.accounts")
@@ -59,20 +60,17 @@ class Ledger:
         prices: Prices,
         file: Path | None,
         ttl: float,
-        *,
-        key_id_of: Callable[[str], str] = lambda tenant: tenant,
-        tags_of: Callable[[str], Sequence[str]] = lambda tenant: (),
     ) -> None:
-        """`file`: see `SpendLog`; None keeps new rows in memory. `ttl`: seconds for which rows are kept. `key_id_of`,
-        `tags_of`: id and tags of a tenant's API key. Raises OSError."""
+        """`file`: see `SpendLog`; None keeps new rows in memory. `ttl`: seconds for which rows are kept. Raises
+        OSError."""
         self.prices = prices
         self._storage = storage
         self._log = None if file is None else SpendLog(file)
         self._recent: list[CallSpend] = []
         """New rows, if there is no file."""
         self._ttl = ttl
-        self._key_id_of = key_id_of
-        self._tags_of = tags_of
+        self.tags_of: Callable[[str], Sequence[str]] = lambda tenant: ()
+        """Returns the tags of a tenant's API key."""
         self._flushing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -87,7 +85,7 @@ class Ledger:
         spend = CallSpend(
             call.id,
             call.times.finished or time.time(),
-            self._key_id_of(tenant),
+            key_id_of(tenant),
             call.session.id,
             call.model or call.spec.model,
             call.engine or "",
@@ -98,29 +96,31 @@ class Ledger:
             min(call.usage.reasoning, completion),
             call.lost_tokens,
             self.prices.cost_of_call(call),
-            self._tags_of(tenant),
+            self.tags_of(tenant),
         )
         self.record(spend)
         return spend
 
-    def record_request(self, tenant: str, model: str, engine: str, tokens: int) -> CallSpend:
+    def record_request(
+        self, tenant: str, model: str, engine: str, tokens: int, state: CallState = CallState.DONE
+    ) -> CallSpend:
         """Record a request that is no call, such as embeddings, and return its row. `tokens`: of its input."""
         cost = self.prices.of(model).cost(tokens, 0, 0)
         spend = CallSpend(
             f"req_{new_id(24)}",
             time.time(),
-            self._key_id_of(tenant),
+            key_id_of(tenant),
             "",
             model,
             engine,
-            "done",
+            state,
             tokens,
             0,
             0,
             0,
             0,
             cost,
-            self._tags_of(tenant),
+            self.tags_of(tenant),
         )
         self.record(spend)
         return spend
@@ -139,9 +139,7 @@ class Ledger:
 
     async def sums_of(self, tenant: str, query: UsageQuery) -> list[UsageSum]:
         """Answer a query of a tenant, which sees its own calls only. Raises LedgerError."""
-        if not tenant:  # the server has no API keys
-            return await self.sums(query)
-        own = self._key_id_of(tenant)
+        own = key_id_of(tenant)
         return [] if query.key not in (None, own) else await self.sums(dataclasses.replace(query, key=own))
 
     async def totals(self, key: str, since: float) -> tuple[int, float]:

@@ -28,6 +28,7 @@ from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, CallSpec, Rendering
 from gateway.graph.trace_context import parse_traceparent
 from gateway.http.json_body import json_response
+from gateway.http.middleware.auth import TENANT
 from gateway.http.query_params import parse_bool
 from gateway.http.sse import EventStream
 from gateway.prompts.served_models import ServedModel
@@ -71,9 +72,10 @@ async def resolve(request: web.Request, model: str, semantic: Semantic | None) -
     """Find the model and the session of a request. Raises RequestError and GraphError if one does not exist or the
     request may not use it."""
     services = request.app[SERVICES]
-    served = await services.models.get(model)
+    models = services.models_of(request[TENANT])
+    served = await models.get(model)
     scope = await scope_of(request, semantic)
-    return Target(request, services, served, services.models.fallbacks_of(served), scope)
+    return Target(request, services, served, models.fallbacks_of(served), scope)
 
 
 def check_admission(target: Target) -> None:
@@ -169,10 +171,11 @@ async def respond(
     If the client disconnects meanwhile, calls that only it waits for are cancelled; see `gateway/api/subscription.py`.
     """
     request, scope, scheduler = target.request, target.scope, target.services.scheduler
+    await target.services.accounts.make_room(scope.session.tenant)
     addition = scope.session.add_all(specs)
     serializer.calls = calls = addition.calls
     if COST_HEADER in request.headers and parse_bool(request.headers[COST_HEADER].lower(), COST_HEADER):
-        serializer.cost_of = target.services.cost_of
+        serializer.cost_of = target.services.prices.cost_of_call
     join_trace(target.request, target.services, calls)
     if specs[0].deferred:
         await scheduler.start(scope.session, addition, promised=True)
@@ -200,6 +203,7 @@ async def generate(target: Target, spec: CallSpec) -> Call:
     """Submit a call, and return it once it is done: the answer is not its text. Raises FailedCall. If the client
     disconnects meanwhile, the call is cancelled, as in `respond`."""
     scope, scheduler = target.scope, target.services.scheduler
+    await target.services.accounts.make_room(scope.session.tenant)
     addition = scope.session.add_all([spec])
     (call,) = addition.calls
     join_trace(target.request, target.services, addition.calls)

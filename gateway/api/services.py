@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from gateway.accounts.accounts import Accounts
+from gateway.accounts.key_admin import KeyAdmin
 from gateway.accounts.ledger import Ledger
+from gateway.accounts.prices import Prices
+from gateway.accounts.spend import FREE
 from gateway.errors import RequestError
 from gateway.graph.budget import Limits
-from gateway.graph.call import Call
 from gateway.graph.session_store import SessionStore
+from gateway.http.middleware.auth import TENANT
 from gateway.prompts.served_models import ServedModels
 from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
@@ -32,25 +36,42 @@ class Services:
     response_store: ResponseStore
     relay: Relay
     embedder: Embedder
+    accounts: Accounts
+    key_admin: KeyAdmin
     is_ready: Callable[[], bool]
     max_wait_seconds: float
     max_upload_bytes: int
     """Maximum size of a multipart form, in bytes."""
     exporter: SpanExporter | None = None
     """Exporter of traces, if the settings name a collector."""
-    cost_of: Callable[[Call], float] = lambda call: 0.0
-    """Returns the cost of a call so far."""
-    has_prices: bool = False
-    """Whether any model has a price."""
+    prices: Prices = field(default_factory=lambda: Prices({}))
     ledger: Ledger | None = None
     """Record of the tokens and the cost of each call, if there is one."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
+    def settle_request(self, tenant: str, id: str, model: str, engine: str, tokens: int) -> None:
+        """Record a request that is no call, and count its input tokens for its key. `id`: that of its reservation; see
+        `Accounts.relayed`."""
+        if self.ledger is not None:
+            spend = self.ledger.record_request(tenant, model, engine, tokens)
+        else:
+            spend = FREE._replace(prompt=tokens, cost=self.prices.of(model).cost(tokens, 0, 0))
+        self.accounts.settle(tenant, id, spend)
+
     def check_limits(self, limits: Limits | None) -> None:
         """Raise RequestError if the limits of a session cannot be applied."""
-        if limits is not None and limits.cost is not None and not self.has_prices:
+        if limits is not None and limits.cost is not None and not self.prices:
             message = "limits.cost has no effect, because this server has no prices; use limits.tokens"
             raise RequestError(400, message, code="invalid_value", param="limits.cost")
 
+    def models_of(self, tenant: str) -> ServedModels:
+        """Return the models that a tenant may use."""
+        return self.models.restricted(self.accounts.may_use(tenant))
+
 
 SERVICES = web.AppKey("services", Services)
+
+
+def models_of(request: web.Request) -> ServedModels:
+    """Return the models that the API key of a request may use."""
+    return request.app[SERVICES].models_of(request[TENANT])

@@ -11,7 +11,7 @@ from gateway.accounts.usage_query import GROUPS, LedgerError, UsageQuery, UsageS
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.http.json_body import json_response
-from gateway.http.middleware.auth import TENANT
+from gateway.http.middleware.auth import ADMIN, TENANT
 from gateway.http.openapi import operation
 from gateway.http.query_params import int_param
 
@@ -43,7 +43,10 @@ _TIME = {"type": "string", "description": "seconds of the Unix clock, or a day s
     errors=(400, 404, 503),
 )
 async def usage(request: web.Request) -> web.Response:
-    """Return sums of tokens and cost of the calls of the API key, by key, session, model or day."""
+    """Return sums of tokens and cost of the calls of the API key, by key, session, model or day.
+
+    With an admin key, the sums are those of all API keys.
+    """
     services, tenant = request.app[SERVICES], request[TENANT]
     if services.ledger is None:
         message = "this server does not record usage; the operator can enable it with --ledger on"
@@ -62,7 +65,10 @@ async def usage(request: web.Request) -> web.Response:
         offset,
     )
     try:
-        rows = await services.ledger.sums_of(tenant, query)
+        if tenant in ("", ADMIN):  # a server without API keys, or an operator
+            rows = await services.ledger.sums(query)
+        else:
+            rows = await services.ledger.sums_of(tenant, query)
     except LedgerError as error:
         raise RequestError(503, str(error), code="ledger_unavailable") from error
     has_more = len(rows) > limit

@@ -4,19 +4,12 @@ import argparse
 import json
 import os
 import sys
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-_DEFAULT_URL = "http://127.0.0.1:8000/v1"
-_TIMEOUT_SECONDS = 10.0
-
-
-class RequestFailed(Exception):
-    """The server does not answer, or answers with an error. The message says which."""
+from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, request_json
 
 
 def sessions(arguments: Sequence[str]) -> int:
@@ -37,8 +30,8 @@ def graph(arguments: Sequence[str]) -> int:
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
-    url = os.environ.get("MYNA_URL", _DEFAULT_URL)
-    parser.add_argument("--url", default=url, help=f"URL of the server (default: MYNA_URL, or {_DEFAULT_URL})")
+    url = os.environ.get("MYNA_URL", DEFAULT_URL)
+    parser.add_argument("--url", default=url, help=f"URL of the server (default: MYNA_URL, or {DEFAULT_URL})")
     key = os.environ.get("MYNA_API_KEY", "").split(",")[0]
     parser.add_argument("--api-key", default=key, help="API key, if required (default: the first one in MYNA_API_KEY)")
     parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
@@ -46,36 +39,13 @@ def _parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def _print(options: argparse.Namespace, path: str, as_text: Any) -> int:
-    base = options.url.rstrip("/")
-    if not urllib.parse.urlsplit(base).path:  # the address without a path, as the server prints it
-        base += "/v1"
     try:
-        answer = _get(base + path, options.api_key)
+        answer = request_json("GET", base_url(options.url) + path, options.api_key)
     except RequestFailed as error:
         print(f"myna: {error}", file=sys.stderr)
         return 1
     print(json.dumps(answer, indent=2) if options.json else as_text(answer))
     return 0
-
-
-def _get(url: str, key: str) -> Any:
-    """Return the parsed JSON that the server answers. Raises RequestFailed if it cannot be reached or answers with an
-    error."""
-    try:
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            body = error.read()
-        try:
-            message = json.loads(body)["error"]["message"]
-        except (ValueError, LookupError, TypeError):
-            message = f"{url} answered {error.code} {error.reason}"
-        raise RequestFailed(message) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise RequestFailed(f"{url} does not answer: {reason}") from None
 
 
 def sessions_as_text(found: Sequence[Mapping[str, Any]]) -> str:
@@ -93,9 +63,7 @@ def sessions_as_text(found: Sequence[Mapping[str, Any]]) -> str:
                 *(str(usage[f"{key}_tokens"]) for key in ("prompt", "cached", "completion")),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join(row).rstrip() for row in padded)
+    return as_table(rows)
 
 
 def _clock(seconds: float) -> str:

@@ -11,6 +11,7 @@ commands:
   engine     run an engine for gateways on other machines (myna engine --help)
   sessions   list the sessions of a running server
   graph      print a session's graph as a tree, with states and times (myna graph SESSION)
+  keys       make, list, change, rotate and delete virtual API keys (myna keys --help)
   simulate   compare scheduling policies on modelled engines in virtual time (myna simulate --help)
   doctor     show this machine's hardware, try the kernels and check their results (--json, --cache PATH)
   version    print the version
@@ -40,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
             from gateway.cli.inspect import graph
 
             return graph(rest)
+        case "keys":
+            from gateway.cli.keys import keys
+
+            return keys(rest)
         case "simulate":
             from gateway.cli.simulate import main as simulate
 

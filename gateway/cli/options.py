@@ -19,6 +19,7 @@ def read_settings(kind: type[Settings], arguments: list[str], program: str) -> S
         settings = parse(kind, arguments, program)
         if isinstance(settings, ServeSettings):
             settings.keys()
+            settings.admin_keys()
     except ValidationError as error:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"]) or "settings"

@@ -19,6 +19,8 @@ from gateway.accounts.prices import Prices, parse_price
 from gateway.config.engine_tables import EngineTable, host_and_port, parse_engine, parse_pair, with_unique_names
 
 Settings = TypeVar("Settings", bound="EngineOptions")
+_ADMIN_KEY_LENGTH = 16
+"""Minimum length of an admin key, in characters."""
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 _GROUPS = {
     "host": "server",
@@ -196,6 +198,19 @@ class ServeSettings(EngineOptions):
     api_key_file: Path | None = Field(None, description="file with one API key per line, optionally with its weight")
     open_metrics: bool = Field(True, description="answer GET /metrics without an API key")
 
+    admin_key: Annotated[list[str], NoDecode] = Field(
+        [], description="key for /v1/admin, which makes virtual API keys with limits and budgets; may be repeated"
+    )
+    admin_key_file: Path | None = Field(None, description="file with one admin key per line")
+    over_limit: Literal["refuse", "wait"] = Field(
+        "refuse",
+        description="requests over a limit of their virtual key; refuse: answer with status 429, wait: wait in order "
+        "for at most --over-limit-wait seconds",
+    )
+    over_limit_wait: float = Field(
+        10.0, gt=0, le=600, description="longest wait of a request over a limit in seconds, with --over-limit wait"
+    )
+
     price: Annotated[list[str], NoDecode] = Field(
         [],
         description="MODEL=PROMPT/COMPLETION or MODEL=PROMPT/CACHED/COMPLETION: prices of a million tokens; * in MODEL "
@@ -256,7 +271,9 @@ class ServeSettings(EngineOptions):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level of log messages")
 
-    @field_validator("api_key", "cors_origin", "engine", "engine_key", "alias", "fallback", "price", mode="before")
+    @field_validator(
+        "api_key", "admin_key", "cors_origin", "engine", "engine_key", "alias", "fallback", "price", mode="before"
+    )
     @classmethod
     def _several_from_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Split the values of an environment variable at commas. Parse the values of `engine`."""
@@ -313,7 +330,7 @@ class ServeSettings(EngineOptions):
     @property
     def records_spend(self) -> bool:
         """Return whether the server has a ledger."""
-        return self.ledger == "on" or (self.ledger == "auto" and bool(self.price))
+        return self.ledger == "on" or (self.ledger == "auto" and bool(self.price or self.admin_keys()))
 
     def ledger_files(self) -> tuple[Path | None, Path | None]:
         """Return the ledger's database, and the file with its newest rows: beside the journal; None for those that are
@@ -342,7 +359,27 @@ class ServeSettings(EngineOptions):
     def _keys_are_keys(self) -> Self:
         if any(not key.strip() for key in self.api_key):
             raise ValueError("an API key must not be empty")
+        if any(len(key.strip()) < _ADMIN_KEY_LENGTH for key in self.admin_key):
+            raise ValueError(f"an admin key must have at least {_ADMIN_KEY_LENGTH} characters")
         return self
+
+    def admin_keys(self) -> list[str]:
+        """Return all admin keys. Raises OSError or ValueError if the file cannot be read, has no key, or a key is too
+        short or is an API key as well."""
+        keys = [key.strip() for key in self.admin_key]
+        if self.admin_key_file is not None:
+            lines = self.admin_key_file.read_text(encoding="utf-8").splitlines()
+            found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+            if not found:
+                raise ValueError(f"{self.admin_key_file} has no admin key")
+            if any(len(key) < _ADMIN_KEY_LENGTH for key in found):
+                raise ValueError(
+                    f"{self.admin_key_file}: an admin key must have at least {_ADMIN_KEY_LENGTH} characters"
+                )
+            keys += found
+        if not self.keys().keys().isdisjoint(keys):
+            raise ValueError("an admin key must not be an API key as well")
+        return keys
 
     def keys(self) -> dict[str, float]:
         """Return all accepted API keys and their weights. Under load, a key's share of the engines is proportional to

@@ -23,6 +23,8 @@ class GraphError(Exception):
     """A change that the graph rejects. The graph stays unchanged."""
 
     code: ClassVar[str] = "invalid_value"
+    retry_after: float | None = None
+    """Seconds after which the change may succeed, if that is known."""
 
     def __init__(self, message: str, where: str | None = None) -> None:
         super().__init__(message)

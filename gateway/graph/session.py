@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gateway.graph.budget import Budget
 from gateway.graph.call import Call, CallSpec, CallState, Times, Usage
+from gateway.graph.call_gate import CallGate
 from gateway.graph.call_size import CALL_BYTES, VARIABLE_BYTES, spec_bytes
 from gateway.graph.dag import order_calls
 from gateway.graph.errors import (
@@ -109,6 +110,8 @@ class Session:
         self._retired_names: set[str] = set()
         """Names of deleted variables that were ready. They cannot be used again, because a client may have read the
         value."""
+        self.call_gate: CallGate | None = None
+        """Gate that calls pass to join; None if there is none."""
         self._joining: Call | None = None
         """The call that is being added. Events that follow from its addition are not stored."""
 
@@ -152,7 +155,8 @@ class Session:
     def add_all(self, specs: Sequence[CallSpec], given: Sequence[VariableSpec] = ()) -> Addition:
         """Add variables and calls, which may refer to each other in any order. Add all of them, or raise an error.
 
-        Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle, TooLarge, SessionClosed or BudgetExceeded.
+        Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle, TooLarge, SessionClosed, BudgetExceeded, or the
+        error of the call gate.
         """
         self.event_log.check()
         if self.is_closed:  # the session ended after the request had found it in the store
@@ -199,6 +203,10 @@ class Session:
             calls=len(everything), variables=len(fresh), edges=sum(map(len, reads)), size=grown + objects
         )
 
+        gate = self.call_gate
+        if gate is not None:
+            gate.check(self.tenant, everything)  # last, because nothing may fail between the check and the reservations
+
         self.resources.add_bytes(grown)
         for call, depth in depths.deeper.items():
             call.depth = depth
@@ -216,6 +224,9 @@ class Session:
         calls = [
             self._join(spec, outputs[index], reads[index], depths.new[index]) for index, spec in enumerate(everything)
         ]
+        if gate is not None:
+            for call in calls:
+                gate.reserve(call)
         return Addition(calls, placed)
 
     def set_values(self, addition: Addition, failure: Failure | None = None) -> None:

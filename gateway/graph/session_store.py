@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from gateway.graph.budget import FREE, Budget, Limits, TokenPrice
 from gateway.graph.call import Call
+from gateway.graph.call_gate import CallGate
 from gateway.graph.errors import Failure, GraphError, TooLarge
 from gateway.graph.events import FactSink, NullSink
 from gateway.graph.ids import new_id
@@ -48,6 +49,8 @@ class SessionStore:
     """Ends the unfinished calls of a session, soon."""
     several_tenants: bool = False
     """Whether there can be more than one tenant. If so, no tenant alone can use all of a limit."""
+    call_gate: CallGate | None = None
+    """Gate that the calls of all sessions pass."""
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
     _expired: dict[tuple[str, str], None] = field(default_factory=dict)
     _leaving: list[Session] = field(default_factory=list)
@@ -103,6 +106,11 @@ class SessionStore:
         session.resources.join(self._shared)
         if session.budget is not None:
             self._connect_budget(session, session.budget)
+        if self.call_gate is not None and session.call_gate is None:
+            session.call_gate = self.call_gate
+            for call in session.calls.values():
+                if not call.state.is_final:
+                    self.call_gate.reserve(call)
 
     def _connect_budget(self, session: Session, budget: Budget) -> None:
         """Count what the session's calls have used, and end them once the budget is exhausted."""
@@ -135,7 +143,7 @@ class SessionStore:
         sink: FactSink | None = None,
     ) -> Session:
         """Return a session outside the store, for a request without a session."""
-        return Session(
+        session = Session(
             id=id,
             tenant=tenant,
             created=time.time(),
@@ -144,6 +152,8 @@ class SessionStore:
             limits=self.limits,
             sink=self.sink if sink is None else sink,
         )
+        session.call_gate = self.call_gate
+        return session
 
     def holds(self, tenant: str, id: str) -> bool:
         """Return whether the tenant has such a session in this process."""
@@ -166,6 +176,13 @@ class SessionStore:
     def of_tenant(self, tenant: str) -> Iterator[Session]:
         """Iterate over the tenant's sessions, oldest first."""
         return (session for (owner, _), session in self._sessions.items() if owner == tenant)
+
+    def delete_all_of(self, tenant: str) -> list[Session]:
+        """End all sessions of a tenant, and return them."""
+        sessions = list(self.of_tenant(tenant))
+        for session in sessions:
+            self.delete(session)
+        return sessions
 
     def all(self) -> list[Session]:
         """Return every session, oldest first."""

@@ -238,7 +238,7 @@ class PostgresStorage:
             self.lease,
         )
         if renewed is None:
-            raise self._lease_lost()
+            raise self.lease_lost()
         return await self.other_gateways()
 
     async def other_gateways(self) -> dict[int, str]:
@@ -254,7 +254,8 @@ class PostgresStorage:
         )
         return [row["url"] for row in rows]
 
-    def _lease_lost(self) -> LeaseLost:
+    def lease_lost(self) -> LeaseLost:
+        """Call `on_lease_lost`, and return the error to raise: the database lists this gateway as dead."""
         self._on_lease_lost()
         return LeaseLost("other gateways have marked this one as dead and taken over its sessions")
 
@@ -337,9 +338,9 @@ class PostgresStorage:
                 await self._expire(connection, batch.expired)
                 alive, named = await connection.fetchrow(*store_facts)
                 if not alive:
-                    raise self._lease_lost()  # rolls the transaction back
+                    raise self.lease_lost()  # rolls the transaction back
         if not alive:
-            raise self._lease_lost()
+            raise self.lease_lost()
         if named != len(opened):
             raise RuntimeError(f"{len(opened) - named} of the sessions {opened} belong to another gateway")
 

@@ -3,7 +3,7 @@
 import asyncio
 import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.tokenizer import Tokenizer
@@ -66,7 +66,21 @@ class ServedModels:
         self._patterns: dict[str, str] = {}
         """Models by the aliases that are patterns."""
         self._fallbacks: dict[str, Sequence[str]] = {}
+        self._hidden: frozenset[str] = frozenset()
+        """Names of models that exist and may not be used."""
         self._started = asyncio.Event()
+
+    def restricted(self, may_use: Callable[[str], bool] | None) -> "ServedModels":
+        """Return a view in which only those models exist that may be used, also as aliases and fallbacks of others.
+
+        `may_use` returns whether a model may be used, by its own name; None: all may be used.
+        """
+        return self if may_use is None else _RestrictedModels(self, may_use)
+
+    def window_of(self, name: str) -> int | None:
+        """Return the window of a model by its own name, in tokens; None if it is unknown."""
+        model = self._served.get(name)
+        return None if model is None else model.window
 
     def add(self, model: ServedModel) -> None:
         """Add a model that is ready."""
@@ -94,6 +108,8 @@ class ServedModels:
 
     def _find(self, name: str) -> ServedModel | None:
         """Return the model of that name, alias or alias pattern."""
+        if name in self._hidden:
+            return None
         target = self._aliases.get(name)
         if target is None and name not in self._served:
             target = next((model for pattern, model in self._patterns.items() if _matches(pattern, name)), None)
@@ -129,7 +145,11 @@ class ServedModels:
         several."""
         if name is not None:
             return await self.get(name)
-        first, *others = await self.all()
+        served = await self.all()
+        if not served:
+            message = "this API key may use none of the served models"
+            raise RequestError(404, message, code="model_not_found", param="model")
+        first, *others = served
         if others:
             message = f"several models are served; specify one of {first.id}, {', '.join(other.id for other in others)}"
             raise RequestError(400, message, code="missing_required_parameter", param="model")
@@ -148,9 +168,35 @@ class ServedModels:
             # of a name of megabytes, the search would block the event loop for seconds
             near = difflib.get_close_matches(name[:_MAX_COMPARED], [*served, *self._aliases], n=1)
             near = near or list(served)[:_MAX_LISTED]
-            message = f"The model {name!r} does not exist; served: {', '.join(near)}"
+            message = f"The model {name!r} does not exist; served: {', '.join(near) or 'none for this API key'}"
             raise RequestError(404, message, code="model_not_found", param=field_path(where, "model"))
         return model
+
+
+class _RestrictedModels(ServedModels):
+    """View of the models that one API key may use."""
+
+    def __init__(self, models: ServedModels, may_use: Callable[[str], bool]) -> None:
+        super().__init__(models._wait_seconds)
+        self._models = models
+        self._may_use = may_use
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Copy from the other models those that may be used."""
+        models, may_use = self._models, self._may_use
+        self._served = {name: model for name, model in models._served.items() if may_use(name)}
+        self._hidden = frozenset(models._served.keys() - self._served.keys())
+        self._aliases = {alias: name for alias, name in models._aliases.items() if name in self._served}
+        self._patterns = {alias: name for alias, name in models._patterns.items() if name in self._served}
+        self._fallbacks = {
+            name: [fallback for fallback in fallbacks if fallback in self._served]
+            for name, fallbacks in models._fallbacks.items()
+        }
+
+    async def _ready(self) -> None:
+        await self._models._ready()
+        self._refresh()
 
 
 def _matches(pattern: str, name: str) -> bool:

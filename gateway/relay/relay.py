@@ -35,8 +35,8 @@ class RelayedRequest:
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     engine: str | None = None
     """Engine that the request was last sent to."""
-    tokens: int = 0
-    """Number of input tokens, once the server has reported it."""
+    tokens: int | None = None
+    """Number of input tokens, 0 if the server does not report it; None until the answer is complete."""
 
     @property
     def capability(self) -> str:

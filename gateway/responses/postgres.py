@@ -173,6 +173,11 @@ class PostgresResponseStore:
         tenants, ids = [tenant for tenant, _ in sessions], [id for _, id in sessions]
         await self._delete_all(query, tenants, ids)
 
+    async def delete_tenant(self, tenant: str) -> None:
+        """Delete the responses of a tenant. See `ResponseStore.delete_tenant`."""
+        query = "SELECT number FROM myna_responses WHERE tenant = $1 AND found ORDER BY number DESC"
+        await self._delete_all(query, tenant)
+
     async def enforce_retention(self) -> None:
         """Delete old responses, and those that do not fit. See `ResponseStore.enforce_retention`."""
         now = time.monotonic()

@@ -62,6 +62,8 @@ ended."""
 _COLUMNS = "tenant, id, input, answer, session, begun, runs_in"
 _BATCH = 16
 """Number of responses that are deleted before the tenant that holds most is determined again."""
+_TENANT_BATCH = 200
+"""Number of responses of a deleted tenant that are deleted at a time, so that no other operation waits long."""
 _LARGEST_TENANT = """
 SELECT tenant FROM responses WHERE found AND begun = '' GROUP BY tenant ORDER BY sum(size) DESC LIMIT 1
 """
@@ -224,6 +226,19 @@ class SqliteResponseStore:
                     _delete(connection, number)
 
         await self._submit(delete)
+
+    async def delete_tenant(self, tenant: str) -> None:
+        """Delete the responses of a tenant. See `ResponseStore.delete_tenant`."""
+        query = "SELECT number FROM responses WHERE tenant = ? AND found ORDER BY number DESC LIMIT ?"
+
+        def delete(connection: sqlite3.Connection) -> int:
+            numbers = connection.execute(query, (tenant, _TENANT_BATCH)).fetchall()
+            for (number,) in numbers:
+                _delete(connection, number)
+            return len(numbers)
+
+        while await self._submit(delete) == _TENANT_BATCH:
+            pass
 
     async def enforce_retention(self) -> None:
         """Delete old responses. See `ResponseStore.enforce_retention`."""

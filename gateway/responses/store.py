@@ -106,6 +106,9 @@ class ResponseStore(Protocol):
     async def delete_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
         """Delete all responses that belong to these sessions, given by tenant and id."""
 
+    async def delete_tenant(self, tenant: str) -> None:
+        """Delete all responses of a tenant."""
+
     async def enforce_retention(self) -> None:
         """Delete responses that are too old or do not fit. Call it periodically."""
 

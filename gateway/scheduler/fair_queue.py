@@ -25,7 +25,8 @@ class FairQueue:
     """Owner of the tenants' clocks."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        """`weights`: weights of the tenants, greater than 0. A tenant that is not listed has weight 1."""
+        """`weights`: weights of the tenants, greater than 0. A tenant that is not listed has weight 1. A change of a
+        weight takes effect for new calls."""
         self._weights = weights
         self._busy: dict[str, _Tenant] = {}
         self._idle: dict[str, _Tenant] = {}
@@ -40,10 +41,11 @@ class FairQueue:
         state = self._busy.get(tenant)
         if state is None:
             self._advance()
-            state = self._idle.pop(tenant, None) or _Tenant(self._weights.get(tenant, 1.0))
+            state = self._idle.pop(tenant, None) or _Tenant(1.0)
             state.asked = state.done = max(state.done, self._served)
             self._busy[tenant] = state
         lead = 0.0 if len(self._busy) == 1 else state.asked - max([other.asked for other in self._busy.values()])
+        state.weight = self._weights.get(tenant, 1.0)
         state.calls += 1
         state.asked += work / state.weight
         return lead
@@ -52,7 +54,7 @@ class FairQueue:
         """Count a call of the tenant that has ended. `work`: the value that `request` received."""
         state = self._busy[tenant]
         state.calls -= 1
-        state.done += work / state.weight
+        state.done = min(state.asked, state.done + work / state.weight)  # the weight may have changed meanwhile
         if state.calls:
             return
         self._advance()

@@ -84,7 +84,7 @@ class Priorities:
         self.prefix_index = PrefixIndex()
         self._entries: dict[str, _Entry] = {}
         self._sessions: dict[int, _Outstanding] = {}
-        self.fair_queue = FairQueue(weights or {})
+        self.fair_queue = FairQueue({} if weights is None else weights)
         self._changed: dict[str, Call] = {}
         self._stale: dict[str, Call] = {}
         """Calls whose ranks must be computed again, because their dependents or their deadlines have changed."""

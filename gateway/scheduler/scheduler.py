@@ -78,6 +78,8 @@ class Scheduler:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, Call] = {}
         """The calls of `_tasks`, by id."""
+        self._inline: set[str] = set()
+        """Ids of calls that run in the tasks of their clients, and that were not aborted."""
         self._starting = FairGate(rests=False)
         """Gate for the slices of large additions."""
         self._to_submit: set[str] = set()
@@ -205,14 +207,21 @@ class Scheduler:
     async def run_inline(self, call: Call) -> None:
         """Run a call of a plain request, in the task of the client that waits for it. No other client can read it.
 
-        If the client disconnects, the call is cancelled. Its results are in its outputs when this returns.
+        If the client disconnects, the call is cancelled. Its results are in its outputs when this returns, also if
+        another task has cancelled the call.
         """
         task = asyncio.current_task()
         assert task is not None
         self._register(call, task)
+        self._inline.add(call.id)
         try:
             await self._run(call)
-        finally:  # in the next turn of the event loop, so that the response is sent first
+        except asyncio.CancelledError:
+            if call.id in self._inline or task.uncancel():  # the client has disconnected
+                raise
+        finally:
+            self._inline.discard(call.id)
+            # in the next turn of the event loop, so that the response is sent first
             asyncio.get_running_loop().call_soon(self._unregister, call)
 
     def _register(self, call: Call, task: "asyncio.Task[None]") -> None:
@@ -250,6 +259,11 @@ class Scheduler:
         for call in sorted(session.calls.values(), key=lambda call: call.depth, reverse=True):
             if call.finish_reason is None:  # otherwise its text is complete, or its attempt ends it
                 self._cancellation.end(call, CallState.FAILED, failure)
+
+    def cancel_tenant(self, tenant: str, failure: Failure) -> None:
+        """Cancel all unfinished calls of a tenant."""
+        for call in [call for call in self._calls.values() if call.session.tenant == tenant]:
+            self.cancel(call, failure)
 
     def subscribe(
         self, variable: Variable, objective: Objective = Objective.LATENCY, *, interactive: bool = True
@@ -309,6 +323,7 @@ class Scheduler:
         self._executor.abort(call)
         task = self._tasks.get(call.id)
         if task is not None and task is not asyncio.current_task():
+            self._inline.discard(call.id)
             task.cancel()
 
     def _has_task(self, id: str) -> bool:

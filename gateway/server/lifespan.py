@@ -3,10 +3,12 @@
 import asyncio
 import socket
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from aiohttp import web
 
+from gateway.accounts.errors import KeyStoreError
+from gateway.accounts.key_sync import KeySync
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.services import Services
 from gateway.app import build_app, build_cluster, build_services
@@ -14,7 +16,7 @@ from gateway.cluster import Membership
 from gateway.config.settings import ServeSettings
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.pool import EnginePool
-from gateway.graph.events import NullSink
+from gateway.graph.events import FactSink, NullSink
 from gateway.graph.session import Session
 from gateway.journal import Journal, JournalError, PostgresStorage
 from gateway.responses import ResponseStore, ResponseStoreError
@@ -26,8 +28,10 @@ from gateway.server.shutdown import drain, force_exit_after, run_unless_stopped,
 from gateway.server.storage import (
     JournalStorage,
     open_journal_storage,
+    open_key_store,
     open_ledger,
     open_response_store,
+    open_shared_usage,
     restore_sessions,
 )
 from gateway.telemetry.span_exporter import SpanExporter
@@ -56,6 +60,7 @@ class Lifespan:
         self._storage: JournalStorage | None = None
         self._journal: Journal | None = None
         self._membership: Membership | None = None
+        self._key_sync: KeySync | None = None
         self._restored: list[Session] = []
         """Sessions of the process before this one."""
 
@@ -93,12 +98,10 @@ class Lifespan:
             store = await open_response_store(settings, self._storage)
             stack.push_async_callback(store.close)
             sink, recorder, exporter = self._journal or NullSink(), self._open_recorder(), self._start_exporter()
-            ledger = await open_ledger(settings, self._storage)
-            if ledger is not None:
-                stack.push_async_callback(ledger.close)
-                ledger.start()
-            services = build_services(settings, self._pool, sink, store, recorder, exporter, ledger)
+            services = await self._build_services(sink, store, recorder, exporter)
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
+        except KeyStoreError as error:
+            raise StartFailed(str(error)) from error
         except JournalError as error:
             hint = "use --journal FILE for another file, or --journal memory for none"
             raise StartFailed(f"{error} ({hint})") from error
@@ -107,6 +110,28 @@ class Lifespan:
         stack.push_async_callback(services.scheduler.close)
         stack.push_async_callback(self._engines.close)
         return services, store
+
+    async def _build_services(
+        self,
+        sink: FactSink,
+        store: ResponseStore,
+        recorder: TraceRecorder | None,
+        exporter: SpanExporter | None,
+    ) -> Services:
+        """Open the ledger, build the services and load the virtual keys. Raises JournalError and KeyStoreError."""
+        settings = self._settings
+        ledger = await open_ledger(settings, self._storage)
+        if ledger is not None:
+            self._stack.push_async_callback(ledger.close)
+            ledger.start()
+        if not settings.admin_keys():
+            return build_services(settings, self._pool, sink, store, recorder, exporter, ledger)
+        key_store, usage = open_key_store(self._storage), await open_shared_usage(self._storage)
+        services = build_services(settings, self._pool, sink, store, recorder, exporter, ledger, key_store, usage)
+        await services.key_admin.load()
+        if usage is not None:
+            self._key_sync = KeySync(services.accounts, services.key_admin, usage)
+        return services
 
     def _open_recorder(self) -> TraceRecorder | None:
         """Return the recorder of the trace, if the settings ask for one. Raises OSError if the file cannot be
@@ -133,7 +158,23 @@ class Lifespan:
         if self._journal is None or not isinstance(self._storage, PostgresStorage):
             return build_app(self._settings, services)
 
+        resumes: set[asyncio.Task[None]] = set()
+
+        async def resume_unless_gone(session: Session) -> None:
+            """Delete a session whose API key was deleted while its gateway was dying. The key may also be new."""
+            with suppress(KeyStoreError):
+                await services.key_admin.refresh()
+            if services.accounts.is_gone(session.tenant):
+                services.sessions.delete(session)
+            else:
+                services.scheduler.resume(session)
+                app[BACKGROUND].resume(session)
+
         def resume(session: Session) -> None:
+            if self._settings.admin_keys() and services.accounts.is_gone(session.tenant):
+                resumes.add(task := asyncio.create_task(resume_unless_gone(session)))
+                task.add_done_callback(resumes.discard)
+                return
             services.scheduler.resume(session)
             app[BACKGROUND].resume(session)
 
@@ -163,6 +204,9 @@ class Lifespan:
                 await self._membership.join(settings.advertise or address, socket.gethostname())
             except JournalError as error:
                 raise StartFailed(str(error)) from error
+            if self._key_sync is not None:
+                stack.push_async_callback(self._key_sync.close)
+                self._key_sync.start()
         return address
 
     async def _start_engines(self, services: Services) -> bool:
@@ -180,6 +224,11 @@ class Lifespan:
 
     async def _resume(self, services: Services, app: web.Application) -> None:
         """Resume the calls and the background responses of restored sessions."""
+        if self._settings.admin_keys():  # a key may have been deleted when the process before ended
+            gone = [session for session in self._restored if services.accounts.is_gone(session.tenant)]
+            for session in gone:
+                services.sessions.delete(session)
+                self._restored.remove(session)
         for session in self._restored:
             services.scheduler.resume(session)
         background = app[BACKGROUND]

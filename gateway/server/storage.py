@@ -4,8 +4,12 @@ import asyncio
 import os
 import sys
 
+from gateway.accounts.key_store import KeyStore, MemoryKeyStore
 from gateway.accounts.ledger import Ledger, LedgerStorage
+from gateway.accounts.postgres_key_store import PostgresKeyStore
 from gateway.accounts.postgres_ledger import PostgresLedger
+from gateway.accounts.shared_usage import SharedUsage
+from gateway.accounts.sqlite_key_store import SqliteKeyStore
 from gateway.accounts.sqlite_ledger import SqliteLedger
 from gateway.accounts.usage_query import LedgerError
 from gateway.app import session_limits
@@ -60,6 +64,22 @@ async def open_ledger(settings: ServeSettings, storage: JournalStorage | None) -
         return Ledger(ledger_storage, settings.prices(), file, settings.ledger_ttl)
     except (LedgerError, OSError) as error:
         raise JournalError(f"the ledger cannot be used: {error}") from error
+
+
+def open_key_store(storage: JournalStorage | None) -> KeyStore:
+    """Return the storage of virtual keys: in the journal's storage, or in memory without one."""
+    if isinstance(storage, PostgresStorage):
+        return PostgresKeyStore(storage)
+    return MemoryKeyStore() if storage is None else SqliteKeyStore(storage)
+
+
+async def open_shared_usage(storage: JournalStorage | None) -> SharedUsage | None:
+    """Return what all gateways have used, if several share the journal. Raises KeyStoreError."""
+    if not isinstance(storage, PostgresStorage):
+        return None
+    usage = SharedUsage(storage)
+    await usage.create_tables()
+    return usage
 
 
 def restore_sessions(

@@ -56,6 +56,11 @@ RELAYED_SECONDS = Histogram(
     ["route"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+LIMITED = Counter(
+    "myna_key_requests_limited_total",
+    "Requests that a limit or a budget of their API key refused, by the key's id and the error's code",
+    ["key", "code"],
+)
 SPANS = Counter("myna_trace_spans_total", "Spans for the collector, by whether it accepted them", ["result"])
 UNFINISHED = Gauge("myna_calls_unfinished", "Unfinished calls")
 
@@ -118,6 +123,11 @@ def observe(call: Call) -> None:
 def count_schema_violation() -> None:
     """Count an answer that violates its schema. Call it on the event loop."""
     SCHEMA_VIOLATIONS.inc()
+
+
+def count_limited(key: str, code: str) -> None:
+    """Count a request that a limit of its API key refused. `key`: the key's id."""
+    LIMITED.labels(key, code).inc()
 
 
 def count_spans(result: str, count: int) -> None:

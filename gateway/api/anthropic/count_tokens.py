@@ -10,7 +10,7 @@ from gateway.api.anthropic.messages_builder import MessagesSpecBuilder, chat_of
 from gateway.api.anthropic.signature import ThinkingSigner
 from gateway.api.anthropic.token_estimate import estimate_tokens
 from gateway.api.openai.tokenize import check_text_size, texts_of
-from gateway.api.services import SERVICES
+from gateway.api.services import models_of
 from gateway.http.json_body import json_response, read_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import operation
@@ -28,7 +28,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     The number is exact, except for models on an upstream server that receives messages: for them it is an estimate.
     """
     body = await read_json(request, CountTokensRequest)
-    model = await request.app[SERVICES].models.get_or_substitute(body.model)
+    model = await models_of(request).get_or_substitute(body.model)
     raw = await request.read()
     tenant = request[TENANT]
     count = await pipeline.offload_if_long(lambda: _count(body, model, tenant), len(raw), model)

@@ -10,7 +10,7 @@ from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import SESSION_HEADERS
 from gateway.api.serializers.messages import MessageSerializer
-from gateway.api.services import SERVICES
+from gateway.api.services import models_of
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.sse import REQUEST_ID
@@ -34,7 +34,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     If the call is deferred, answer immediately with a reference to its output.
     """
     body = await read_json(request, MessagesRequest)
-    served = await request.app[SERVICES].models.get_or_substitute(body.model)
+    served = await models_of(request).get_or_substitute(body.model)
     target = await pipeline.admit(request, served.id, body.semantic)
     model, scope = target.model, target.scope
     chat = chat_of(body)

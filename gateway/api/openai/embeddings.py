@@ -31,7 +31,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     """Return the embeddings of texts."""
     asked = await read_json(request, EmbeddingRequest)
     services, tenant = request.app[SERVICES], request[TENANT]
-    model = await services.models.get(asked.model)
+    model = await services.models_of(tenant).get(asked.model)
     if not model.embedding:
         return await relay_json(request, EmbeddingRequest)
     raw = await request.read()
@@ -46,9 +46,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     with request_span(services.exporter, "embeddings", model.id, request.headers.get("traceparent")) as span:
         if span is not None:
             span.input_tokens = total
-        vectors = await services.embedder.embed(model.id, texts, tenant)
-        if services.ledger is not None:
-            services.ledger.record_request(tenant, model.id, "", total)
+        async with services.accounts.relayed(tenant, model.id, total) as id:
+            vectors = await services.embedder.embed(model.id, texts, tenant)
+            services.settle_request(tenant, id, model.id, "", total)
         return await stream_json(request, _answer(body, model, vectors, size, total))
 
 

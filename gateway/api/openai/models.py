@@ -4,7 +4,7 @@ from aiohttp import web
 
 from compat.openai import Model, ModelList
 from gateway.api.anthropic.model_list import anthropic_model, anthropic_model_page
-from gateway.api.services import SERVICES
+from gateway.api.services import models_of
 from gateway.http.anthropic import speaks_anthropic
 from gateway.http.json_body import json_response
 from gateway.http.openapi import operation
@@ -24,7 +24,7 @@ async def list_models(request: web.Request) -> web.Response:
 
     Requests with the header `anthropic-version` get a page of them in Anthropic's shape.
     """
-    served = await request.app[SERVICES].models.all()
+    served = await models_of(request).all()
     if speaks_anthropic(request):
         return json_response(anthropic_model_page(request, served))
     return json_response(ModelList([_model(model) for model in served]))
@@ -34,7 +34,7 @@ async def list_models(request: web.Request) -> web.Response:
 @operation(Model, errors=(404, 503))
 async def get_model(request: web.Request) -> web.Response:
     """Return one model, in the shape of the list. Ids of a model hub contain a slash."""
-    models, id = request.app[SERVICES].models, request.match_info["id"]
+    models, id = models_of(request), request.match_info["id"]
     if speaks_anthropic(request):
         return json_response(anthropic_model(await models.get_or_substitute(id)))
     return json_response(_model(await models.get(id)))

@@ -15,8 +15,9 @@ from compat.openai.relayed import (
     SpeechRequest,
     TranscriptionForm,
 )
-from gateway.api.services import SERVICES
+from gateway.api.services import SERVICES, models_of
 from gateway.errors import RequestError
+from gateway.graph.call import CallState
 from gateway.http.json_body import read_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
@@ -122,7 +123,7 @@ async def _admit(request: web.Request, name: str) -> str:
     """Return the model's own name. Raises RequestError if there is no such model, and Overloaded or Stopping if the
     request may not begin now."""
     services = request.app[SERVICES]
-    model = await services.models.get(name)
+    model = await models_of(request).get(name)
     services.scheduler.admit(request[TENANT], continues=False)
     return model.id
 
@@ -138,15 +139,20 @@ async def _forward(request: web.Request, relayed: RelayedRequest) -> web.StreamR
         finally:
             if span is not None:
                 span.engine = relayed.engine
-            if services.ledger is not None and relayed.engine is not None:
-                services.ledger.record_request(relayed.tenant, relayed.model, relayed.engine, relayed.tokens)
+            if relayed.tokens is None and relayed.engine is not None and services.ledger is not None:
+                services.ledger.record_request(relayed.tenant, relayed.model, relayed.engine, 0, CallState.CANCELLED)
 
 
 async def _stream(request: web.Request, relayed: RelayedRequest, span: RequestSpan | None) -> web.StreamResponse:
     began = time.monotonic()
     response: web.StreamResponse | None = None
+    services, tenant = request.app[SERVICES], relayed.tenant
+    bound = _token_bound(relayed.body)
     try:
-        async with request.app[SERVICES].relay.send(relayed) as answer:
+        async with (
+            services.accounts.relayed(tenant, relayed.model, bound) as id,
+            services.relay.send(relayed) as answer,
+        ):
             headers = {name: answer.headers[name] for name in _COPIED_HEADERS if name in answer.headers}
             headers["x-request-id"] = request[REQUEST_ID]
             response = web.StreamResponse(status=answer.status, headers=headers)
@@ -159,8 +165,8 @@ async def _stream(request: web.Request, relayed: RelayedRequest, span: RequestSp
                 size += len(chunk)
                 tail = (tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
                 await wait_written(request, response.write(chunk), STREAM_SECONDS)
-            tokens = _TOKENS.search(tail) if response.content_type == _JSON else None
-            relayed.tokens = 0 if tokens is None else int(tokens[1])
+            relayed.tokens = _tokens_in(tail) if response.content_type == _JSON else 0
+            services.settle_request(tenant, id, relayed.model, relayed.engine or "", relayed.tokens)
             await response.write_eof()
     except RequestError as error:
         if response is None or not response.prepared:
@@ -172,6 +178,17 @@ async def _stream(request: web.Request, relayed: RelayedRequest, span: RequestSp
             request.transport.abort()
         raise ClientConnectionResetError("the upstream server broke off its answer") from error
     if span is not None:
-        span.input_tokens = relayed.tokens
-    count_relayed(relayed.model, relayed.path, size, relayed.tokens, time.monotonic() - began)
+        span.input_tokens = relayed.tokens or 0
+    count_relayed(relayed.model, relayed.path, size, relayed.tokens or 0, time.monotonic() - began)
     return response
+
+
+def _tokens_in(tail: bytes) -> int:
+    """Return the tokens that the end of an answer reports; 0 if it reports none."""
+    tokens = _TOKENS.search(tail)
+    return 0 if tokens is None else int(tokens[1])
+
+
+def _token_bound(body: object) -> int:
+    """Return an upper bound of the tokens of a body. A form is a file, whose tokens are unknown."""
+    return len(body) if isinstance(body, bytes) else 0

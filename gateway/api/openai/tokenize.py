@@ -9,7 +9,7 @@ from compat.openai import Detokenized, DetokenizeRequest, Message, TokenizeReque
 from engine.sampling_params import SamplingParams
 from gateway.api.openai.chat import chat_prompt
 from gateway.api.sampling import check_tokens
-from gateway.api.services import SERVICES
+from gateway.api.services import models_of
 from gateway.errors import RequestError
 from gateway.graph.segments import Slot, Text
 from gateway.http.json_body import json_response, read_json
@@ -34,7 +34,7 @@ _MAX_INLINE = 4_000
 async def tokenize(request: web.Request) -> web.Response:
     """Return the tokens of a prompt. The text may have at most 1,000,000 bytes, and may exceed the model's window."""
     body = await read_json(request, TokenizeRequest)
-    model = _require_tokens(await request.app[SERVICES].models.find_or_only(body.model))
+    model = _require_tokens(await models_of(request).find_or_only(body.model))
     _check_size(body)
     length = len(await request.read())
     if length < _MAX_INLINE:
@@ -104,7 +104,7 @@ def _tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
 async def detokenize(request: web.Request) -> web.Response:
     """Return the text of at most 1,000,000 tokens."""
     body = await read_json(request, DetokenizeRequest)
-    model = _require_tokens(await request.app[SERVICES].models.find_or_only(body.model))
+    model = _require_tokens(await models_of(request).find_or_only(body.model))
     count = len(body.tokens)
     if count > _MAX_TOKENS:
         message = f"the request has {count} tokens; at most {_MAX_TOKENS} can be detokenised in one request"

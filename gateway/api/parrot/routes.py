@@ -35,6 +35,7 @@ from compat.parrot import (
     Variables,
     pieces,
 )
+from gateway.accounts.accounts import Accounts
 from gateway.api.call_spec import check_window
 from gateway.api.parrot.lazy_calls import LazyCalls, output_names
 from gateway.api.pipeline import offload_if_long
@@ -56,9 +57,10 @@ from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import ApiKeys
 from gateway.http.middleware.errors import as_request_error, error_body
+from gateway.http.middleware.key_limits import run_limited
 from gateway.http.openapi import operation
 from gateway.http.slow_client import SlowClient
-from gateway.prompts.served_models import ServedModel
+from gateway.prompts.served_models import ServedModel, ServedModels
 
 routes = web.RouteTableDef()
 
@@ -71,8 +73,9 @@ class Programs:
     They do not survive a restart: lazy calls are not in the journal, so their outputs would never be assigned.
     """
 
-    def __init__(self, keys: ApiKeys, sessions: SessionStore) -> None:
+    def __init__(self, keys: ApiKeys, sessions: SessionStore, accounts: Accounts) -> None:
         self._keys = keys
+        self._accounts = accounts
         self._sessions = sessions
         self._known: WeakValueDictionary[int, Session] = WeakValueDictionary()
         self._lazy_calls: WeakKeyDictionary[Session, LazyCalls] = WeakKeyDictionary()
@@ -95,6 +98,7 @@ class Programs:
         if auth is not None and not hmac.compare_digest(auth.encode(errors="replace"), session_auth(number).encode()):
             raise RequestError(401, f"incorrect session_auth for session {number}", code="invalid_api_key")
         session = self._sessions.get(known.tenant, known.id)
+        self._accounts.check_key(session.tenant)
         if session is not known:  # a client of the other API has deleted it, and created one of the same name
             raise SessionNotFound(f"there is no session {number}")
         return session
@@ -183,11 +187,23 @@ async def call(request: web.Request) -> web.Response:
 
     It runs when a client asks for one of its outputs, or immediately if the request has `output_criteria`.
     """
-    services, programs = request.app[SERVICES], request.app[PROGRAMS]
     body = await read_json(request, SemanticCall)
-    session = programs.session(body.session_id, body.session_auth)
+    session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
+    return await _limited(request, session, lambda: _accept(request, body, session))
+
+
+async def _limited(
+    request: web.Request, session: Session, answer: Callable[[], Awaitable[web.Response]]
+) -> web.Response:
+    """Return an answer once the limits of the session's API key admit the request. Raises LimitReached."""
+    limits = request.app[SERVICES].accounts.limits_of(session.tenant)
+    return await answer() if limits is None else await run_limited(limits, answer)
+
+
+async def _accept(request: web.Request, body: SemanticCall, session: Session) -> web.Response:
+    services, programs = request.app[SERVICES], request.app[PROGRAMS]
     lazy_calls = programs.lazy_calls(session)
-    model = await _model(request, body)
+    model = await _model(services.models_of(session.tenant), body)
     services.scheduler.admit(session.tenant, continues=bool(session.calls))
     names = _variable_names(body, session)
     spec = await offload_if_long(lambda: _spec(body, model, names), len(body.template), model)
@@ -225,18 +241,19 @@ async def _join_and_start(request: web.Request, session: Session, names: Collect
     lazy_calls, scheduler = request.app[PROGRAMS].lazy_calls(session), request.app[SERVICES].scheduler
     if any(lazy_calls.produces(name) for name in names):
         scheduler.admit(session.tenant, continues=bool(session.calls))
+        await request.app[SERVICES].accounts.make_room(session.tenant)
     addition: Addition = lazy_calls.join(session, names)
     await scheduler.start(session, addition, promised=True)
 
 
-async def _model(request: web.Request, body: SemanticCall) -> ServedModel:
+async def _model(models: ServedModels, body: SemanticCall) -> ServedModel:
     """Return the first model of the request that is served; any model if the request names none. Raises
     RequestError."""
-    served = {model.id: model for model in await request.app[SERVICES].models.all()}
+    served = {model.id: model for model in await models.all()}
     for name in body.models:
         if name in served:
             return served[name]
-    if body.models:
+    if body.models or not served:
         message = f"none of the models {', '.join(body.models)} is served; served: {', '.join(served)}"
         raise RequestError(404, message, code="model_not_found", param="models")
     return next(iter(served.values()))
@@ -362,6 +379,12 @@ async def get_value(request: web.Request) -> web.Response:
     body = await read_json(request, Read)
     session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
     variable = variable_of(session, request.match_info["id"])
+    if variable.state.is_final:
+        return await _read(request, body, session, variable)
+    return await _limited(request, session, lambda: _read(request, body, session, variable))
+
+
+async def _read(request: web.Request, body: Read, session: Session, variable: Variable) -> web.Response:
     scheduler, objective = request.app[SERVICES].scheduler, Objective(CRITERIA[body.criteria])
     with subscribed(scheduler, [variable], objective, session=session):
         await _join_and_start(request, session, [variable.name])

@@ -283,6 +283,7 @@ class Background:
         Raises GraphError or RequestError; then nothing has changed.
         """
         id, tenant = new_response_id(), scope.session.tenant
+        await self._services.accounts.make_room(tenant)
         if not self._bytes_limit.has_room(tenant, 2 * len(raw)):  # the body is stored twice: as input and to resume
             size = self._bytes_limit.amount(tenant)
             message = f"responses in progress of this API key have {size} bytes, the current maximum; try again later"

@@ -17,7 +17,7 @@ from compat.openai.responses.derived import CompactRequest, InputTokensRequest
 from gateway.api import pipeline
 from gateway.api.responses.builder import response_usage
 from gateway.api.responses.creation import ResponseCall, build_call
-from gateway.api.services import SERVICES
+from gateway.api.services import models_of
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.errors import Failure
 from gateway.graph.ids import new_id
@@ -44,7 +44,7 @@ _KEPT_CHARACTERS = 64_000
 async def input_tokens(request: web.Request) -> web.Response:
     """Return the number of tokens of the prompt that a response with this input would have."""
     body = await read_json(request, InputTokensRequest)
-    model = await request.app[SERVICES].models.find_or_only(body.model)
+    model = await models_of(request).find_or_only(body.model)
     if model.is_passthrough:
         message = f"{model.id} runs on an upstream server that receives messages; its tokens are unknown to this server"
         raise RequestError(400, message, code="unsupported_by_engine", param="model")

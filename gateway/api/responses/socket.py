@@ -12,10 +12,13 @@ from gateway.api.responses.builder import ResponseBuilder, encode_events
 from gateway.api.responses.conversations import LocalTurns, new_response_id
 from gateway.api.responses.creation import build_call, create_response
 from gateway.api.semantic.extension import DEFER_HEADER, SESSION_HEADER
+from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.http.json_body import drop_bytes, hold_bytes, release_bytes, validate_async
 from gateway.http.middleware.admission import ADMISSION
+from gateway.http.middleware.auth import TENANT
 from gateway.http.middleware.errors import as_request_error, error_body
+from gateway.http.middleware.key_limits import run_limited
 from gateway.http.openapi import operation
 from gateway.http.slow_client import SlowClient
 from gateway.http.websocket import MAX_MESSAGE_BYTES, WEBSOCKETS, MessageStream
@@ -144,7 +147,7 @@ class _Connection:
         try:
             content = _decode(message)
             lane = _take_lane(content)
-            await self._create(content, lane)
+            await self._create_limited(content, lane)
         except (ConnectionError, SlowClient):
             raise
         except Exception as error:
@@ -156,6 +159,16 @@ class _Connection:
         if local_id is not None and content.get("previous_response_id") == local_id == self._local.id:
             self._local.forget()  # as in OpenAI's API: the turn has failed
         count_request("WEBSOCKET", "/v1/responses", status)
+
+    async def _create_limited(self, content: dict[str, Any], lane: str | None) -> None:
+        """Answer a message once the limits of the API key admit it, as for a request. Raises LimitReached too."""
+        accounts, tenant = self._request.app[SERVICES].accounts, self._request[TENANT]
+        accounts.check_key(tenant)  # the key may have been deleted since the WebSocket was opened
+        limits = accounts.limits_of(tenant)
+        if limits is None:
+            await self._create(content, lane)
+        else:
+            await run_limited(limits, lambda: self._create(content, lane))
 
     async def _create(self, content: dict[str, Any], lane: str | None) -> None:
         """Answer a message with the events of a response. Raises RequestError and GraphError."""

@@ -33,7 +33,7 @@ from gateway.api.semantic.extension import (
 from gateway.api.semantic.sessions import limits_of, session_of
 from gateway.api.semantic.variables import variable_spec
 from gateway.api.serializers.base import usage_of
-from gateway.api.services import SERVICES
+from gateway.api.services import SERVICES, models_of
 from gateway.api.subscription import subscribed
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
@@ -79,6 +79,7 @@ async def run(request: web.Request) -> web.StreamResponse:
     session = find_named_session(request, body.session, "session")
     specs = await _specs(request, body, None if session is None else session.id)
     services.scheduler.admit(request[TENANT], continues=session is not None and bool(session.calls))
+    await services.accounts.make_room(request[TENANT])
     is_new = session is None
     limits = limits_of(body.limits)
     if limits is not None and session is not None:
@@ -109,7 +110,7 @@ def _variable_spec(name: str, value: Any) -> VariableSpec:
 
 async def _specs(request: web.Request, body: GraphRequest, session: str | None) -> list[CallSpec]:
     """Return the calls in the order of the request. Raises RequestError and GraphError for the first invalid call."""
-    models = request.app[SERVICES].models
+    models = models_of(request)
     specs: list[CallSpec] = []
     references = 0
     average = len(await request.read()) // max(1, len(body.calls))

@@ -34,8 +34,8 @@ def describe_session(session: Session, services: Services) -> SessionObject:
     """Return the JSON object of a session."""
     state: SessionState = "deleted" if session.is_closed else "running" if session.is_running else "idle"
     usage = cast("SessionUsage", session.usage())
-    if services.has_prices:
-        usage["cost"] = sum(map(services.cost_of, session.calls.values()))
+    if services.prices:
+        usage["cost"] = sum(map(services.prices.cost_of_call, session.calls.values()))
     described: SessionObject = {
         "id": session.id,
         "object": "session",

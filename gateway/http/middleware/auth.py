@@ -1,17 +1,16 @@
 """Authenticate requests: find the tenant of an API key."""
 
-import hashlib
-import hmac
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway.accounts.virtual_key import digest_of
 from gateway.errors import RequestError
 
 TENANT = web.RequestKey("tenant", str)
-"""Tenant of a request: a digest of the API key, or empty if the server has no API keys."""
+"""Tenant of a request: a digest of the API key, the id of a virtual key, or empty if the server has no API keys."""
 
 KEY_HEADER = "x-api-key"
 """Header with the API key in Anthropic's API."""
@@ -20,10 +19,17 @@ METRICS_ROUTE = "/metrics"
 OPEN_ROUTES = ("/", "/health", "/health/ready", METRICS_ROUTE)
 """Routes that need no API key. A setting may close the metrics."""
 
+ADMIN_ROUTES = "/v1/admin/"
+"""Beginning of the routes that need an admin key."""
+USAGE_ROUTE = "/v1/usage"
+"""Route that accepts API keys and admin keys."""
+ADMIN = "admin"
+"""Tenant of requests to these routes. It has no sessions and no calls."""
+
 
 def tenant_of(key: str) -> str:
-    """Return the tenant of an API key."""
-    return _tenant(hashlib.sha256(key.encode()).digest())
+    """Return the tenant of a static API key."""
+    return _tenant(digest_of(key))
 
 
 def _tenant(digest: bytes) -> str:
@@ -31,29 +37,55 @@ def _tenant(digest: bytes) -> str:
 
 
 class ApiKeys:
-    """Accepted API keys. Without any, the server accepts all requests, as one tenant."""
+    """Accepted API keys. Without any, and without an admin key, the server accepts all requests, as one tenant.
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = {hashlib.sha256(key.encode()).digest() for key in keys}
+    Keys are found by their digests. A client cannot choose the digest of what it sends, so the time of a lookup says
+    nothing about the accepted keys.
+    """
 
-    @property
-    def allows_all(self) -> bool:
-        """Return whether the server accepts requests without an API key."""
-        return not self._digests
+    def __init__(
+        self,
+        keys: Iterable[str],
+        admin_keys: Iterable[str] = (),
+        find_virtual: Callable[[bytes], str | None] | None = None,
+    ) -> None:
+        """`find_virtual` returns the tenant of a virtual key by its digest, or None; it raises RequestError 401 if the
+        key is not accepted now."""
+        digests = [digest_of(key) for key in keys]
+        self._tenants = {digest: _tenant(digest) for digest in digests}
+        self._admin_digests = {digest_of(key) for key in admin_keys}
+        self._find_virtual = find_virtual
+        self.allows_all = not self._tenants and not self._admin_digests
+        """Whether the server accepts requests without an API key."""
 
     def authenticate(self, key: str) -> str:
-        """Return the tenant of an API key. Raises RequestError 401 if the server does not know the API key."""
+        """Return the tenant of an API key. Raises RequestError 401 if the server does not accept the API key."""
         if self.allows_all:
             return ""
-        presented = hashlib.sha256(key.encode(errors="surrogateescape")).digest()  # a header may have any bytes
-        if not any(hmac.compare_digest(presented, digest) for digest in self._digests):
-            problem = (
-                "Incorrect API key provided"
-                if key
-                else "Missing API key. Send Authorization: Bearer KEY, or x-api-key: KEY"
-            )
-            raise RequestError(401, problem, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        return _tenant(presented)
+        digest = digest_of(key)
+        tenant = self._tenants.get(digest)
+        if tenant is None and self._find_virtual is not None:
+            tenant = self._find_virtual(digest)
+        if tenant is not None:
+            return tenant
+        raise _unknown_key_error(key)
+
+    def authenticate_admin(self, key: str) -> str:
+        """Return the tenant of an admin key. Raises RequestError 401 if the key is none."""
+        if digest_of(key) in self._admin_digests:
+            return ADMIN
+        raise _unknown_key_error(key, "admin key")
+
+    def authenticate_any(self, key: str) -> str:
+        """Return the tenant of an API key or an admin key. Raises RequestError 401 if the key is neither."""
+        return ADMIN if key and digest_of(key) in self._admin_digests else self.authenticate(key)
+
+
+def _unknown_key_error(key: str, kind: str = "API key") -> RequestError:
+    problem = f"Missing {kind}. Send Authorization: Bearer KEY, or x-api-key: KEY"
+    if key:
+        problem = f"Incorrect {kind} provided"
+    return RequestError(401, problem, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) -> Middleware:
@@ -70,14 +102,17 @@ def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) ->
 
     def tenant(request: web.Request) -> str:
         resource = request.match_info.route.resource
-        is_open = resource is not None and resource.canonical in open_routes
-        if is_open or request.method == hdrs.METH_OPTIONS:  # OPTIONS only asks for the methods of a route
+        route = "" if resource is None else resource.canonical
+        if route in open_routes or request.method == hdrs.METH_OPTIONS:  # OPTIONS only asks for the methods of a route
             return ""
+        find = keys.authenticate_admin if route.startswith(ADMIN_ROUTES) else keys.authenticate
+        if route == USAGE_ROUTE:
+            find = keys.authenticate_any
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         bearer, key = token.strip() if scheme.lower() == "bearer" else "", request.headers.get(KEY_HEADER, "").strip()
         if key and bearer:
             with suppress(RequestError):
-                return keys.authenticate(bearer)
-        return keys.authenticate(key or bearer)
+                return find(bearer)
+        return find(key or bearer)
 
     return authenticate

@@ -4,7 +4,9 @@ from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import hdrs, web
 
-_EXPOSED = "x-request-id, request-id, Retry-After"
+from gateway.accounts import limit_headers
+
+_EXPOSED = ", ".join(("x-request-id", "request-id", "Retry-After", *limit_headers.NAMES))
 _MAX_AGE_SECONDS = 3600
 
 

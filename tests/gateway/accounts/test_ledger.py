@@ -23,7 +23,7 @@ ALWAYS = UsageQuery((), 0, 1e12)
 
 
 def ended(id: str = "call_1", **fields: Any) -> Call:
-    session, spec = SimpleNamespace(tenant="t", id="s"), SimpleNamespace(model="m")
+    session, spec = SimpleNamespace(tenant="key_t", id="s"), SimpleNamespace(model="m")
     call = Call(
         id, cast(Any, spec), {}, {}, cast(Any, None), Times(1.0, started=2.0, finished=50.0), cast(Any, session), 0
     )
@@ -35,14 +35,14 @@ def ended(id: str = "call_1", **fields: Any) -> Call:
 
 
 async def test_a_call_has_one_row_with_tokens_and_cost(ledger_storage: LedgerStorage, tmp_path: Path) -> None:
-    ledger = Ledger(ledger_storage, PRICES, tmp_path / "log", 1e9, key_id_of=lambda t: f"id_{t}")
+    ledger = Ledger(ledger_storage, PRICES, tmp_path / "log", 1e9)
     ledger.observe(ended())
     ledger.observe(ended(lost_tokens=9))  # the same call, as after a crash
     query = UsageQuery(("key", "session", "model", "day"), 0, 1e12)
-    expected = UsageSum(("id_t", "s", "m", "1970-01-01"), 1, 2_000_000, 1_000_000, 3_000_000, 7, 0, 13.5)
+    expected = UsageSum(("key_t", "s", "m", "1970-01-01"), 1, 2_000_000, 1_000_000, 3_000_000, 7, 0, 13.5)
     assert [UsageSum(tuple(row.groups), *row[1:]) for row in await ledger.sums(query)] == [expected]
-    assert await ledger.totals("id_t", 50.0) == (5_000_000, 13.5)
-    assert await ledger.totals("id_t", 50.5) == (0, 0.0)
+    assert await ledger.totals("key_t", 50.0) == (5_000_000, 13.5)
+    assert await ledger.totals("key_t", 50.5) == (0, 0.0)
 
 
 async def test_shared_calls_are_counted_once(ledger_storage: LedgerStorage) -> None:
@@ -171,9 +171,9 @@ async def test_rows_of_the_process_before_are_stored(tmp_path: Path) -> None:
 
 async def test_a_tenant_sees_its_own_rows(ledger_storage: LedgerStorage) -> None:
     ledger = Ledger(ledger_storage, PRICES, None, 1e9)
-    for key in ("a", "b"):
+    for key in ("key_a", "key_b"):
         ledger.record(spend(key, key=key))
     query = UsageQuery(("key",), 0, 1e12)
-    assert [row.groups[0] for row in await ledger.sums_of("", query)] == ["a", "b"]
-    assert [row.groups[0] for row in await ledger.sums_of("a", query)] == ["a"]
-    assert await ledger.sums_of("a", UsageQuery(("key",), 0, 1e12, key="b")) == []
+    assert [row.groups[0] for row in await ledger.sums(query)] == ["key_a", "key_b"]
+    assert [row.groups[0] for row in await ledger.sums_of("key_a", query)] == ["key_a"]
+    assert await ledger.sums_of("key_a", UsageQuery(("key",), 0, 1e12, key="key_b")) == []

@@ -19,7 +19,7 @@ def test_without_a_command_the_help_is_printed(arguments: list[str], capsys: pyt
     assert capsys.readouterr().out.startswith("usage: myna COMMAND")
 
 
-@pytest.mark.parametrize("command", ["serve", "engine", "sessions", "graph", "simulate", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "engine", "sessions", "graph", "keys", "simulate", "doctor"])
 def test_every_command_has_a_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

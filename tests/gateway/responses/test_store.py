@@ -1,6 +1,7 @@
 """gateway/responses/store.py: stores in memory, in a journal's file and in PostgreSQL behave the same."""
 
 import asyncio
+import dataclasses
 import random
 
 import pytest
@@ -54,6 +55,18 @@ async def test_random_operations_match_a_model(open_store: Open, seed: int) -> N
             assert len(kept) == len(reachable)
             assert sum(row[2] for row in kept) == len(found)
             assert sum(row[3] for row in kept) == sum(row[1] is not None for row in kept)
+
+
+async def test_all_responses_of_a_tenant_can_be_deleted(open_store: Open) -> None:
+    async with open_store() as store:
+        for number in range(450):
+            await store.add(response(f"r{number}", f"r{number - 1}" if number % 3 else None))
+        other = dataclasses.replace(response("r0"), tenant="another")
+        await store.add(other)
+        await store.delete_tenant("")
+        await store.delete_tenant("nobody' OR ''='")
+        assert len(await rows(store)) == 1
+        assert await store.find("another", "r0") is not None
 
 
 async def test_concurrent_operations(open_store: Open) -> None:

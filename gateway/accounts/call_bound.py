@@ -1,0 +1,61 @@
+"""Upper bounds of what a call may use, which are reserved until its end."""
+
+from collections.abc import Callable, Sequence
+
+from gateway.accounts.prices import Prices
+from gateway.graph.call import CallSpec
+from gateway.graph.segments import Input, Segment, Slot
+
+_UNKNOWN_TOKENS = 4_096
+"""Assumed maximum of an answer without `max_tokens`, and of a value that is not known yet, if the model's window is
+unknown."""
+_Bound = tuple[int, float]
+
+
+class CallBounds:
+    """Computes upper bounds of the tokens and the cost of calls."""
+
+    def __init__(self, window_of: Callable[[str], int | None], prices: Prices) -> None:
+        """`window_of` returns the window of a model in tokens; None if it is unknown."""
+        self._window_of = window_of
+        self._prices = prices
+
+    def of_call(self, spec: CallSpec) -> _Bound:
+        """Return the tokens and the cost that the call has at most.
+
+        A prompt counts the tokens of its known texts; without a tokenizer, each character counts as a token. Values
+        that the prompt refers to, and an answer without `max_tokens`, count as the rest of the model's window.
+        """
+        if not spec.model:
+            return 0, 0.0
+        tokens, cost = self._of_prompt_and_answer(spec.model, spec.segments)
+        for fallback in spec.fallbacks:
+            more_tokens, more_cost = self._of_prompt_and_answer(fallback.model, fallback.segments)
+            tokens, cost = max(tokens, more_tokens), max(cost, more_cost)
+        return tokens, cost
+
+    def _of_prompt_and_answer(self, model: str, segments: Sequence[Segment]) -> _Bound:
+        prompt = completion = unknown = 0
+        for segment in segments:
+            if isinstance(segment, Slot):
+                length = segment.sampling.max_tokens
+                if length is None:
+                    unknown += 1
+                else:
+                    completion += length
+            elif isinstance(segment, Input):
+                unknown += 1
+            else:
+                prompt += segment.length
+        window = self._window_of(model)
+        if window is None:
+            completion += unknown * _UNKNOWN_TOKENS
+        else:
+            prompt = min(prompt, window)
+            completion = window - prompt if unknown else min(completion, window - prompt)
+        cost = self._prices.of(model).cost(prompt, 0, completion) if self._prices else 0.0
+        return prompt + completion, cost
+
+    def of_prompt(self, model: str, tokens: int) -> _Bound:
+        """Return tokens and cost of a request that generates nothing, such as an embedding."""
+        return tokens, self._prices.of(model).cost(tokens, 0, 0)

@@ -1,0 +1,28 @@
+"""Errors of accounts: a limit or a budget of an API key is reached, or the key is not accepted any more."""
+
+from typing import ClassVar
+
+from gateway.graph.errors import GraphError
+
+
+class LimitReached(GraphError):
+    """A limit of the API key is reached. `retry_after`: seconds until a request may be admitted; None if unknown."""
+
+    code: ClassVar[str] = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QuotaReached(LimitReached):
+    """A budget of the API key is used up. `retry_after`: seconds until the budget's next period; None if there is
+    none."""
+
+    code: ClassVar[str] = "insufficient_quota"
+
+
+class KeyStoreError(GraphError):
+    """API keys cannot be stored or read now."""
+
+    code: ClassVar[str] = "journal_failed"

@@ -1,0 +1,231 @@
+"""The command `myna keys`: make, list, change, rotate and delete the virtual API keys of a running server."""
+
+import argparse
+import json
+import os
+import sys
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, request_json
+
+_NONE = "none"
+_PAGE = 100
+_LIMITS: Mapping[str, tuple[str, str]] = {
+    "parallel": ("N", "maximum number of requests at a time"),
+    "rpm": ("N", "maximum number of requests a minute"),
+    "tpm": ("N", "maximum number of tokens a minute"),
+    "budget_cost": ("AMOUNT", "maximum cost of a period, in the currency of the prices"),
+    "budget_tokens": ("N", "maximum number of tokens of a period"),
+    "budget_period": ("PERIOD", "period of the budgets: 1h, 1d, 30d or month; without it, for ever"),
+    "expires_at": ("TIME", "end of the key: 2030-01-31, 2030-01-31T12:00+00:00, or seconds of the Unix clock"),
+}
+
+
+def keys(arguments: Sequence[str]) -> int:
+    """Run one of the commands. Return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        answer = _run(options)
+    except RequestFailed as error:
+        print(f"myna: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(answer, indent=2) if options.json else _as_text(answer))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    url = os.environ.get("MYNA_URL", DEFAULT_URL)
+    common.add_argument("--url", default=url, help=f"URL of the server (default: MYNA_URL, or {DEFAULT_URL})")
+    key = os.environ.get("MYNA_ADMIN_KEY", "").split(",")[0]
+    common.add_argument("--admin-key", default=key, help="admin key (default: the first one in MYNA_ADMIN_KEY)")
+    common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+    parser = argparse.ArgumentParser(
+        prog="myna keys",
+        description="Make, list, change, rotate and delete the virtual API keys of a running server.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help, parents=[common], allow_abbrev=False)
+        if name not in ("create", "list"):
+            command.add_argument("id", help="id of the key: key_…")
+        return command
+
+    _add_fields(add("create", "make a key, and print it once"), "without it, there is no limit")
+    add("list", "list all keys")
+    add("show", "show a key, and what it has used of its budgets")
+    _add_fields(add("update", "change a key; options that are left out stay"), f"{_NONE!r} removes it")
+    add("disable", "refuse requests with a key, and cancel its calls")
+    add("enable", "accept requests with a key again")
+    add("delete", "delete a key, its calls and its sessions")
+    grace = "seconds for which the key before is still accepted (default: 0)"
+    add("rotate", "replace the secret of a key, and print it once").add_argument(
+        "--grace", type=float, default=0.0, metavar="SECONDS", help=grace
+    )
+    return parser
+
+
+def _add_fields(parser: argparse.ArgumentParser, remark: str) -> None:
+    add = parser.add_argument
+    add("--name", help="name of the key, for people")
+    add(
+        "--model", action="append", help=f"model that the key may use; * stands for any text; may be repeated; {remark}"
+    )
+    add("--weight", type=float, help="share of the engines under load, relative to other keys (default: 1)")
+    for name, (metavar, help) in _LIMITS.items():
+        add(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=f"{help}; {remark}")
+    add("--tag", action="append", help="tag of the key's calls in reports of usage; may be repeated")
+
+
+def _run(options: argparse.Namespace) -> Any:
+    """Send the requests of a command. Return the answer. Raises RequestFailed."""
+    base = f"{base_url(options.url)}/admin/keys"
+
+    def send(method: str, path: str = "", body: Any = None) -> Any:
+        return request_json(method, base + path, options.admin_key, body)
+
+    path = f"/{urllib.parse.quote(options.id, safe='')}" if "id" in options else ""
+    match options.command:
+        case "create":
+            return send("POST", "", _fields(options))
+        case "list":
+            return _all_pages(send)
+        case "update":
+            return send("PATCH", path, _fields(options))
+        case "disable" | "enable":
+            return send("PATCH", path, {"disabled": options.command == "disable"})
+        case "delete":
+            return send("DELETE", path)
+        case "rotate":
+            return send("POST", f"{path}/rotate", {"grace_seconds": options.grace})
+    return send("GET", path)
+
+
+def _all_pages(send: Any) -> Any:
+    """Return a list of all keys."""
+    found: list[Any] = []
+    after = ""
+    while True:
+        page = send("GET", f"?limit={_PAGE}{after}")
+        found += page["data"]
+        if not page["has_more"]:
+            return {**page, "data": found, "first_id": found[0]["id"] if found else None}
+        after = f"&after={urllib.parse.quote(page['last_id'], safe='')}"
+
+
+def _fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields that the options specify. Raises RequestFailed if a value has the wrong form."""
+    fields: dict[str, Any] = {}
+    if options.name is not None:
+        fields["name"] = options.name
+    if options.model is not None:
+        fields["models"] = None if options.model == [_NONE] else options.model
+    if options.weight is not None:
+        fields["weight"] = options.weight
+    if options.tag is not None:
+        fields["tags"] = [] if options.tag == [_NONE] else options.tag
+    for name in _LIMITS:
+        if (text := getattr(options, name)) is not None:
+            fields[name] = _value(name, text)
+    return fields
+
+
+def _value(name: str, text: str) -> Any:
+    if text == _NONE:
+        return None
+    if name == "budget_period":
+        return text
+    try:
+        if name == "expires_at":
+            return _seconds(text)
+        return float(text) if name == "budget_cost" else int(text)
+    except ValueError:
+        option = name.replace("_", "-")
+        raise RequestFailed(f"--{option}: {text!r} is not a valid value") from None
+
+
+def _seconds(text: str) -> int:
+    """Return a time in seconds of the Unix clock. Without a time zone, it is in UTC. Raises ValueError."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    time = datetime.fromisoformat(text)
+    return int((time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp())
+
+
+def _as_text(answer: Mapping[str, Any]) -> str:
+    if "data" in answer:
+        return keys_as_text(answer["data"])
+    if answer["object"] == "api_key.deleted":
+        return f"{answer['id']} is deleted"
+    return key_as_text(answer)
+
+
+def keys_as_text(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the keys as a table."""
+    rows = [("key", "name", "state", "models", "weight", "parallel", "rpm", "tpm", "tokens", "cost", "period")]
+    for key in found:
+        rows.append(
+            (
+                key["id"],
+                key["name"],
+                _state(key),
+                _models(key),
+                f"{key['weight']:g}",
+                *(_limit(key[name]) for name in ("parallel", "rpm", "tpm")),
+                _share(key, "tokens"),
+                _share(key, "cost"),
+                key["budget_period"] or "-",
+            )
+        )
+    return as_table(rows)
+
+
+def key_as_text(key: Mapping[str, Any]) -> str:
+    """Return one key as a table of its fields. The key itself is the last line, if the answer has it."""
+    rows = [
+        ("id", key["id"]),
+        ("name", key["name"]),
+        ("state", _state(key)),
+        ("created", _clock(key["created_at"])),
+        ("expires", "-" if key["expires_at"] is None else _clock(key["expires_at"])),
+        ("models", _models(key)),
+        ("weight", f"{key['weight']:g}"),
+        *((name, _limit(key[name])) for name in ("parallel", "rpm", "tpm")),
+        ("tokens used", _share(key, "tokens")),
+        ("cost used", _share(key, "cost")),
+        ("period", key["budget_period"] or "-"),
+        ("tags", ", ".join(key["tags"]) or "-"),
+    ]
+    if "key" in key:
+        rows.append(("key", f"{key['key']}  (shown only now)"))
+    return as_table(rows)
+
+
+def _state(key: Mapping[str, Any]) -> str:
+    if key["disabled"]:
+        return "disabled"
+    expires = key["expires_at"]
+    return "expired" if expires is not None and expires <= datetime.now(UTC).timestamp() else "enabled"
+
+
+def _models(key: Mapping[str, Any]) -> str:
+    return "all" if key["models"] is None else ", ".join(key["models"])
+
+
+def _limit(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _share(key: Mapping[str, Any], what: str) -> str:
+    """Return how much of a budget is used."""
+    budget, used = key[f"budget_{what}"], key["usage"][what]
+    return "-" if budget is None else f"{used or 0:.10g} of {budget:.10g}"
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,55 @@
+"""Requests of commands to a running server, and tables of its answers."""
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+_TIMEOUT_SECONDS = 10.0
+
+
+class RequestFailed(Exception):
+    """The server does not answer, or answers with an error. The message says which."""
+
+
+def base_url(url: str) -> str:
+    """Return the base URL of the API. The address may have no path, as the server prints it."""
+    base = url.rstrip("/")
+    return base if urllib.parse.urlsplit(base).path else f"{base}/v1"
+
+
+def request_json(method: str, url: str, key: str, body: Any = None) -> Any:
+    """Return the parsed JSON that the server answers. `body`: sent as JSON; None: no body.
+
+    Raises RequestFailed if the server cannot be reached or answers with an error.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    data = None
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+        data = json.dumps(body).encode()
+    try:
+        request = urllib.request.Request(url, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            answer = error.read()
+        try:
+            message = json.loads(answer)["error"]["message"]
+        except (ValueError, LookupError, TypeError):
+            message = f"{url} answered {error.code} {error.reason}"
+        raise RequestFailed(message) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise RequestFailed(f"{url} does not answer: {reason}") from None
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as a table with aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
