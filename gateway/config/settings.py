@@ -350,6 +350,12 @@ class ServeSettings(EngineOptions):
         return url
 
     @model_validator(mode="after")
+    def _texts_have_a_collector(self) -> Self:
+        if self.otlp_texts and self.otlp_endpoint is None:
+            raise ValueError("otlp_texts needs otlp_endpoint")
+        return self
+
+    @model_validator(mode="after")
     def _key_has_its_certificate(self) -> Self:
         if self.tls_key is not None and self.tls_cert is None:
             raise ValueError("tls_key needs tls_cert")

@@ -106,3 +106,10 @@ def test_a_journal_is_a_file_or_a_database() -> None:
     assert (database.journal_url(), database.journal_file()) == ("postgres://h/db", None)
     file = parse(ServeSettings, ["--journal", "postgresql"], "myna")
     assert (file.journal_url(), file.journal_file()) == (None, Path("postgresql"))
+
+
+def test_texts_in_traces_need_a_collector() -> None:
+    with pytest.raises(ValidationError, match="otlp_texts needs otlp_endpoint"):
+        settings("--otlp-texts")
+    assert settings("--otlp-texts", "--otlp-endpoint", "http://localhost:4318").otlp_texts
+    assert not settings("--otlp-endpoint", "http://localhost:4318").otlp_texts, "off by default"
