@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from gateway.api import health
+from gateway.api import health, live_page, status
 from gateway.api.anthropic import count_tokens, messages
 from gateway.api.openai import chat, completions, embeddings, models, relayed
 from gateway.api.openai import tokenize as tokens
@@ -99,6 +99,7 @@ def build_services(
         relay=Relay(pool, settings.max_calls, several_tenants=several),
         embedder=Embedder(pool, settings.max_calls, several_tenants=several),
         is_ready=lambda: pool.is_ready,
+        describe_engines=pool.describe,
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
         exports_traces=exporter is not None,
@@ -151,8 +152,8 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         tokens,
         models,
     ]
-    resources += [sessions, variables, graphs, events, health]
-    open_routes = {*OPEN_ROUTES, openapi.PATH}
+    resources += [sessions, variables, graphs, events, status, health]
+    open_routes = {*OPEN_ROUTES, openapi.PATH, *live_page.OPEN_ROUTES}
     if settings.parrot_api:
         resources.append(parrot)
         open_routes |= parrot.open_routes()
@@ -175,9 +176,11 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     app.on_shutdown.append(_close_websockets)
     if settings.parrot_api:
         app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)
+    status.add_status_cache(app)
     for module in resources:
         app.add_routes(module.routes)
     openapi.add_openapi_route(app, open_routes)
+    app.add_routes(live_page.routes)  # after the document: its files are not part of the API
     return app
 
 

@@ -58,6 +58,7 @@ from compat.openai.semantic import (
     Transform,
     VariableRequest,
 )
+from compat.openai.status import EngineObject, StatusObject
 
 __all__ = [
     "REFUSED",
@@ -79,6 +80,7 @@ __all__ = [
     "DetokenizeRequest",
     "Detokenized",
     "Edge",
+    "EngineObject",
     "Error",
     "ErrorBody",
     "FailureObject",
@@ -101,6 +103,7 @@ __all__ = [
     "SessionState",
     "SessionUsage",
     "SlotRequest",
+    "StatusObject",
     "TextCompletion",
     "TokenLogprob",
     "TokenizeRequest",
