@@ -74,6 +74,7 @@ CROSS_MODULE: dict[str, str] = {
     "tests/gateway/scheduler/test_every_load.py": "the scheduler as a whole",
     "tests/gateway/scheduler/test_whole_graph.py": "random operations on graph and scheduler",
     "tests/gateway/scheduler/test_whole_prompt.py": "prompts from the message to the engine's tokens",
+    "tests/gateway/web/test_modules.py": "runs the tests of the live page's modules, which are JavaScript",
     "tests/gateway/test_compatibility.py": "docs/openai-compatibility.md against the schemas",
 }
 """Test files that belong to no single module, and what they test."""

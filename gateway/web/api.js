@@ -75,7 +75,11 @@ export class Api {
     const response = await this.#request("GET", parts, query, headers, signal);
     const type = response.headers.get("Content-Type") ?? "";
     if (!type.startsWith("text/event-stream") || response.body === null) {
-      throw new ApiError(0, "bad_answer", `the server answered ${label(type, 60) || "nothing"} instead of events`);
+      throw new ApiError(
+        0,
+        "bad_answer",
+        `the server answered ${label(type, 60) || "nothing"} instead of events`,
+      );
     }
     return response;
   }
@@ -154,6 +158,7 @@ async function errorOf(response) {
     error = null; // a proxy may answer with a page of its own; the status says enough
   }
   const code = typeof error?.code === "string" ? error.code : "http_error";
-  const message = typeof error?.message === "string" ? error.message : `the server answered ${response.status}`;
+  const message =
+    typeof error?.message === "string" ? error.message : `the server answered ${response.status}`;
   return new ApiError(response.status, label(code, 60), label(message, 500));
 }

@@ -3,7 +3,11 @@
 /** Causes of waits, in the order in which a call meets them. `key`: as in `spent_ms` and `waits_for` of the API. */
 export const CAUSES = [
   { key: "inputs", name: "inputs", help: "waits for values of other calls" },
-  { key: "tool", name: "tool or client", help: "waits for a value that a client sets, such as the result of a tool" },
+  {
+    key: "tool",
+    name: "tool or client",
+    help: "waits for a value that a client sets, such as the result of a tool",
+  },
   { key: "queue", name: "queue", help: "waits for an engine, or for room in its steps" },
   { key: "memory", name: "memory", help: "waits for memory of the engine's KV cache" },
   { key: "prompt", name: "prompt", help: "the engine prefills the prompt" },
@@ -11,6 +15,11 @@ export const CAUSES = [
 ];
 
 const NAMES = new Map(CAUSES.map((cause) => [cause.key, cause.name]));
+
+/** Return the class of a cause's colour. A newer server may send causes that this page does not know. */
+export function causeClass(key) {
+  return NAMES.has(key) ? `cause-${key}` : "cause-other";
+}
 
 /** Return the name of a cause; the key itself if a newer server sends one that this page does not know. */
 export function causeName(key) {
@@ -36,15 +45,16 @@ export function stateKind(state) {
 /** Signs of the kinds of states, so that colour is never the only difference. */
 export const SIGNS = { waiting: "○", running: "◐", done: "✓", failed: "✕", cancelled: "⊘" };
 
-const MISSES = {
-  never_seen: "not seen before",
-  diverged: "diverged from a cached prompt",
-  evicted: "evicted from the cache",
-  part_of_a_block: "part of a block",
-  sharing_off: "prefix sharing is off",
-};
+// a map, and not an object: a reason may be called "constructor"
+const MISSES = new Map([
+  ["never_seen", "not seen before"],
+  ["diverged", "diverged from a cached prompt"],
+  ["evicted", "evicted from the cache"],
+  ["part_of_a_block", "part of a block"],
+  ["sharing_off", "prefix sharing is off"],
+]);
 
 /** Return words for a reason why tokens were not cached. */
 export function missName(reason) {
-  return MISSES[reason] ?? reason.replaceAll("_", " ");
+  return MISSES.get(reason) ?? reason.replaceAll("_", " ");
 }

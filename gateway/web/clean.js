@@ -25,7 +25,8 @@ export function cleanList(value, longest = LONGEST_LIST) {
 
 /** Return the numbers of an object by name, at most 100. */
 export function cleanNumbers(value) {
-  const entries = value !== null && typeof value === "object" && !Array.isArray(value) ? Object.entries(value) : [];
+  const entries =
+    value !== null && typeof value === "object" && !Array.isArray(value) ? Object.entries(value) : [];
   const numbers = entries.slice(0, 100).filter(([, number]) => cleanNumber(number) !== null);
   return Object.fromEntries(numbers.map(([name, number]) => [name.slice(0, 100), number]));
 }
@@ -33,7 +34,11 @@ export function cleanNumbers(value) {
 /** Return an error object of the API, or null. */
 export function cleanError(value) {
   if (value === null || typeof value !== "object") return null;
-  return { code: cleanText(value.code), message: cleanText(value.message), call: cleanText(value.call, null) };
+  return {
+    code: cleanText(value.code),
+    message: cleanText(value.message),
+    call: cleanText(value.call, null),
+  };
 }
 
 /** Return a call of a graph, or null if it has no id. */
@@ -82,7 +87,8 @@ export function cleanVariable(value) {
 export function cleanSession(value) {
   if (value === null || typeof value !== "object" || cleanText(value.id) === "") return null;
   const usage = cleanNumbers(value.usage);
-  const metadata = value.metadata !== null && typeof value.metadata === "object" ? Object.entries(value.metadata) : [];
+  const metadata =
+    value.metadata !== null && typeof value.metadata === "object" ? Object.entries(value.metadata) : [];
   return {
     id: cleanText(value.id),
     state: cleanText(value.state),

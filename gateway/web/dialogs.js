@@ -9,7 +9,13 @@ import { h } from "./dom.js";
  * @returns {Promise<string | null>}
  */
 export function askForKey(reason) {
-  const field = h("input", { id: "key", type: "password", autocomplete: "off", spellcheck: "false", required: true });
+  const field = h("input", {
+    id: "key",
+    type: "password",
+    autocomplete: "off",
+    spellcheck: "false",
+    required: true,
+  });
   return open({
     title: "API key",
     content: [
@@ -31,15 +37,27 @@ export function askForKey(reason) {
  * @returns {Promise<boolean>}
  */
 export async function confirmed({ title, text, confirm }) {
-  return (await open({ title, content: [h("p", {}, text)], confirm, result: () => "yes", isDangerous: true })) === "yes";
+  return (
+    (await open({ title, content: [h("p", {}, text)], confirm, result: () => "yes", isDangerous: true })) ===
+    "yes"
+  );
 }
 
 function open({ title, content, confirm, result, first = null, isDangerous = false }) {
   return new Promise((resolve) => {
     const cancel = h("button", { type: "button", class: "button" }, "Cancel");
-    const accept = h("button", { type: "submit", class: isDangerous ? "button danger" : "button primary" }, confirm);
+    const accept = h(
+      "button",
+      { type: "submit", class: isDangerous ? "button danger" : "button primary" },
+      confirm,
+    );
     const form = h("form", { method: "dialog" }, ...content, h("div", { class: "actions" }, cancel, accept));
-    const dialog = h("dialog", { "aria-labelledby": "dialog-title" }, h("h2", { id: "dialog-title" }, title), form);
+    const dialog = h(
+      "dialog",
+      { "aria-labelledby": "dialog-title" },
+      h("h2", { id: "dialog-title" }, title),
+      form,
+    );
     const before = document.activeElement;
     let value = null;
     cancel.addEventListener("click", () => dialog.close());

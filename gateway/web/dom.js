@@ -22,7 +22,8 @@ export function svg(tag, properties = {}, ...children) {
 
 function build(element, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
-    if (name === "on") for (const [type, handler] of Object.entries(value)) element.addEventListener(type, handler);
+    if (name === "on")
+      for (const [type, handler] of Object.entries(value)) element.addEventListener(type, handler);
     else if (name === "data") Object.assign(element.dataset, value);
     else setAttribute(element, name, value);
   }

@@ -72,7 +72,12 @@ export function count(value) {
 export function compact(value) {
   if (!isNumber(value)) return DASH;
   const size = Math.abs(value);
-  for (const [unit, factor] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]]) {
+  for (const [unit, factor] of [
+    ["T", 1e12],
+    ["G", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ]) {
     if (size >= factor * 0.9995) return threeDigits(value / factor) + unit;
   }
   return size >= 100 || Number.isInteger(value) ? String(Math.round(value)) : threeDigits(value);

@@ -74,13 +74,13 @@ function mean(ids, rows) {
 export function nodesIn(layout, view) {
   const found = [];
   const step = NODE_WIDTH + GAP_X;
-  const first = Math.max(0, Math.floor((view.left - MARGIN - NODE_WIDTH) / step));
+  const first = Math.max(0, Math.ceil((view.left - MARGIN - NODE_WIDTH) / step));
   const last = Math.min(layout.layers.length - 1, Math.floor((view.right - MARGIN) / step));
   for (let index = first; index <= last; index += 1) {
     const layer = layout.layers[index];
     const top = layout.places.get(layer[0]).y;
     const stepY = NODE_HEIGHT + GAP_Y;
-    const from = Math.max(0, Math.floor((view.top - top - NODE_HEIGHT) / stepY));
+    const from = Math.max(0, Math.ceil((view.top - top - NODE_HEIGHT) / stepY));
     const to = Math.min(layer.length - 1, Math.floor((view.bottom - top) / stepY));
     for (let row = from; row <= to; row += 1) found.push(layer[row]);
   }

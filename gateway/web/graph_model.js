@@ -150,7 +150,18 @@ export function foldedGraph(graph, isUnfolded) {
       const title = isFolded ? namePattern(first.title) : first.title;
       const states = statesOf(part, graph.nodes);
       const group = ids.length > 1 ? key : null;
-      nodes.set(id, { id, ids: part, group, isFolded, title, states, call: first.call, variable: first.variable, from: [], to: [] });
+      nodes.set(id, {
+        id,
+        ids: part,
+        group,
+        isFolded,
+        title,
+        states,
+        call: first.call,
+        variable: first.variable,
+        from: [],
+        to: [],
+      });
       for (const member of part) owner.set(member, id);
     }
   }

@@ -27,11 +27,21 @@ export function graphView({ now, select }) {
 
   const edgeLayer = svg("g", { class: "edges", "aria-hidden": "true" });
   const nodeLayer = svg("g", { class: "nodes" });
-  const canvas = svg("svg", { class: "graph-canvas", role: "group", "aria-label": "Graph of calls" }, edgeLayer, nodeLayer);
+  const canvas = svg(
+    "svg",
+    { class: "graph-canvas", role: "group", "aria-label": "Graph of calls" },
+    edgeLayer,
+    nodeLayer,
+  );
   const scroller = h("div", { class: "graph", tabindex: -1 }, canvas);
   const empty = h("p", { class: "empty" }, "No calls yet.");
   const note = h("span", { class: "note", role: "status" });
-  const button = (text, name, onClick) => h("button", { type: "button", class: "button", "aria-label": name, title: name, on: { click: onClick } }, text);
+  const button = (text, name, onClick) =>
+    h(
+      "button",
+      { type: "button", class: "button", "aria-label": name, title: name, on: { click: onClick } },
+      text,
+    );
   const toolbar = h(
     "div",
     { class: "toolbar" },
@@ -47,7 +57,19 @@ export function graphView({ now, select }) {
       button("Fold all", "Fold like calls into one node", () => foldAll(true)),
       button("Unfold all", "Show each call as a node", () => foldAll(false)),
     ),
-    h("ul", { class: "legend", "aria-label": "Signs" }, ...KINDS.map((kind) => h("li", { class: `state-${kind}` }, h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[kind]), kind)), h("li", {}, h("span", { class: "swatch critical", "aria-hidden": "true" }), "critical path")),
+    h(
+      "ul",
+      { class: "legend", "aria-label": "Signs" },
+      ...KINDS.map((kind) =>
+        h(
+          "li",
+          { class: `state-${kind}` },
+          h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[kind]),
+          kind,
+        ),
+      ),
+      h("li", {}, h("span", { class: "swatch critical", "aria-hidden": "true" }), "critical path"),
+    ),
     note,
   );
   const element = h("div", { class: "subview" }, toolbar, empty, scroller);
@@ -63,7 +85,7 @@ export function graphView({ now, select }) {
     setText(note, folded === 0 ? "" : `${plural(folded, "group")} of like calls folded`);
     drawnVersion = state.version;
   };
-  const draw = oncePerFrame(() => {
+  const drawNow = () => {
     if (state === null) return;
     if (state.version !== drawnVersion) rebuild();
     empty.hidden = graph.nodes.size > 0;
@@ -84,7 +106,8 @@ export function graphView({ now, select }) {
     };
     drawNodes(nodesIn(layout, view));
     drawEdges(edgesIn(layout, graph.edges, view));
-  });
+  };
+  const draw = oncePerFrame(drawNow);
   const isCritical = (node) => node.ids.some((id) => path.has(id));
   const drawNodes = (ids) => {
     const shown = new Set(ids);
@@ -145,8 +168,8 @@ export function graphView({ now, select }) {
       unfolded.add(node.group);
       drawnVersion = -1;
       active = node.ids[0];
-      draw();
-      requestAnimationFrame(() => focusNode(node.ids[0]));
+      drawNow();
+      focusNode(node.ids[0]);
     } else if (node.call !== null) select({ kind: "call", key: id });
     else select({ kind: "variable", key: node.variable.name });
   };
@@ -161,10 +184,16 @@ export function graphView({ now, select }) {
     const before = ZOOMS[zoom];
     zoom = Math.max(0, Math.min(ZOOMS.length - 1, next));
     const ratio = ZOOMS[zoom] / before;
-    const middle = { x: scroller.scrollLeft + scroller.clientWidth / 2, y: scroller.scrollTop + scroller.clientHeight / 2 };
+    const middle = {
+      x: scroller.scrollLeft + scroller.clientWidth / 2,
+      y: scroller.scrollTop + scroller.clientHeight / 2,
+    };
     setAttribute(canvas, "width", Math.ceil(layout.width * ZOOMS[zoom]));
     setAttribute(canvas, "height", Math.ceil(layout.height * ZOOMS[zoom]));
-    scroller.scrollTo(middle.x * ratio - scroller.clientWidth / 2, middle.y * ratio - scroller.clientHeight / 2);
+    scroller.scrollTo(
+      middle.x * ratio - scroller.clientWidth / 2,
+      middle.y * ratio - scroller.clientHeight / 2,
+    );
     draw();
   };
   const focusNode = (id) => {
@@ -175,11 +204,13 @@ export function graphView({ now, select }) {
     const [x, y] = [place.x * scale, place.y * scale];
     const [width, height] = [NODE_WIDTH * scale, NODE_HEIGHT * scale];
     if (x < scroller.scrollLeft) scroller.scrollLeft = x - 12;
-    if (x + width > scroller.scrollLeft + scroller.clientWidth) scroller.scrollLeft = x + width - scroller.clientWidth + 12;
+    if (x + width > scroller.scrollLeft + scroller.clientWidth)
+      scroller.scrollLeft = x + width - scroller.clientWidth + 12;
     if (y < scroller.scrollTop) scroller.scrollTop = y - 12;
-    if (y + height > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = y + height - scroller.clientHeight + 12;
-    draw();
-    requestAnimationFrame(() => nodes.get(id)?.element.focus({ preventScroll: true }));
+    if (y + height > scroller.scrollTop + scroller.clientHeight)
+      scroller.scrollTop = y + height - scroller.clientHeight + 12;
+    drawNow(); // not in the next frame: the focus would arrive after the next key
+    nodes.get(id)?.element.focus({ preventScroll: true });
   };
   scroller.addEventListener("scroll", draw, { passive: true });
   nodeLayer.addEventListener("keydown", (event) => {
@@ -198,8 +229,8 @@ export function graphView({ now, select }) {
       unfolded.delete(node.group);
       active = node.group;
       drawnVersion = -1;
-      draw();
-      requestAnimationFrame(() => focusNode(node.group));
+      drawNow();
+      focusNode(node.group);
     }
   });
   const resize = new ResizeObserver(draw);
@@ -231,7 +262,14 @@ function neighbour(key, node, layout) {
 
 function nodeElement() {
   const box = svg("rect", { class: "node-box", width: NODE_WIDTH, height: NODE_HEIGHT, rx: 9 });
-  const back = svg("rect", { class: "node-back", x: 4, y: -4, width: NODE_WIDTH, height: NODE_HEIGHT, rx: 9 });
+  const back = svg("rect", {
+    class: "node-back",
+    x: 4,
+    y: -4,
+    width: NODE_WIDTH,
+    height: NODE_HEIGHT,
+    rx: 9,
+  });
   const sign = svg("text", { class: "node-sign", x: 12, y: 22 });
   const title = svg("text", { class: "node-title", x: 30, y: 22 });
   const detail = svg("text", { class: "node-detail", x: 12, y: 41 });

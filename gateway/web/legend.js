@@ -53,7 +53,9 @@ export function stackedBar(kind) {
       place(piece, left, width);
       left += width;
     }
-    const described = parts.filter((part) => part.value > 0).map((part) => `${part.name} ${part.text ?? part.value}`);
+    const described = parts
+      .filter((part) => part.value > 0)
+      .map((part) => `${part.name} ${part.text ?? part.value}`);
     setAttribute(element, "aria-label", described.join(", ") || "nothing");
   };
   return { element, update };

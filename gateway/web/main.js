@@ -28,7 +28,15 @@ const links = [
 fill(byId("nav"), ...links);
 const dot = h("span", { class: "dot", "aria-hidden": "true" });
 const words = h("span", { class: "words" }, "connecting");
-const keyButton = h("button", { type: "button", class: "button quiet", on: { click: () => requestKey("Use another API key from now on.") } }, "API key");
+const keyButton = h(
+  "button",
+  {
+    type: "button",
+    class: "button quiet",
+    on: { click: () => requestKey("Use another API key from now on.") },
+  },
+  "API key",
+);
 fill(byId("connection"), dot, words, keyButton);
 const notices = h("div", { class: "notices", role: "alert" });
 document.body.append(notices);
@@ -70,7 +78,8 @@ function decoded(part) {
   }
 }
 
-api.onUnauthorized = (error) => requestKey(api.hasKey ? `The server refused the key: ${error.message}.` : "This server needs an API key.");
+api.onUnauthorized = (error) =>
+  requestKey(api.hasKey ? `The server refused the key: ${error.message}.` : "This server needs an API key.");
 
 async function requestKey(reason) {
   if (isAsking) return;
@@ -91,7 +100,8 @@ async function requestKey(reason) {
 
 function onStatus(error) {
   const state = error === null ? (status.latest?.state ?? "unknown") : "";
-  const text = error === null ? label(state, 20) : error.status === 401 ? "needs an API key" : "no connection";
+  const text =
+    error === null ? label(state, 20) : error.status === 401 ? "needs an API key" : "no connection";
   setAttribute(dot, "class", `dot ${error !== null ? "bad" : state === "ready" ? "good" : "middle"}`);
   if (words.textContent !== text) {
     if (error !== null && error.status !== 401) announce("The server does not answer.");

@@ -34,7 +34,11 @@ export function overview({ api, status, history }) {
     const rates = history.latest;
     requests.update(rates?.requests, history.requests, `${count(now.requests)} since the start`);
     const prompt = rates === null ? "" : `, ${compact(rates.prompt)} prompt tokens per second`;
-    tokens.update(rates?.completion, history.completion, `${compact(now.tokens.completion ?? 0)} since the start${prompt}`);
+    tokens.update(
+      rates?.completion,
+      history.completion,
+      `${compact(now.tokens.completion ?? 0)} since the start${prompt}`,
+    );
     waits.update(now);
     cache.update(now);
     engines.update(now);
@@ -58,7 +62,12 @@ function rateCard(title, unit) {
   const figure = h("span", { class: "figure" }, DASH);
   const note = h("p", { class: "note" });
   const line = sparkline(HISTORY);
-  const element = card(title, h("p", { class: "headline" }, figure, h("span", { class: "unit" }, unit)), line.element, note);
+  const element = card(
+    title,
+    h("p", { class: "headline" }, figure, h("span", { class: "unit" }, unit)),
+    line.element,
+    note,
+  );
   const update = (rate, values, text) => {
     setText(figure, rate === undefined ? DASH : compact(Math.round(rate * 100) / 100));
     setText(note, text);
@@ -72,7 +81,13 @@ function waitCard() {
   const bar = stackedBar("cause");
   const note = h("p", { class: "note" });
   const unit = h("span", { class: "unit" });
-  const element = card("Unfinished calls", h("p", { class: "headline" }, figure, unit), bar.element, causeLegend(), note);
+  const element = card(
+    "Unfinished calls",
+    h("p", { class: "headline" }, figure, unit),
+    bar.element,
+    causeLegend(),
+    note,
+  );
   const update = (status) => {
     setText(figure, count(status.unfinished));
     setText(unit, status.unfinished === 1 ? "call" : "calls");
@@ -88,7 +103,12 @@ function cacheCard() {
   const figure = h("span", { class: "figure" }, DASH);
   const bar = stackedBar("cache");
   const reasons = h("ul", { class: "reasons" });
-  const element = card("Prompt cache", h("p", { class: "headline" }, figure, h("span", { class: "unit" }, "of prompt tokens cached")), bar.element, reasons);
+  const element = card(
+    "Prompt cache",
+    h("p", { class: "headline" }, figure, h("span", { class: "unit" }, "of prompt tokens cached")),
+    bar.element,
+    reasons,
+  );
   const update = ({ tokens, missed }) => {
     const { prompt = 0, cached = 0 } = tokens;
     setText(figure, prompt > 0 ? percent(cached / prompt) : DASH);
@@ -107,7 +127,12 @@ function cacheCard() {
 }
 
 function reasonItem(reason, tokens) {
-  return h("li", {}, h("span", {}, label(missName(reason), 60)), h("span", { class: "number" }, `${compact(tokens)} tokens`));
+  return h(
+    "li",
+    {},
+    h("span", {}, label(missName(reason), 60)),
+    h("span", { class: "number" }, `${compact(tokens)} tokens`),
+  );
 }
 
 const COLUMNS = ["Engine", "State", "Models", "Open contexts", "KV cache", "Step", "Restarts"];
@@ -146,7 +171,11 @@ function engineTable() {
         rows.delete(name);
       }
     }
-    if (engines.length === 0) fill(body, h("tr", {}, h("td", { colspan: COLUMNS.length, class: "note" }, "No engine has started yet.")));
+    if (engines.length === 0)
+      fill(
+        body,
+        h("tr", {}, h("td", { colspan: COLUMNS.length, class: "note" }, "No engine has started yet.")),
+      );
     else for (const child of [...body.children]) if (child.querySelector("td.note[colspan]")) child.remove();
   };
   return { element, update };
@@ -170,7 +199,13 @@ function engineRow() {
     badge.update(engine.ready ? "ready" : "failed");
     setText(badge.element.lastChild, engine.ready ? "ready" : "not ready");
     setText(problem, engine.problem === null ? "" : label(engine.problem, 200));
-    setText(models, engine.models.slice(0, 6).map((model) => label(model, 60)).join(", ") + (engine.models.length > 6 ? ` and ${engine.models.length - 6} more` : ""));
+    setText(
+      models,
+      engine.models
+        .slice(0, 6)
+        .map((model) => label(model, 60))
+        .join(", ") + (engine.models.length > 6 ? ` and ${engine.models.length - 6} more` : ""),
+    );
     setAttribute(models, "title", engine.models.map((model) => label(model, 60)).join("\n"));
     setText(load, count(engine.load));
     const isKnown = engine.blocks !== null && engine.blocks > 0;

@@ -8,7 +8,7 @@
  * cost more than all other work of the page.
  */
 
-import { isFinal } from "./causes.js";
+import { isFinal, stateKind } from "./causes.js";
 import { cleanCall, cleanError, cleanList, cleanNumber, cleanText, cleanVariable } from "./clean.js";
 
 /** Largest number of calls and of variables that the page holds. The server's limits are 10,000 and 20,000. */
@@ -177,12 +177,16 @@ function applyCall(state, id, change) {
     call.waitingOn = [];
   } else {
     call.finished = null;
-    call.waitsFor = CAUSE_OF[call.state] ?? call.waitsFor;
+    call.waitsFor = CAUSE_OF.get(call.state) ?? (call.waitsFor === "tool" ? "tool" : "inputs");
   }
   return true;
 }
 
-const CAUSE_OF = { queued: "queue", prefill: "prompt", decode: "answer" };
+const CAUSE_OF = new Map([
+  ["queued", "queue"],
+  ["prefill", "prompt"],
+  ["decode", "answer"],
+]);
 
 function applyVariable(state, id, change) {
   const name = cleanText(change.name);
@@ -208,10 +212,20 @@ function applyVariable(state, id, change) {
 
 /** Return the numbers of calls by kind of state, and the tokens of all calls. */
 export function summarize(state) {
-  const summary = { total: 0, waiting: 0, running: 0, done: 0, failed: 0, cancelled: 0, prompt: 0, cached: 0, completion: 0 };
+  const summary = {
+    total: 0,
+    waiting: 0,
+    running: 0,
+    done: 0,
+    failed: 0,
+    cancelled: 0,
+    prompt: 0,
+    cached: 0,
+    completion: 0,
+  };
   for (const call of state.calls.values()) {
     summary.total += 1;
-    summary[KIND_OF[call.state] ?? "waiting"] += 1;
+    summary[stateKind(call.state)] += 1;
     if (call.sharedWith === null) {
       summary.prompt += call.promptTokens;
       summary.cached += call.cachedTokens;
@@ -220,8 +234,6 @@ export function summarize(state) {
   }
   return summary;
 }
-
-const KIND_OF = { done: "done", failed: "failed", cancelled: "cancelled", prefill: "running", decode: "running" };
 
 /**
  * Return the chain from a failed call to the first call that failed, the call itself first.

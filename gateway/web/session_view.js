@@ -32,8 +32,14 @@ export function sessionView({ api, now, onError }, id) {
   const figures = h("dl", { class: "figures" });
   const bar = stackedBar("state");
   const banner = h("p", { class: "banner", hidden: true });
-  const tabs = Object.entries(VIEWS).map(([name, [title]]) => h("a", { href: `#/session/${encodeURIComponent(id)}/${name}`, data: { name } }, title));
-  const remove = h("button", { type: "button", class: "button danger", on: { click: () => deleteSession() } }, "Delete the session");
+  const tabs = Object.entries(VIEWS).map(([name, [title]]) =>
+    h("a", { href: `#/session/${encodeURIComponent(id)}/${name}`, data: { name } }, title),
+  );
+  const remove = h(
+    "button",
+    { type: "button", class: "button danger", on: { click: () => deleteSession() } },
+    "Delete the session",
+  );
   const content = h("div", { class: "session-content" });
   const element = h(
     "div",
@@ -41,7 +47,13 @@ export function sessionView({ api, now, onError }, id) {
     h(
       "div",
       { class: "session-head" },
-      h("h1", {}, h("a", { href: "#/sessions", class: "crumb" }, "Sessions"), h("span", { class: "crumb-sign", "aria-hidden": "true" }, "/"), h("span", { class: "session-id" }, label(id, 128))),
+      h(
+        "h1",
+        {},
+        h("a", { href: "#/sessions", class: "crumb" }, "Sessions"),
+        h("span", { class: "crumb-sign", "aria-hidden": "true" }, "/"),
+        h("span", { class: "session-id" }, label(id, 128)),
+      ),
       remove,
     ),
     banner,
@@ -85,7 +97,13 @@ export function sessionView({ api, now, onError }, id) {
     const { state } = feed;
     const summary = summarize(state);
     drawFigures(figures, state, summary, described, now());
-    bar.update(["done", "running", "waiting", "failed", "cancelled"].map((key) => ({ key, name: key, value: summary[key] })));
+    bar.update(
+      ["done", "running", "waiting", "failed", "cancelled"].map((key) => ({
+        key,
+        name: key,
+        value: summary[key],
+      })),
+    );
     drawBanner(banner, feed);
     remove.hidden = state.ended !== null;
     element.dataset.connection = feed.connection;
@@ -97,14 +115,22 @@ export function sessionView({ api, now, onError }, id) {
   });
   const say = (summary) => {
     const isDone = summary.total > 0 && summary.waiting + summary.running === 0;
-    const states = feed.state.ended !== null ? `The session has ${feed.state.ended === "expired" ? "expired" : "been deleted"}.` : isDone ? `All ${plural(summary.total, "call")} ended, ${summary.failed} failed.` : summary.failed > 0 ? "A call has failed." : "";
+    const states =
+      feed.state.ended !== null
+        ? `The session has ${feed.state.ended === "expired" ? "expired" : "been deleted"}.`
+        : isDone
+          ? `All ${plural(summary.total, "call")} ended, ${summary.failed} failed.`
+          : summary.failed > 0
+            ? "A call has failed."
+            : "";
     if (states !== "" && states !== lastStates) announce(states);
     lastStates = states;
   };
   const feed = new SessionFeed(api, id, draw);
   const deleteSession = async () => {
     const text = "Its unfinished calls are cancelled, and its values are lost.";
-    if (!(await confirmed({ title: `Delete the session ${label(id, 60)}?`, text, confirm: "Delete" }))) return;
+    if (!(await confirmed({ title: `Delete the session ${label(id, 60)}?`, text, confirm: "Delete" })))
+      return;
     try {
       await api.delete(["sessions", id]);
     } catch (error) {
@@ -175,11 +201,13 @@ function drawFigures(list, state, summary, session, now) {
 function drawBanner(banner, feed) {
   const { state, connection, error } = feed;
   let text = "";
-  if (state.ended !== null) text = state.ended === "expired" ? "This session has expired." : "This session was deleted.";
+  if (state.ended !== null)
+    text = state.ended === "expired" ? "This session has expired." : "This session was deleted.";
   else if (connection === "failed") text = error.message;
   else if (connection === "lost") text = `Connection lost: ${label(error.message, 200)}. Connecting again.`;
   else if (connection === "loading") text = "Loading the session.";
-  else if (state.dropped > 0) text = `${plural(state.dropped, "event or object", "events or objects")} of the server could not be understood.`;
+  else if (state.dropped > 0)
+    text = `${plural(state.dropped, "event or object", "events or objects")} of the server could not be understood.`;
   banner.hidden = text === "";
   setAttribute(banner, "class", connection === "failed" || connection === "lost" ? "banner bad" : "banner");
   setText(banner, text);

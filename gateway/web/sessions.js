@@ -37,7 +37,11 @@ export function sessionList({ api, now, onError }) {
   let timer = 0;
   let hasLoaded = false;
   const abort = new AbortController();
-  const search = h("input", { type: "search", placeholder: "id, state or metadata", "aria-label": "Find sessions" });
+  const search = h("input", {
+    type: "search",
+    placeholder: "id, state or metadata",
+    "aria-label": "Find sessions",
+  });
   const found = h("span", { class: "note", role: "status" }, "loading");
   const empty = h("p", { class: "empty", hidden: true });
   const costHead = h("div", { role: "columnheader", class: "cell-cost number" }, "Cost");
@@ -61,21 +65,43 @@ export function sessionList({ api, now, onError }) {
     keyOf: (session) => session.id,
   });
   rows.element.classList.add("sessions");
-  const element = h("div", { class: "view" }, h("h1", {}, "Sessions"), h("div", { class: "toolbar" }, search, found), empty, rows.element);
+  const element = h(
+    "div",
+    { class: "view" },
+    h("h1", {}, "Sessions"),
+    h("div", { class: "toolbar" }, search, found),
+    empty,
+    rows.element,
+  );
   const draw = () => {
     const chosen = selectSessions(sessions, search.value);
-    setText(found, chosen.length === sessions.length ? plural(sessions.length, "session") : `${count(chosen.length)} of ${plural(sessions.length, "session")}`);
-    rows.element.classList.toggle("has-cost", sessions.some((session) => session.cost !== null));
+    setText(
+      found,
+      chosen.length === sessions.length
+        ? plural(sessions.length, "session")
+        : `${count(chosen.length)} of ${plural(sessions.length, "session")}`,
+    );
+    rows.element.classList.toggle(
+      "has-cost",
+      sessions.some((session) => session.cost !== null),
+    );
     rows.element.hidden = chosen.length === 0;
     empty.hidden = chosen.length > 0 || !hasLoaded;
-    setText(empty, sessions.length === 0 ? "This API key has no sessions. A request with the header X-Semantic-Session creates one." : "No session matches.");
+    setText(
+      empty,
+      sessions.length === 0
+        ? "This API key has no sessions. A request with the header X-Semantic-Session creates one."
+        : "No session matches.",
+    );
     rows.setItems(chosen);
   };
   const load = async () => {
     const began = performance.now();
     try {
       const answer = await api.get(["sessions"], {}, abort.signal);
-      sessions = cleanList(answer?.data, MOST).map(cleanSession).filter((session) => session !== null);
+      sessions = cleanList(answer?.data, MOST)
+        .map(cleanSession)
+        .filter((session) => session !== null);
       hasLoaded = true;
       draw();
     } catch (error) {
@@ -85,7 +111,8 @@ export function sessionList({ api, now, onError }) {
     const pause = Math.max(INTERVAL, (performance.now() - began) / LOAD_SHARE);
     timer = setTimeout(() => (document.hidden ? wait() : load()), pause);
   };
-  const wait = () => document.addEventListener("visibilitychange", () => load(), { once: true, signal: abort.signal });
+  const wait = () =>
+    document.addEventListener("visibilitychange", () => load(), { once: true, signal: abort.signal });
   search.addEventListener("input", () => {
     rows.element.scrollTop = 0;
     draw();
@@ -103,19 +130,36 @@ function sessionRow(now) {
   const id = h("span", { class: "name" });
   const metadata = h("span", { class: "note" });
   const badge = stateBadge();
-  const cells = ["cell-age", "cell-calls", "cell-usage", "cell-cost"].map((name) => h("div", { role: "gridcell", class: `${name} number` }));
+  const cells = ["cell-age", "cell-calls", "cell-usage", "cell-cost"].map((name) =>
+    h("div", { role: "gridcell", class: `${name} number` }),
+  );
   const [age, calls, usage, spent] = cells;
   const idCell = h("div", { role: "gridcell", class: "cell-session" }, id, metadata);
-  const element = h("div", { class: "row" }, idCell, h("div", { role: "gridcell", class: "cell-state" }, badge.element), ...cells);
+  const element = h(
+    "div",
+    { class: "row" },
+    idCell,
+    h("div", { role: "gridcell", class: "cell-state" }, badge.element),
+    ...cells,
+  );
   const update = (session) => {
     setText(id, label(session.id, 128));
     setAttribute(idCell, "title", label(session.id, 128));
-    setText(metadata, session.metadata.map(([name, value]) => `${label(name, 30)}=${label(value, 40)}`).join(" "));
+    setText(
+      metadata,
+      session.metadata.map(([name, value]) => `${label(name, 30)}=${label(value, 40)}`).join(" "),
+    );
     badge.update(session.state === "running" ? "streaming" : session.state);
     setText(badge.element.lastChild, label(session.state, 20));
     setText(age, session.created === null ? "" : duration(Math.max(0, Math.round(now() - session.created))));
-    setText(calls, session.shared > 0 ? `${count(session.calls)} (${count(session.shared)} shared)` : count(session.calls));
-    setText(usage, `${compact(session.prompt)} / ${compact(session.cached)} / ${compact(session.completion)}`);
+    setText(
+      calls,
+      session.shared > 0 ? `${count(session.calls)} (${count(session.shared)} shared)` : count(session.calls),
+    );
+    setText(
+      usage,
+      `${compact(session.prompt)} / ${compact(session.cached)} / ${compact(session.completion)}`,
+    );
     setText(spent, session.cost === null ? "" : cost(session.cost));
   };
   return { element, update };

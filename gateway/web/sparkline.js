@@ -15,7 +15,10 @@ export function linePoints(values, most, width = WIDTH, height = HEIGHT) {
   const top = values.reduce((largest, value) => Math.max(largest, value), 0) || 1;
   const step = width / Math.max(1, most - 1);
   const first = width - (values.length - 1) * step;
-  return values.map((value, index) => [first + index * step, height - 2 - (Math.max(0, value) / top) * (height - 6)]);
+  return values.map((value, index) => [
+    first + index * step,
+    height - 2 - (Math.max(0, value) / top) * (height - 6),
+  ]);
 }
 
 /** Return the drawing, hidden from screen readers: the figures beside it say the same. */
@@ -32,7 +35,8 @@ export function sparkline(most) {
     const points = linePoints(values, most);
     const path = points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L");
     setAttribute(line, "d", points.length > 1 ? `M${path}` : null);
-    const closed = points.length > 1 ? `M${path}L${WIDTH} ${HEIGHT}L${points[0][0].toFixed(1)} ${HEIGHT}Z` : null;
+    const closed =
+      points.length > 1 ? `M${path}L${WIDTH} ${HEIGHT}L${points[0][0].toFixed(1)} ${HEIGHT}Z` : null;
     setAttribute(area, "d", closed);
   };
   return { element, update };

@@ -1,6 +1,6 @@
 /** The timeline: one row for each call, coloured by what it waited for. */
 
-import { causeName, missName, stateKind, SIGNS } from "./causes.js";
+import { causeClass, causeName, missName, stateKind, SIGNS } from "./causes.js";
 import { fill, h, oncePerFrame, place, setAttribute, setText } from "./dom.js";
 import { compact, duration, label } from "./format.js";
 import { causeLegend } from "./legend.js";
@@ -28,7 +28,11 @@ export function timeline({ now, select }) {
   let state = null;
   let range = { begin: 0, end: 1 };
 
-  const search = h("input", { type: "search", placeholder: "name, model, engine, error", "aria-label": "Find calls" });
+  const search = h("input", {
+    type: "search",
+    placeholder: "name, model, engine, error",
+    "aria-label": "Find calls",
+  });
   const kind = select_("State", KINDS);
   const order = select_("Order", [
     ["start", "by start"],
@@ -70,7 +74,13 @@ export function timeline({ now, select }) {
     keyOf: (call) => call.id,
   });
   rows.element.classList.add("timeline");
-  const element = h("div", { class: "subview" }, h("div", { class: "toolbar" }, search, kind, order, buttons, found), causeLegend(), rows.element);
+  const element = h(
+    "div",
+    { class: "subview" },
+    h("div", { class: "toolbar" }, search, kind, order, buttons, found),
+    causeLegend(),
+    rows.element,
+  );
 
   const change = (values) => {
     Object.assign(filter, values);
@@ -101,7 +111,11 @@ export function timeline({ now, select }) {
 }
 
 function button(text, name, onClick) {
-  return h("button", { type: "button", class: "button", "aria-label": name, title: name, on: { click: onClick } }, text);
+  return h(
+    "button",
+    { type: "button", class: "button", "aria-label": name, title: name, on: { click: onClick } },
+    text,
+  );
 }
 
 function select_(name, options) {
@@ -154,7 +168,7 @@ function createRow(range, now) {
       if (piece.hidden) return;
       const left = Math.max(0, (phase.begin - begin) / (last - begin));
       const right = Math.min(1, (phase.end - begin) / (last - begin));
-      setAttribute(piece, "class", `phase cause-${phase.cause}`);
+      setAttribute(piece, "class", `phase ${causeClass(phase.cause)}`);
       place(piece, 100 * left, Math.max(100 * (right - left), 0.05));
     });
     const spent = phases.filter((phase) => phase.end - phase.begin > 0.0005);
@@ -171,10 +185,12 @@ function createRow(range, now) {
 
 /** Return how many tokens of a prompt were cached, and why the others were not. An error is shown instead. */
 export function tokenText(call) {
-  if (call.error !== null && call.state !== "done") return label(`${call.error.code}: ${call.error.message}`, 160);
+  if (call.error !== null && call.state !== "done")
+    return label(`${call.error.code}: ${call.error.message}`, 160);
   if (call.promptTokens === 0) return "";
   const missed = Object.entries(call.missedTokens).sort((one, other) => other[1] - one[1]);
   const rest = Math.max(0, call.promptTokens - call.cachedTokens);
-  const why = missed.length === 0 ? "" : `: ${missed.map(([reason]) => missName(label(reason, 40))).join(", ")}`;
+  const why =
+    missed.length === 0 ? "" : `: ${missed.map(([reason]) => missName(label(reason, 40))).join(", ")}`;
   return `${compact(call.cachedTokens)} cached, ${compact(rest)} missed${rest > 0 ? why : ""}`;
 }

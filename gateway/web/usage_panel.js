@@ -63,8 +63,12 @@ export function usagePanel(api) {
   };
   const draw = (rows) => {
     fill(body, ...rows.slice(0, MOST_KEYS).map(usageRow));
-    setText(note, rows.length > MOST_KEYS ? `${count(rows.length - MOST_KEYS)} more keys are not shown.` : "");
-    if (rows.length === 0) fill(body, h("tr", {}, h("td", { colspan: COLUMNS.length, class: "note" }, "No call has ended yet.")));
+    setText(
+      note,
+      rows.length > MOST_KEYS ? `${count(rows.length - MOST_KEYS)} more keys are not shown.` : "",
+    );
+    if (rows.length === 0)
+      fill(body, h("tr", {}, h("td", { colspan: COLUMNS.length, class: "note" }, "No call has ended yet.")));
   };
   void load();
   const close = () => {
@@ -75,6 +79,18 @@ export function usagePanel(api) {
 }
 
 function usageRow(row) {
-  const cells = [count(row.calls), compact(row.prompt), compact(row.cached), compact(row.completion), compact(row.reasoning), cost(row.cost)];
-  return h("tr", {}, h("th", { scope: "row" }, label(row.key, 60)), ...cells.map((text) => h("td", { class: "number" }, text)));
+  const cells = [
+    count(row.calls),
+    compact(row.prompt),
+    compact(row.cached),
+    compact(row.completion),
+    compact(row.reasoning),
+    cost(row.cost),
+  ];
+  return h(
+    "tr",
+    {},
+    h("th", { scope: "row" }, label(row.key, 60)),
+    ...cells.map((text) => h("td", { class: "number" }, text)),
+  );
 }

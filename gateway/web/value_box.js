@@ -20,7 +20,12 @@ export function cutAt(text, end) {
 /** Return the box: `append`, `clear`, `set` change the text, `note` the line below it. */
 export function valueBox(name) {
   const content = h("pre", { class: "value", tabindex: 0, role: "region", "aria-label": name });
-  const more = h("button", { type: "button", class: "button", hidden: true, on: { click: () => showMore() } });
+  const more = h("button", {
+    type: "button",
+    class: "button",
+    hidden: true,
+    on: { click: () => showMore() },
+  });
   const status = h("p", { class: "note" });
   const element = h("div", { class: "value-box" }, content, h("div", { class: "value-foot" }, status, more));
   let text = "";

@@ -26,7 +26,11 @@ const LISTED = 30;
  */
 export function valuePanel(context) {
   const title = h("h2", { tabindex: -1 });
-  const close = h("button", { type: "button", class: "button quiet", "aria-label": "Close the panel", on: { click: () => hide() } }, "✕");
+  const close = h(
+    "button",
+    { type: "button", class: "button quiet", "aria-label": "Close the panel", on: { click: () => hide() } },
+    "✕",
+  );
   const badge = stateBadge();
   const facts = h("dl", { class: "facts" });
   const failure = h("div", { class: "failure", hidden: true });
@@ -75,7 +79,8 @@ export function valuePanel(context) {
   const update = (next) => {
     state = next;
     if (target === null) return;
-    const producer = target.kind === "call" ? state.calls.get(target.key) : producersOf(state).get(target.key);
+    const producer =
+      target.kind === "call" ? state.calls.get(target.key) : producersOf(state).get(target.key);
     if (target.kind === "call") drawCall(producer);
     else drawVariable(state.variables.get(target.key), producer);
   };
@@ -95,10 +100,15 @@ export function valuePanel(context) {
     setText(title, label(variable.name, 80));
     badge.update(variable.state);
     drawFailure(producer ?? variable);
-    const consumers = variable.consumers.map((id) => state.calls.get(id)).filter((call) => call !== undefined);
+    const consumers = variable.consumers
+      .map((id) => state.calls.get(id))
+      .filter((call) => call !== undefined);
     drawFacts([
       ["Made by", producer === undefined ? "a client" : link("call", producer.id, producer.output)],
-      ["Read by", consumers.length === 0 ? "no call" : links(consumers.map((call) => ["call", call.id, call.output]))],
+      [
+        "Read by",
+        consumers.length === 0 ? "no call" : links(consumers.map((call) => ["call", call.id, call.output])),
+      ],
     ]);
     showValue(variable.name);
     drawActions(variable.name, !isFinal(variable.state));
@@ -123,7 +133,8 @@ export function valuePanel(context) {
     fill(
       failure,
       h("strong", {}, label(object.error.code, 80)),
-      chain.length > 1 && h("span", {}, " because ", link("call", first.id, first.output), ` has ${label(first.state, 20)}`),
+      chain.length > 1 &&
+        h("span", {}, " because ", link("call", first.id, first.output), ` has ${label(first.state, 20)}`),
       chain.length > 2 && h("p", { class: "note" }, `through ${plural(chain.length - 2, "call")} in between`),
       h("p", { class: "message" }, label((first.error ?? object.error).message, 1_000)),
     );
@@ -132,7 +143,9 @@ export function valuePanel(context) {
   let lastFacts = "";
   const drawFacts = (rows) => {
     const shown = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
-    const key = JSON.stringify(shown.map(([name, value]) => [name, value instanceof Node ? value.textContent : value]));
+    const key = JSON.stringify(
+      shown.map(([name, value]) => [name, value instanceof Node ? value.textContent : value]),
+    );
     if (key === lastFacts) return; // replacing a link would take the focus away
     lastFacts = key;
     fill(facts, ...shown.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -140,16 +153,42 @@ export function valuePanel(context) {
   const callFacts = (call) => {
     const now = context.now();
     const phases = phasesOf(call, now);
-    const spent = CAUSES.map(({ key, name }) => [name, phases.filter((phase) => phase.cause === key).reduce((sum, { begin, end }) => sum + end - begin, 0)]);
-    const missed = Object.entries(call.missedTokens).map(([reason, tokens]) => `${compact(tokens)} ${missName(reason)}`);
+    const spent = CAUSES.map(({ key, name }) => [
+      name,
+      phases.filter((phase) => phase.cause === key).reduce((sum, { begin, end }) => sum + end - begin, 0),
+    ]);
+    const missed = Object.entries(call.missedTokens).map(
+      ([reason, tokens]) => `${compact(tokens)} ${missName(reason)}`,
+    );
     return [
-      ["Waits for", call.waitsFor === null ? null : `${causeName(call.waitsFor)}${call.why === null ? "" : `: ${label(call.why, 400)}`}`],
+      [
+        "Waits for",
+        call.waitsFor === null
+          ? null
+          : `${causeName(call.waitsFor)}${call.why === null ? "" : `: ${label(call.why, 400)}`}`,
+      ],
       ["Model", call.model === "" ? "none: a template" : label(call.model, 100)],
       ["Engine", call.engine === null ? null : label(call.engine, 100)],
-      ["Same as", call.sharedWith === null ? null : link("call", call.sharedWith, state.calls.get(call.sharedWith)?.output ?? call.sharedWith)],
+      [
+        "Same as",
+        call.sharedWith === null
+          ? null
+          : link("call", call.sharedWith, state.calls.get(call.sharedWith)?.output ?? call.sharedWith),
+      ],
       ["Created", clock(call.created)],
-      ["Time", spent.filter(([, seconds]) => seconds > 0.0005).map(([name, seconds]) => `${duration(seconds)} ${name}`).join(", ")],
-      ["Prompt", call.promptTokens === 0 ? null : `${count(call.promptTokens)} tokens, ${count(call.cachedTokens)} cached${missed.length === 0 ? "" : `, ${missed.join(", ")}`}`],
+      [
+        "Time",
+        spent
+          .filter(([, seconds]) => seconds > 0.0005)
+          .map(([name, seconds]) => `${duration(seconds)} ${name}`)
+          .join(", "),
+      ],
+      [
+        "Prompt",
+        call.promptTokens === 0
+          ? null
+          : `${count(call.promptTokens)} tokens, ${count(call.cachedTokens)} cached${missed.length === 0 ? "" : `, ${missed.join(", ")}`}`,
+      ],
       ["Answer", call.completionTokens === 0 ? null : plural(call.completionTokens, "token")],
       ["Finish", call.finishReason === null ? null : label(call.finishReason, 40)],
       ["Cost", call.cost === null ? null : cost(call.cost)],
@@ -158,9 +197,17 @@ export function valuePanel(context) {
     ];
   };
   const link = (kind, key, text) =>
-    h("button", { type: "button", class: "link", on: { click: () => context.select({ kind, key }) } }, label(text, 60));
+    h(
+      "button",
+      { type: "button", class: "link", on: { click: () => context.select({ kind, key }) } },
+      label(text, 60),
+    );
   const links = (entries) => {
-    const list = h("ul", { class: "inline" }, ...entries.slice(0, LISTED).map((entry) => h("li", {}, link(...entry))));
+    const list = h(
+      "ul",
+      { class: "inline" },
+      ...entries.slice(0, LISTED).map((entry) => h("li", {}, link(...entry))),
+    );
     if (entries.length > LISTED) list.append(h("li", {}, `and ${count(entries.length - LISTED)} more`));
     return list;
   };
@@ -182,13 +229,18 @@ export function valuePanel(context) {
         }
       },
       onRestart: () => box.clear(),
-      onConnection: (isLost) => box.note(isLost ? "the connection was lost, connecting again" : "still growing"),
+      onConnection: (isLost) =>
+        box.note(isLost ? "the connection was lost, connecting again" : "still growing"),
       onEnd: (outcome, variable) => {
         if (typeof variable?.value === "string") box.set(variable.value.slice(0, LARGEST_VALUE));
-        box.note(outcome === "ready" ? "" : `it has no value: ${label(variable?.error?.message ?? outcome, 400)}`);
+        box.note(
+          outcome === "ready" ? "" : `it has no value: ${label(variable?.error?.message ?? outcome, 400)}`,
+        );
       },
     };
-    followValue(context.api, context.session, name, listener, abort.signal).catch((error) => box.note(error.message));
+    followValue(context.api, context.session, name, listener, abort.signal).catch((error) =>
+      box.note(error.message),
+    );
   };
   const drawActions = (name, isUnfinished) => {
     if (actions.dataset.name === name && actions.childElementCount > 0) return;
@@ -197,14 +249,27 @@ export function valuePanel(context) {
       ? "Calls that read it fail, and its call is cancelled if nothing else needs it."
       : "No request finds it any more.";
     const remove = async () => {
-      if (!(await confirmed({ title: `Delete the variable ${label(name, 60)}?`, text, confirm: "Delete" }))) return;
+      if (!(await confirmed({ title: `Delete the variable ${label(name, 60)}?`, text, confirm: "Delete" })))
+        return;
       try {
         await context.api.delete(["sessions", context.session, "variables", name]);
       } catch (error) {
         context.onError(error.message);
       }
     };
-    fill(actions, h("button", { type: "button", class: "button danger", on: { click: remove } }, "Delete the variable"));
+    fill(
+      actions,
+      h("button", { type: "button", class: "button danger", on: { click: remove } }, "Delete the variable"),
+    );
   };
-  return { element, show, update, hide, close: stopStreams, get target() { return target; } };
+  return {
+    element,
+    show,
+    update,
+    hide,
+    close: stopStreams,
+    get target() {
+      return target;
+    },
+  };
 }
