@@ -146,10 +146,14 @@ def render_metrics(unfinished: Mapping[tuple[str, bool], int]) -> bytes:
     return generate_latest()
 
 
+_OWN_ROUTES = ("/ui", "/v1/status")
+"""Beginnings of the routes that only watch the server."""
+
+
 @dataclass(frozen=True)
 class Totals:
-    """Counters of the process since its start. `calls`: calls that ended, by final state. `tokens`: by kind. `missed`:
-    prompt tokens that were not in the cache, by reason."""
+    """Counters of the process since its start. `requests`: without those of the live page for itself. `calls`: calls
+    that ended, by final state. `tokens`: by kind. `missed`: prompt tokens that were not in the cache, by reason."""
 
     requests: int
     calls: Mapping[str, int]
@@ -162,7 +166,12 @@ def read_totals() -> Totals:
     global _sums
     sums, _sums = _sums, _Sums()
     sums.flush()
-    requests = sum(_samples(REQUESTS).values())
+    requests = sum(
+        int(sample.value)
+        for metric in REQUESTS.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and not sample.labels["route"].startswith(_OWN_ROUTES)
+    )
     return Totals(requests, _samples(CALLS), _samples(TOKENS), _samples(MISSED))
 
 

@@ -5,6 +5,7 @@ import { fill, h, oncePerFrame, setAttribute, setText, svg } from "./dom.js";
 import { duration, label, plural } from "./format.js";
 import { NODE_HEIGHT, NODE_WIDTH, edgePath, edgesIn, layoutGraph, nodesIn } from "./graph_layout.js";
 import { callGraph, criticalPath, foldedGraph } from "./graph_model.js";
+import { ownSeconds } from "./timeline_layout.js";
 
 const KINDS = ["done", "running", "waiting", "failed", "cancelled"];
 const ZOOMS = [0.35, 0.5, 0.7, 1, 1.3];
@@ -21,6 +22,7 @@ export function graphView({ now, select }) {
   let drawnVersion = -1;
   let graph = { nodes: new Map(), edges: [] };
   let path = new Set();
+  let pathEdges = new Set();
   let layout = layoutGraph(graph);
   let active = null;
   let isPlaced = false;
@@ -80,6 +82,7 @@ export function graphView({ now, select }) {
     const calls = callGraph(state);
     path = criticalPath(calls.nodes);
     graph = foldedGraph(calls, (key) => unfolded.has(key) || unfolded.has("all"));
+    pathEdges = edgesOfPath(path, graph.nodes);
     layout = layoutGraph(graph);
     const folded = [...graph.nodes.values()].filter((node) => node.isFolded).length;
     setText(note, folded === 0 ? "" : `${plural(folded, "group")} of like calls folded`);
@@ -141,8 +144,8 @@ export function graphView({ now, select }) {
         edgeLayer.append(line);
       }
       const line = edges.get(key);
-      setAttribute(line, "d", edgePath(layout.places.get(from), layout.places.get(to)));
-      const onPath = isCritical(graph.nodes.get(from)) && isCritical(graph.nodes.get(to));
+      setAttribute(line, "d", edgePath(layout, { from, to }));
+      const onPath = pathEdges.has(key);
       setAttribute(line, "class", onPath ? "edge critical" : "edge");
     }
     for (const [key, line] of edges) {
@@ -247,6 +250,14 @@ export function graphView({ now, select }) {
   };
 }
 
+/** Return the keys of the edges between neighbours on the critical path, in a graph with folded nodes. */
+function edgesOfPath(path, nodes) {
+  const owner = new Map();
+  for (const node of nodes.values()) for (const id of node.ids) owner.set(id, node.id);
+  const ids = [...path]; // from the last call to the first
+  return new Set(ids.slice(1).map((id, index) => `${owner.get(id)}\n${owner.get(ids[index])}`));
+}
+
 /** Return the node that an arrow key leads to: null if there is none, undefined for other keys. */
 function neighbour(key, node, layout) {
   const place = layout.places.get(node.id);
@@ -315,9 +326,11 @@ function detailText(node, now) {
   const { call } = node;
   const kind = stateKind(call.state);
   if (kind === "failed") return label(call.error?.code ?? "failed", 27);
-  const time = call.created === null ? "" : duration((call.finished ?? now) - call.created);
-  if (kind === "done" || kind === "cancelled") return `${label(call.state, 12)} in ${time}`;
-  return `${call.waitsFor === null ? label(call.state, 12) : causeName(call.waitsFor)} · ${time}`;
+  if (kind === "done" || kind === "cancelled")
+    return `${label(call.state, 12)} · ${duration(ownSeconds(call, now))}`;
+  const isWaiting = call.waitsFor === "inputs" || call.waitsFor === "tool";
+  const seconds = isWaiting ? now - (call.created ?? now) : ownSeconds(call, now);
+  return `${call.waitsFor === null ? label(call.state, 12) : causeName(call.waitsFor)} · ${duration(seconds)}`;
 }
 
 function barParts(node) {

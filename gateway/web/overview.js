@@ -105,7 +105,7 @@ function cacheCard() {
   const reasons = h("ul", { class: "reasons" });
   const element = card(
     "Prompt cache",
-    h("p", { class: "headline" }, figure, h("span", { class: "unit" }, "of prompt tokens cached")),
+    h("p", { class: "headline" }, figure, h("span", { class: "unit" }, "cached")),
     bar.element,
     reasons,
   );

@@ -4,6 +4,8 @@ import { setAttribute, svg } from "./dom.js";
 
 const WIDTH = 240;
 const HEIGHT = 44;
+/** Number of steps that fill the width at least: two values must not look like a long history. */
+const FEWEST = 14;
 
 /**
  * Return the points of a line through the values, in a box of `width` and `height`.
@@ -13,7 +15,7 @@ const HEIGHT = 44;
  */
 export function linePoints(values, most, width = WIDTH, height = HEIGHT) {
   const top = values.reduce((largest, value) => Math.max(largest, value), 0) || 1;
-  const step = width / Math.max(1, most - 1);
+  const step = width / Math.max(FEWEST, Math.min(most, values.length) - 1);
   const first = width - (values.length - 1) * step;
   return values.map((value, index) => [
     first + index * step,

@@ -126,7 +126,7 @@ function select_(name, options) {
 function drawAxis(axis, offset, length) {
   const most = Math.max(2, Math.floor((axis.clientWidth || 600) / 90));
   const all = ticksOf(offset + length, most * Math.max(1, (offset + length) / length)).filter(
-    (tick) => tick >= offset - 1e-9 && tick <= offset + length * 0.93,
+    (tick) => tick >= offset - length / 1e3 && tick <= offset + length * 0.93,
   );
   fill(
     axis,

@@ -50,17 +50,13 @@ export function rangeOf(calls, now) {
   return begin <= end ? { begin, end: Math.max(end, begin + 0.001) } : null;
 }
 
-/** Return the cause on which a call has spent most time; null if it has spent none. */
-export function mainCause(call, now) {
-  let best = null;
-  let longest = 0;
+/** Return how long a call has spent on its own work, in seconds: without the wait for values that it reads. */
+export function ownSeconds(call, now) {
+  let seconds = 0;
   for (const { cause, begin, end } of phasesOf(call, now)) {
-    if (end - begin > longest) {
-      longest = end - begin;
-      best = cause;
-    }
+    if (cause !== "inputs" && cause !== "tool") seconds += end - begin;
   }
-  return best;
+  return seconds;
 }
 
 /**

@@ -41,20 +41,21 @@ class Conductor:
         first = None if gate is None else await gate.get()
         await response.prepare(request)
         if gate is None:
-            await _send(response, chunk(body, "a short answer"))
+            await send_event(response, chunk(body, "a short answer"))
         else:
             piece = first
             while piece is not None:
-                await _send(response, chunk(body, piece))
+                await send_event(response, chunk(body, piece))
                 piece = await gate.get()
-        await _send(response, chunk(body, None, "stop"))
+        await send_event(response, chunk(body, None, "stop"))
         usage = {"prompt_tokens": 100, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 40}}
-        await _send(response, {"choices": [], "usage": usage})
+        await send_event(response, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
 
 
-async def _send(response: web.StreamResponse, event: Any) -> None:
+async def send_event(response: web.StreamResponse, event: Any) -> None:
+    """Write one event of an answer."""
     await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
 
 

@@ -1,7 +1,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { MAX_EDGES, NODE_HEIGHT, edgesIn, layoutGraph, nodesIn } from "../../../gateway/web/graph_layout.js";
+import {
+  MAX_EDGES,
+  NODE_HEIGHT,
+  edgePath,
+  edgesIn,
+  layoutGraph,
+  nodesIn,
+} from "../../../gateway/web/graph_layout.js";
 
 /** Return a graph from pairs of names. */
 function graph(names, pairs) {
@@ -70,6 +77,43 @@ test("only what a rectangle shows is found", () => {
       EVERYTHING,
     ).length <= MAX_EDGES,
   );
+});
+
+test("an edge over several layers passes beside the nodes between its ends", () => {
+  const names = ["a", "b", "c", "d", "e"];
+  const pairs = [
+    ["a", "b"],
+    ["b", "c"],
+    ["c", "d"],
+    ["a", "d"],
+    ["a", "e"],
+    ["e", "d"],
+  ];
+  const layout = layoutGraph(graph(names, pairs));
+  assert.ok(edgePath(layout, { from: "a", to: "d" }).includes("L"), "it has lanes");
+  assert.ok(!edgePath(layout, { from: "a", to: "b" }).includes("L"));
+  for (const lane of layout.lanes.get("a")) {
+    for (const [name, place] of layout.places) {
+      const isBeside = lane.y < place.y || lane.y > place.y + NODE_HEIGHT;
+      assert.ok(place.layer !== lane.layer || isBeside, name);
+    }
+  }
+});
+
+test("a graph with too many long edges has no lanes", () => {
+  const names = Array.from({ length: 200 }, (_, index) => `n${index}`);
+  const pairs = names.slice(1).flatMap((name, index) => [
+    [names[index], name],
+    [names[0], name],
+  ]);
+  pairs.push(...names.slice(0, 150).map((name) => [name, names[199]]));
+  const layout = layoutGraph(
+    graph(
+      names,
+      [...new Set(pairs.map(String))].map((pair) => pair.split(",")),
+    ),
+  );
+  assert.equal(layout.lanes.size, 0);
 });
 
 test("an empty graph has a size", () => {

@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { stateKind } from "../../../gateway/web/causes.js";
 import { cleanCall } from "../../../gateway/web/clean.js";
-import { mainCause, phasesOf, rangeOf, selectCalls, ticksOf } from "../../../gateway/web/timeline_layout.js";
+import { ownSeconds, phasesOf, rangeOf, selectCalls, ticksOf } from "../../../gateway/web/timeline_layout.js";
 import { rawCall } from "./objects.mjs";
 
 const call = (id, fields) => cleanCall(rawCall(id, fields));
@@ -41,9 +41,8 @@ test("the range covers all calls", () => {
   assert.ok(rangeOf([call("a", { finished: 100 })], 100).end > 100);
 });
 
-test("the main cause is the longest", () => {
-  assert.equal(mainCause(call("a"), 0), "answer");
-  assert.equal(mainCause(call("a", { created: null }), 0), null);
+test("a call's own time is without the wait for its inputs", () => {
+  assert.equal(ownSeconds(call("a"), 0), 3);
 });
 
 test("ticks are round, few and cover the axis", () => {
