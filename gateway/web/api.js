@@ -92,6 +92,10 @@ export class Api {
   }
 
   async #request(method, parts, query, headers, signal) {
+    if (parts.some((part) => part === "." || part === ".." || part === "")) {
+      // an address would lose it, and name another resource
+      throw new ApiError(404, "not_found", `there is nothing called ${label(parts.join("/"), 100)}`);
+    }
     const url = new URL(parts.map(encodeURIComponent).join("/"), this.base);
     for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
     let response;

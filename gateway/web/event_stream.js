@@ -1,6 +1,7 @@
 /** Server-sent events over fetch, which sends the API key in a header, as EventSource cannot. */
 
 import { ApiError } from "./api.js";
+import { ALWAYS_THERE } from "./presence.js";
 
 /** Largest event, in characters: the server's largest value is 1 MiB by default, and JSON may escape each character. */
 const LARGEST_EVENT = 8 * 2 ** 20;
@@ -92,23 +93,29 @@ export function pauseAfter(failures, random = Math.random()) {
  *
  * @param {object} options
  * @param {(signal: AbortSignal) => Promise<Response>} options.open Opens the stream; it resumes after what was received.
- * @param {(events: { event: string, id: string | null, data: string }[]) => boolean} options.onEvents Receives events, and
- *   returns whether the last one has arrived.
+ * @param {(events: { event: string, id: string | null, data: string }[]) => boolean} options.onEvents Receives events,
+ *   and returns whether the last one has arrived.
  * @param {(state: "live" | "lost", error: Error | null) => void} options.onState
  * @param {() => Promise<void> | void} [options.beforeReopen] Runs before each connection after the first.
+ * @param {import("./presence.js").Presence} [options.presence] While the reader is away there is no connection.
  * @param {AbortSignal} options.signal
  */
-export async function follow({ open, onEvents, onState, beforeReopen = () => {}, signal }) {
+export async function follow(options) {
+  const { open, onEvents, onState, beforeReopen = () => {}, presence = ALWAYS_THERE, signal } = options;
   let failures = 0;
   let isFirst = true;
   while (!signal.aborted) {
+    await presence.whenBack(signal);
+    const absence = new AbortController();
+    const forget = presence.onLeave(() => absence.abort());
+    const either = AbortSignal.any([signal, absence.signal]);
     let received = false;
     try {
       if (!isFirst) await beforeReopen();
       isFirst = false;
-      const response = await open(signal);
+      const response = await open(either);
       onState("live", null);
-      const ended = await read(response, signal, (events) => {
+      const ended = await read(response, either, (events) => {
         received = true;
         return onEvents(events);
       });
@@ -116,10 +123,13 @@ export async function follow({ open, onEvents, onState, beforeReopen = () => {},
       throw new ApiError(0, "unreachable", "the connection was lost");
     } catch (error) {
       if (signal.aborted) return;
+      if (absence.signal.aborted) continue;
       if (error instanceof ApiError && !error.isTemporary) throw error;
       failures = received ? 1 : failures + 1;
       onState("lost", error);
       await sleep(pauseAfter(failures), signal);
+    } finally {
+      forget();
     }
   }
 }

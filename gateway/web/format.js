@@ -104,6 +104,12 @@ function pad(value) {
   return String(value).padStart(2, "0");
 }
 
+/** Return an age in whole seconds or longer units. */
+export function age(seconds) {
+  if (!isNumber(seconds)) return DASH;
+  return seconds < 59.5 ? `${Math.max(0, Math.round(seconds))} s` : duration(Math.round(seconds));
+}
+
 /** Return a share from 0 to 1 as a percentage. */
 export function percent(share) {
   if (!isNumber(share)) return DASH;

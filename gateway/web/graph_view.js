@@ -8,6 +8,8 @@ import { callGraph, criticalPath, foldedGraph } from "./graph_model.js";
 import { ownSeconds } from "./timeline_layout.js";
 
 const KINDS = ["done", "running", "waiting", "failed", "cancelled"];
+/** Part of the time that rebuilding a changing graph may take. */
+const REBUILD_SHARE = 0.2;
 const ZOOMS = [0.35, 0.5, 0.7, 1, 1.3];
 
 /**
@@ -26,6 +28,8 @@ export function graphView({ now, select }) {
   let layout = layoutGraph(graph);
   let active = null;
   let isPlaced = false;
+  let earliest = 0;
+  let timer = 0;
 
   const edgeLayer = svg("g", { class: "edges", "aria-hidden": "true" });
   const nodeLayer = svg("g", { class: "nodes" });
@@ -88,9 +92,20 @@ export function graphView({ now, select }) {
     setText(note, folded === 0 ? "" : `${plural(folded, "group")} of like calls folded`);
     drawnVersion = state.version;
   };
+  /** Rebuild the graph now, or later if rebuilds take too much of the time: a large graph changes in every frame. */
+  const rebuildInTime = () => {
+    const began = performance.now();
+    if (drawnVersion >= 0 && began < earliest) {
+      clearTimeout(timer);
+      timer = setTimeout(draw, earliest - began);
+      return;
+    }
+    rebuild();
+    earliest = performance.now() + (performance.now() - began) / REBUILD_SHARE;
+  };
   const drawNow = () => {
     if (state === null) return;
-    if (state.version !== drawnVersion) rebuild();
+    if (state.version !== drawnVersion) rebuildInTime();
     empty.hidden = graph.nodes.size > 0;
     scroller.hidden = graph.nodes.size === 0;
     const scale = ZOOMS[zoom];
@@ -246,7 +261,10 @@ export function graphView({ now, select }) {
       draw();
     },
     activate: () => {},
-    close: () => resize.disconnect(),
+    close: () => {
+      resize.disconnect();
+      clearTimeout(timer);
+    },
   };
 }
 

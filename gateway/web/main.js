@@ -5,6 +5,7 @@ import { askForKey } from "./dialogs.js";
 import { announce, byId, fill, h, setAttribute, setText } from "./dom.js";
 import { label } from "./format.js";
 import { overview } from "./overview.js";
+import { Presence } from "./presence.js";
 import { RateHistory } from "./rates.js";
 import { sessionView, viewName } from "./session_view.js";
 import { sessionList } from "./sessions.js";
@@ -19,7 +20,7 @@ const status = new StatusPoll(api, onStatus);
 const history = new RateHistory();
 status.subscribe((now, earlier) => history.add(now, earlier));
 const now = () => status.now();
-const context = { api, status, history, now, onError: notice };
+const context = { api, presence: new Presence(document), status, history, now, onError: notice };
 
 const links = [
   ["#/", "Overview"],

@@ -1,4 +1,4 @@
-/** Keep the state of one session up to date: load its graph, follow its events, load figures again when they changed. */
+/** Keep the state of one session up to date: load its graph, follow its events, load changed figures again. */
 
 import { ApiError } from "./api.js";
 import { follow, pauseAfter, sleep } from "./event_stream.js";
@@ -12,6 +12,7 @@ const LOAD_SHARE = 0.1;
 /** Feed of one session. */
 export class SessionFeed {
   #api;
+  #presence;
   #id;
   #abort = new AbortController();
   #needsDetails = false;
@@ -19,11 +20,13 @@ export class SessionFeed {
 
   /**
    * @param {import("./api.js").Api} api
+   * @param {import("./presence.js").Presence} presence
    * @param {string} id
    * @param {(feed: SessionFeed) => void} onChange Called after each change of the state or the connection.
    */
-  constructor(api, id, onChange) {
+  constructor(api, presence, id, onChange) {
     this.#api = api;
+    this.#presence = presence;
     this.#id = id;
     this.onChange = onChange;
     this.state = emptyState();
@@ -55,6 +58,7 @@ export class SessionFeed {
     const details = this.#keepDetails(signal);
     await follow({
       signal,
+      presence: this.#presence,
       open: (inner) => this.#api.stream(["sessions", this.#id, "events"], {}, this.state.lastEventId, inner),
       onEvents: (events) => this.#receive(events),
       onState: (state, error) => this.#set(state, error),

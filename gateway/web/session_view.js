@@ -25,10 +25,11 @@ export function viewName(text) {
 /**
  * Return the view of a session.
  *
- * @param {{ api: import("./api.js").Api, now: () => number, onError: (text: string) => void }} context
+ * @param {{ api: import("./api.js").Api, presence: import("./presence.js").Presence, now: () => number, onError:
+ *   (text: string) => void }} context
  * @param {string} id
  */
-export function sessionView({ api, now, onError }, id) {
+export function sessionView({ api, presence, now, onError }, id) {
   const figures = h("dl", { class: "figures" });
   const bar = stackedBar("state");
   const banner = h("p", { class: "banner", hidden: true });
@@ -73,6 +74,7 @@ export function sessionView({ api, now, onError }, id) {
   };
   const panel = valuePanel({
     api,
+    presence,
     session: id,
     now,
     select: (target) => panel.show(target),
@@ -126,7 +128,7 @@ export function sessionView({ api, now, onError }, id) {
     if (states !== "" && states !== lastStates) announce(states);
     lastStates = states;
   };
-  const feed = new SessionFeed(api, id, draw);
+  const feed = new SessionFeed(api, presence, id, draw);
   const deleteSession = async () => {
     const text = "Its unfinished calls are cancelled, and its values are lost.";
     if (!(await confirmed({ title: `Delete the session ${label(id, 60)}?`, text, confirm: "Delete" })))
@@ -143,8 +145,9 @@ export function sessionView({ api, now, onError }, id) {
       try {
         described = cleanSession(await api.get(["sessions", id], {}, abort.signal));
         draw();
-      } catch {
+      } catch (error) {
         described = null; // the feed reports why the server does not answer
+        if (error.status === 401) return; // the page asks for a key, and then shows this view anew
       }
     }
     if (!abort.signal.aborted) sessionTimer = setTimeout(loadSession, SESSION_INTERVAL);

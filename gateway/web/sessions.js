@@ -2,7 +2,7 @@
 
 import { cleanList, cleanSession } from "./clean.js";
 import { h, setAttribute, setText } from "./dom.js";
-import { compact, cost, count, duration, label, plural } from "./format.js";
+import { age, compact, cost, count, label, plural } from "./format.js";
 import { stateBadge } from "./legend.js";
 import { VirtualRows } from "./virtual_rows.js";
 
@@ -52,7 +52,7 @@ export function sessionList({ api, now, onError }) {
     h("div", { role: "columnheader", class: "cell-state" }, "State"),
     h("div", { role: "columnheader", class: "cell-age number" }, "Age"),
     h("div", { role: "columnheader", class: "cell-calls number" }, "Done calls"),
-    h("div", { role: "columnheader", class: "cell-usage number" }, "Prompt / cached / generated tokens"),
+    h("div", { role: "columnheader", class: "cell-usage number" }, "Prompt / cached / generated"),
     costHead,
   );
   const rows = new VirtualRows({
@@ -106,6 +106,7 @@ export function sessionList({ api, now, onError }) {
       draw();
     } catch (error) {
       if (abort.signal.aborted) return;
+      if (error.status === 401) return; // the page asks for a key, and then shows this view anew
       if (error.status !== 0) onError(error.message);
     }
     const pause = Math.max(INTERVAL, (performance.now() - began) / LOAD_SHARE);
@@ -133,7 +134,7 @@ function sessionRow(now) {
   const cells = ["cell-age", "cell-calls", "cell-usage", "cell-cost"].map((name) =>
     h("div", { role: "gridcell", class: `${name} number` }),
   );
-  const [age, calls, usage, spent] = cells;
+  const [old, calls, usage, spent] = cells;
   const idCell = h("div", { role: "gridcell", class: "cell-session" }, id, metadata);
   const element = h(
     "div",
@@ -151,7 +152,7 @@ function sessionRow(now) {
     );
     badge.update(session.state === "running" ? "streaming" : session.state);
     setText(badge.element.lastChild, label(session.state, 20));
-    setText(age, session.created === null ? "" : duration(Math.max(0, Math.round(now() - session.created))));
+    setText(old, session.created === null ? "" : age(now() - session.created));
     setText(
       calls,
       session.shared > 0 ? `${count(session.calls)} (${count(session.shared)} shared)` : count(session.calls),

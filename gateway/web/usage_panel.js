@@ -54,10 +54,11 @@ export function usagePanel(api) {
       element.hidden = false;
     } catch (error) {
       if (abort.signal.aborted) return;
-      if (error instanceof ApiError && (error.status === 404 || error.status === 403)) {
-        element.hidden = true;
-        if (error.status === 404) return; // this server has no such route: do not ask again
-      } else setText(note, `Cannot load the usage: ${error.message}`);
+      if (error instanceof ApiError && [401, 403, 404].includes(error.status)) {
+        element.hidden = true; // this server has no such route, or not for this key: do not ask again
+        return;
+      }
+      setText(note, `Cannot load the usage: ${error.message}`);
     }
     timer = setTimeout(load, INTERVAL);
   };

@@ -12,12 +12,17 @@ import { LARGEST_VALUE, followValue } from "./value_stream.js";
 
 /** Number of names that a list shows. */
 const LISTED = 30;
+/** Number of values that the panel shows: the answer and the first slots. The others are links. */
+const SHOWN_VALUES = 4;
+/** Number of values that the panel reads together: a browser opens six connections to a server, for all of its tabs. */
+const OPEN_STREAMS = 2;
 
 /**
  * Return the panel.
  *
  * @param {object} context
  * @param {import("./api.js").Api} context.api
+ * @param {import("./presence.js").Presence} context.presence
  * @param {string} context.session
  * @param {() => number} context.now Time of the server.
  * @param {(target: { kind: "call" | "variable", key: string }) => void} context.select Shows another call or variable.
@@ -42,8 +47,8 @@ export function valuePanel(context) {
     h("div", { class: "panel-head" }, title, close),
     badge.element,
     failure,
-    facts,
     values,
+    facts,
     actions,
   );
   element.addEventListener("keydown", (event) => {
@@ -52,6 +57,7 @@ export function valuePanel(context) {
   let target = null;
   let state = null;
   let streams = new Map();
+  let open = 0;
 
   const hide = () => {
     stopStreams();
@@ -62,6 +68,7 @@ export function valuePanel(context) {
   const stopStreams = () => {
     for (const abort of streams.values()) abort.abort();
     streams = new Map();
+    open = 0;
     values.replaceChildren();
   };
   const show = (next, focus = true) => {
@@ -91,7 +98,7 @@ export function valuePanel(context) {
     badge.update(call.state);
     drawFailure(call);
     drawFacts(callFacts(call));
-    for (const name of [...call.slots, call.output]) showValue(name);
+    for (const name of [call.output, ...call.slots.slice(0, SHOWN_VALUES)]) showValue(name);
     drawActions(call.output, !isFinal(call.state));
     return undefined;
   };
@@ -192,6 +199,7 @@ export function valuePanel(context) {
       ["Answer", call.completionTokens === 0 ? null : plural(call.completionTokens, "token")],
       ["Finish", call.finishReason === null ? null : label(call.finishReason, 40)],
       ["Cost", call.cost === null ? null : cost(call.cost)],
+      ["Slots", call.slots.length === 0 ? null : links(call.slots.map((name) => ["variable", name, name]))],
       ["Reads", call.inputs.length === 0 ? null : links(call.inputs.map((name) => ["variable", name, name]))],
       ["Id", label(call.id, 80)],
     ];
@@ -214,9 +222,12 @@ export function valuePanel(context) {
 
   /** Show the value of a variable, and follow it while it grows. */
   const showValue = (name) => {
-    if (streams.has(name) || !state.variables.has(name) || streams.size >= 8) return;
+    if (streams.has(name) || !state.variables.has(name)) return;
+    if (streams.size >= SHOWN_VALUES || open >= OPEN_STREAMS) return;
     const abort = new AbortController();
+    const all = streams;
     streams.set(name, abort);
+    open += 1;
     const box = valueBox(`Value of ${label(name, 80)}`);
     values.append(h("section", {}, h("h3", {}, "Value of ", h("code", {}, label(name, 80))), box.element));
     const listener = {
@@ -238,9 +249,13 @@ export function valuePanel(context) {
         );
       },
     };
-    followValue(context.api, context.session, name, listener, abort.signal).catch((error) =>
-      box.note(error.message),
-    );
+    followValue(context, name, listener, abort.signal)
+      .catch((error) => box.note(error.message))
+      .finally(() => {
+        if (all !== streams) return; // another call is shown now
+        open -= 1;
+        if (state !== null) update(state);
+      });
   };
   const drawActions = (name, isUnfinished) => {
     if (actions.dataset.name === name && actions.childElementCount > 0) return;

@@ -8,8 +8,10 @@ export const LARGEST_VALUE = 4 * 2 ** 20;
 /**
  * Follow a value until it is final. Return when it has ended or was aborted. Raises ApiError.
  *
- * @param {import("./api.js").Api} api
- * @param {string} session
+ * @param {object} place
+ * @param {import("./api.js").Api} place.api
+ * @param {import("./presence.js").Presence} place.presence
+ * @param {string} place.session
  * @param {string} name
  * @param {object} listener
  * @param {(text: string) => void} listener.onText Receives the next piece of text.
@@ -18,9 +20,10 @@ export const LARGEST_VALUE = 4 * 2 ** 20;
  * @param {(isLost: boolean) => void} listener.onConnection
  * @param {AbortSignal} signal
  */
-export function followValue(api, session, name, listener, signal) {
+export function followValue({ api, presence, session }, name, listener, signal) {
   return follow({
     signal,
+    presence,
     open: (inner) => api.stream(["sessions", session, "variables", name], { observe: "true" }, null, inner),
     onState: (state) => {
       if (state === "live") listener.onRestart(); // each connection begins with the beginning of the value

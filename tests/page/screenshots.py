@@ -12,7 +12,7 @@ from playwright.async_api import Browser, async_playwright
 from tests.fakes.gateway_harness import MODEL, GatewayHarness
 from tests.page.browser import monitored_page, running_browser
 
-_SIZE = {"width": 1180, "height": 700}
+_SIZE = {"width": 1460, "height": 720}
 _SESSION = "bird-report"
 _STYLE = "You write for a magazine about birds. Be brief, be friendly, and use simple words. " * 8
 _THEMES = ("songs", "nests", "food", "flight", "flocks", "colours", "cities", "winters")
@@ -47,7 +47,7 @@ async def draw(browser: Browser, address: str, http: aiohttp.ClientSession, fold
     async with (
         monitored_page(browser, address, viewport=_SIZE) as light,
         monitored_page(browser, address, viewport=_SIZE, color_scheme="dark") as dark,
-        monitored_page(browser, address, viewport={**_SIZE, "height": 460}) as first,
+        monitored_page(browser, address, viewport={**_SIZE, "height": 450}) as first,
     ):
         await first.open()
         for output, (prompt, tokens) in review().items():
@@ -68,9 +68,8 @@ async def draw(browser: Browser, address: str, http: aiohttp.ClientSession, fold
         await send("PUT", f"/sessions/{_SESSION}/variables/search_result", {"value": "Mynas copy other birds."})
         await wait("facts")
         await light.page.locator(".node[aria-label^=report]").click()
-        await light.page.get_by_role("button", name="Zoom out").click()
         await light.page.locator(".value", has_text=" ").wait_for()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(3.0)
         for name, monitor in (("graph", light), ("timeline", dark)):
             await monitor.page.screenshot(path=folder / f"page-{name}.png")
 

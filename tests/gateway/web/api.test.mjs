@@ -30,6 +30,17 @@ test("the key is sent in a header and never in the address", async () => {
   assert.equal(requests[0].redirect, "error");
 });
 
+test("a part of a path that addresses would resolve is refused", async () => {
+  const { api, requests } = apiWith(json({}));
+  for (const part of [".", "..", ""]) {
+    await assert.rejects(
+      api.delete(["sessions", part]),
+      (error) => error.status === 404 && !error.isTemporary,
+    );
+  }
+  assert.equal(requests.length, 0);
+});
+
 test("without a key no header is sent", async () => {
   const { api, requests } = apiWith(json({}));
   await api.delete(["sessions", "s"]);

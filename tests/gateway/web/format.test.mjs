@@ -74,6 +74,17 @@ test("numbers", () => {
   assert.deepEqual([format.plural(1, "call"), format.plural(2, "call")], ["1 call", "2 calls"]);
 });
 
+test("ages", () => {
+  assert.deepEqual([-3, 0.4, 12.6, 59.7, 125, null].map(format.age), [
+    "0 s",
+    "0 s",
+    "13 s",
+    "1 min 00 s",
+    "2 min 05 s",
+    "–",
+  ]);
+});
+
 test("durations", () => {
   const expected = new Map([
     [-1, "0 ms"],
