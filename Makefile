@@ -1,4 +1,4 @@
-.PHONY: install serve demo test test-ecosystem lint bench
+.PHONY: install serve demo test test-ecosystem test-page lint bench
 
 install:            ## create .venv and install the project
 	scripts/install
@@ -14,6 +14,9 @@ test:               ## run all tests
 
 test-ecosystem:     ## test clients of other projects (LangGraph, LlamaIndex, DSPy, ...), in an environment of their own
 	scripts/test-ecosystem
+
+test-page:          ## test the live page in a headless Chromium
+	scripts/test-page
 
 lint:               ## check style, types, imports, wording and the layout of tests
 	scripts/install test lint && scripts/lint

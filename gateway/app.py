@@ -13,7 +13,7 @@ from gateway.accounts.key_limits import WaitingRule
 from gateway.accounts.key_store import KeyStore
 from gateway.accounts.ledger import Ledger
 from gateway.accounts.shared_usage import SharedUsage
-from gateway.api import health, usage
+from gateway.api import health, live_page, status, usage
 from gateway.api.admin import keys as admin_keys
 from gateway.api.anthropic import count_tokens, messages
 from gateway.api.openai import chat, completions, embeddings, models, relayed
@@ -139,6 +139,7 @@ def build_services(
         accounts=accounts,
         key_admin=KeyAdmin(accounts, key_store, ledger if shared_usage is None else None),
         is_ready=lambda: pool.is_ready,
+        describe_engines=pool.describe,
         max_wait_seconds=settings.max_wait,
         max_upload_bytes=settings.max_upload_bytes,
         exporter=exporter,
@@ -194,8 +195,8 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         tokens,
         models,
     ]
-    resources += [sessions, variables, graphs, events, usage, health]
-    open_routes = {*OPEN_ROUTES, openapi.PATH}
+    resources += [sessions, variables, graphs, events, usage, status, health]
+    open_routes = {*OPEN_ROUTES, openapi.PATH, *live_page.OPEN_ROUTES}
     if not settings.open_metrics:
         open_routes.discard(METRICS_ROUTE)
     if settings.parrot_api:
@@ -225,9 +226,11 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     app.on_shutdown.append(_close_websockets)
     if settings.parrot_api:
         app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions, accounts)
+    status.add_status_cache(app)
     for module in resources:
         app.add_routes(module.routes)
     openapi.add_openapi_route(app, open_routes)
+    app.add_routes(live_page.routes)  # after the document: its files are not part of the API
     return app
 
 

@@ -19,6 +19,7 @@ UNTESTED: dict[str, str] = {
     "compat/anthropic/answers.py": _TYPES,
     "compat/openai/answers.py": _TYPES,
     "compat/openai/objects.py": _TYPES,
+    "compat/openai/status.py": _TYPES,
     "compat/openai/responses/events.py": _TYPES,
     "compat/openai/responses/objects.py": _TYPES,
     "compat/parrot/answers.py": _TYPES,
@@ -48,6 +49,7 @@ UNTESTED: dict[str, str] = {
     "gateway/http_client/errors.py": "only classes of exceptions",
     "gateway/journal/storage.py": _RECORDS,
     "gateway/server/lifespan.py": "the life of a process: tests/e2e/test_lifecycle.py",
+    "gateway/telemetry/engine_status.py": _RECORDS,
 }
 """Modules without a test file of their name, and the reason."""
 CROSS_MODULE: dict[str, str] = {
@@ -74,6 +76,7 @@ CROSS_MODULE: dict[str, str] = {
     "tests/gateway/scheduler/test_every_load.py": "the scheduler as a whole",
     "tests/gateway/scheduler/test_whole_graph.py": "random operations on graph and scheduler",
     "tests/gateway/scheduler/test_whole_prompt.py": "prompts from the message to the engine's tokens",
+    "tests/gateway/web/test_modules.py": "runs the tests of the live page's modules, which are JavaScript",
     "tests/gateway/test_compatibility.py": "docs/openai-compatibility.md against the schemas",
 }
 """Test files that belong to no single module, and what they test."""

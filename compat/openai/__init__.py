@@ -61,6 +61,7 @@ from compat.openai.semantic import (
     Transform,
     VariableRequest,
 )
+from compat.openai.status import EngineObject, StatusObject
 
 __all__ = [
     "REFUSED",
@@ -82,6 +83,7 @@ __all__ = [
     "DetokenizeRequest",
     "Detokenized",
     "Edge",
+    "EngineObject",
     "Error",
     "ErrorBody",
     "FailureObject",
@@ -105,6 +107,7 @@ __all__ = [
     "SessionState",
     "SessionUsage",
     "SlotRequest",
+    "StatusObject",
     "TextCompletion",
     "TokenLogprob",
     "TokenizeRequest",

@@ -99,13 +99,15 @@ class SessionList(TypedDict):
 
 
 class CallObject(TypedDict):
-    """A call of a graph. Times are seconds of the Unix clock. `spent_ms`: how the time was spent, by phase."""
+    """A call of a graph. Times are seconds of the Unix clock. `spent_ms`: how the time was spent, by phase.
+    `waits_for`: the cause of the wait for the next token, null if the call has ended."""
 
     id: str
     model: str
     state: str
     waiting_on: list[str]
     why: str | None
+    waits_for: str | None
     inputs: list[str]
     output: str
     slots: list[str]
@@ -133,7 +135,9 @@ Edge = TypedDict("Edge", {"from": str, "to": str})
 
 
 class GraphObject(TypedDict):
-    """The current graph of a session."""
+    """The current graph of a session. `last_event_id`: id of the latest event that it includes."""
+
+    last_event_id: int
 
     calls: list[CallObject]
     variables: list[VariableObject]

@@ -1,6 +1,6 @@
 """The services of a gateway that its routes use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
+from gateway.telemetry.engine_status import EngineStatus
 from gateway.telemetry.span_exporter import SpanExporter
 
 
@@ -39,6 +40,8 @@ class Services:
     accounts: Accounts
     key_admin: KeyAdmin
     is_ready: Callable[[], bool]
+    describe_engines: Callable[[], Sequence[tuple[EngineStatus, Sequence[str]]]]
+    """Function that returns the state of each engine, with the models that it serves."""
     max_wait_seconds: float
     max_upload_bytes: int
     """Maximum size of a multipart form, in bytes."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from gateway.engines.protocol import Engine, NoEngine
+from gateway.telemetry.engine_status import EngineStatus
 
 
 class EnginePool:
@@ -25,6 +26,14 @@ class EnginePool:
         """Whether every model has an engine that accepts work."""
         groups = self._engines.values()
         return bool(groups) and all(any(engine.is_ready for engine in group) for group in groups)
+
+    def describe(self) -> Sequence[tuple[EngineStatus, Sequence[str]]]:
+        """Return the state of each engine, with the models that it serves."""
+        models: dict[Engine, list[str]] = {engine: [] for group in self._engines.values() for engine in group}
+        for model, group in self._engines.items():
+            for engine in group:
+                models[engine].append(model)
+        return [(engine.describe(), names) for engine, names in models.items()]
 
     def notify_change(self) -> None:
         """Wake the calls that wait, because an engine became ready or stopped being so."""

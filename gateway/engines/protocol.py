@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from engine.sampling_params import SamplingParams
 from gateway.graph.segments import PromptContent
 from gateway.graph.variable import Piece
+from gateway.telemetry.engine_status import EngineStatus
 
 
 class EngineFailure(Exception):
@@ -213,6 +214,9 @@ class Engine(Protocol):
     @property
     def step_times(self) -> StepTimes | None:
         """Recent durations of the engine's steps; None if they are unknown."""
+
+    def describe(self) -> EngineStatus:
+        """Return the engine's state, for people who watch the server."""
 
     def open_text(self, *, adds_space: bool) -> TextRun:
         """Return an empty run of text. Its text is ordinary text: it never becomes control tokens.

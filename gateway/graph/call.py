@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gateway.graph.errors import Failure
 from gateway.graph.segments import Input, Segment, Slot
@@ -30,6 +30,19 @@ class CallState(StrEnum):
 
     def __init__(self, value: str) -> None:
         self.is_final = value in ("done", "failed", "cancelled")
+
+
+WaitCause = Literal["inputs", "tool", "queue", "prompt", "answer"]
+"""Cause of a call's wait: the value of another call, a value that a client sets (such as the result of a tool), an
+engine, its prefill, its own next token."""
+
+_WAIT_CAUSES: Mapping[CallState, WaitCause] = {
+    CallState.WAITING: "inputs",
+    CallState.QUEUED: "queue",
+    CallState.PREFILL: "prompt",
+    CallState.DECODE: "answer",
+}
+"""Causes by state, for calls that wait for no variable."""
 
 
 class Objective(StrEnum):
@@ -231,6 +244,13 @@ class Call:
         if self.times.started is None:
             return 0, 0, usage.completion
         return usage.prompt, usage.cached, usage.completion
+
+    @property
+    def waits_for(self) -> "WaitCause | None":
+        """Cause of the wait for the next token; None if the call has ended. It costs the same for all calls."""
+        if self.awaits is not None:
+            return "tool" if self.awaits.producer is None else "inputs"
+        return _WAIT_CAUSES.get(self.state)
 
     @property
     def is_needed(self) -> bool:

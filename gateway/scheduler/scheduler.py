@@ -99,6 +99,10 @@ class Scheduler:
         """Return the number of unfinished calls by model, and whether an engine works on them."""
         return Counter((call.spec.model, call.state in _RUNNING) for call in self._calls.values())
 
+    def count_waits(self) -> Counter[str]:
+        """Return the number of unfinished calls by the cause of their wait, see `Call.waits_for`."""
+        return Counter([cause for call in self._calls.values() if (cause := call.waits_for) is not None])
+
     @property
     def is_stopping(self) -> bool:
         """Whether the server is stopping and accepts no new work."""

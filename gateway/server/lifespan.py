@@ -79,6 +79,8 @@ class Lifespan:
             self._tuner.start()
             seconds = time.monotonic() - self._began
             print(f"myna serves {self._engines} at {address}/v1 (ready in {seconds:.1f} s)", flush=True)
+            if self._settings.uds is None:
+                print(f"the live page is at {address}/ui", flush=True)
             maintenance = asyncio.create_task(maintain(services, self._tuner), name="maintenance")
             self._stack.callback(maintenance.cancel)
             await self._stop.wait()

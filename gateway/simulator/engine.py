@@ -19,6 +19,7 @@ from engine.step_policy import PrefillRows, background_decoders
 from gateway.engines.protocol import EngineLost, EventCallback, PrefillResult, StepTimes, TokenDelta, Urgency
 from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
+from gateway.telemetry.engine_status import EngineStatus
 
 _BLOCK = 16
 """Tokens of a block of the KV cache."""
@@ -143,6 +144,10 @@ class SimulatedEngine:
     def load(self) -> int:
         """Number of open contexts."""
         return self._contexts
+
+    def describe(self) -> EngineStatus:
+        """Return the engine's state. See `Engine.describe`."""
+        return EngineStatus(self.name, self.is_ready, self.load)
 
     @property
     def working(self) -> bool:

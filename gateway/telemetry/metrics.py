@@ -2,6 +2,7 @@
 
 from collections import Counter as Counts
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
@@ -155,6 +156,45 @@ def render_metrics(unfinished: Mapping[tuple[str, bool], int]) -> bytes:
         engine: in_use() / count for engine, (blocks, in_use) in _kv_watches.items() if (count := blocks())
     }
     return generate_latest()
+
+
+_OWN_ROUTES = ("/ui", "/v1/status")
+"""Beginnings of the routes that only watch the server."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counters of the process since its start. `requests`: without those of the live page for itself. `calls`: calls
+    that ended, by final state. `tokens`: by kind. `missed`: prompt tokens that were not in the cache, by reason."""
+
+    requests: int
+    calls: Mapping[str, int]
+    tokens: Mapping[str, int]
+    missed: Mapping[str, int]
+
+
+def read_totals() -> Totals:
+    """Return the counters of requests, calls and tokens."""
+    global _sums
+    sums, _sums = _sums, _Sums()
+    sums.flush()
+    requests = sum(
+        int(sample.value)
+        for metric in REQUESTS.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and not sample.labels["route"].startswith(_OWN_ROUTES)
+    )
+    return Totals(requests, _samples(CALLS), _samples(TOKENS), _samples(MISSED))
+
+
+def _samples(counter: Counter) -> Counts[str]:
+    """Return the values of a counter, by its last label."""
+    values: Counts[str] = Counts()
+    for metric in counter.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_total"):
+                values[[*sample.labels.values()][-1]] += int(sample.value)
+    return values
 
 
 def watch_kv(engine: str, blocks: Callable[[], int], in_use: Callable[[], int]) -> None:

@@ -20,6 +20,7 @@ from gateway.engines.protocol import (
 from gateway.engines.tokenizing import TokenRun
 from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
+from gateway.telemetry.engine_status import EngineStatus
 
 
 class FakeEngine:
@@ -55,6 +56,10 @@ class FakeEngine:
     def open_text(self, *, adds_space: bool) -> TextRun:
         """See `Engine.open_text`. Without a tokenizer, each character is a token."""
         return CodePointRun() if self._tokenizer is None else TokenRun(self._tokenizer, None, adds_space=adds_space)
+
+    def describe(self) -> EngineStatus:
+        """See `Engine.describe`."""
+        return EngineStatus(self.name, self.is_ready, self.load)
 
     def open(self, scope: str, urgency: Urgency, traceparent: str = "") -> "FakeContext":
         """See `Engine.open`."""

@@ -32,6 +32,8 @@ OPEN = {
     ("GET", "/health/ready"): 200,
     ("GET", "/metrics"): 200,
     ("GET", "/openapi.json"): 200,
+    ("GET", "/ui"): 200,
+    ("GET", "/ui/{file}"): 404,  # there is no file of this name
 }
 """Routes that need no API key, and the status of their answers. Any client on the network may read a route that is
 added here. GET includes HEAD."""

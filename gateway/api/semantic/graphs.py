@@ -1,7 +1,7 @@
 """Run a whole graph of calls, and show the graph of a session."""
 
 import asyncio
-import time
+import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,6 +16,7 @@ from compat.openai import (
     GraphAnswer,
     GraphObject,
     GraphRequest,
+    VariableObject,
     VariableRequest,
 )
 from gateway.api.openai.chat import ChatSpecBuilder
@@ -31,6 +32,7 @@ from gateway.api.semantic.extension import (
     find_named_session,
 )
 from gateway.api.semantic.sessions import limits_of, session_of
+from gateway.api.semantic.time_spent import time_spent
 from gateway.api.semantic.variables import variable_spec
 from gateway.api.serializers.base import usage_of
 from gateway.api.services import SERVICES, models_of
@@ -46,7 +48,7 @@ from gateway.http.json_body import read_json, validate, validate_async
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.query_params import choice_param
+from gateway.http.query_params import choice_param, int_param
 from gateway.http.sse import EventStream, named_event
 from gateway.runtime.json_codec import decode_json, encode_json
 from gateway.scheduler import Scheduler
@@ -227,14 +229,23 @@ class SubmittedGraph:
 @operation(
     GraphObject,
     others={"text/plain": None, "text/vnd.graphviz": None},
-    query={"format": {"type": "string", "enum": ["json", "mermaid", "dot"]}},
+    query={
+        "format": {"type": "string", "enum": ["json", "mermaid", "dot"]},
+        "values": {"type": "string", "enum": ["full", "none"]},
+        "after": {"type": "integer", "minimum": 0},
+    },
     errors=(400, 404, 410, 503),
 )
 async def graph(request: web.Request) -> web.StreamResponse:
-    """Return the calls, the variables and the edges between them; as JSON, or as text for mermaid or Graphviz."""
+    """Return the calls, the variables and the edges between them; as JSON, or as text for mermaid or Graphviz.
+
+    With `after`, only those that changed after the event of this id. With `values=none`, values of variables are null.
+    """
     session = session_of(request)
     form = choice_param(request, "format", ("json", "mermaid", "dot"))
-    pieces = _graph_pieces(session, request.app[SERVICES].scheduler)
+    has_values = choice_param(request, "values", ("full", "none")) == "full"
+    after = int_param(request, "after", 0, minimum=0)
+    pieces = _graph_pieces(session, request.app[SERVICES].scheduler, after, has_values=has_values)
     if form == "json":
         return await stream_json(request, pieces)
     document = bytearray()
@@ -253,52 +264,47 @@ def _draw(document: bytes, form: str) -> web.Response:
     return web.Response(text=dot(graph), content_type="text/vnd.graphviz")
 
 
-def _graph_pieces(session: Session, scheduler: Scheduler) -> Iterator[bytes]:
+def _graph_pieces(session: Session, scheduler: Scheduler, after: int, *, has_values: bool) -> Iterator[bytes]:
     """Yield a GraphObject in pieces. The session may change meanwhile; calls and variables are those of the start."""
     calls, variables = list(session.calls.values()), list(session.variables.values())
-    spent, objectives = _time_spent(session), objectives_of(calls)
-    yield b"{"
+    objectives = objectives_of(calls)
+    last = session.event_log.last_id
+    if after:
+        changed = _changed_after(session, after)
+        calls = [call for call in calls if call in changed]
+        variables = [variable for variable in variables if variable in changed]
+    spent = time_spent(session, calls)
+    yield b'{"last_event_id":%d,' % last
     yield from json_list(
         "calls", (_call_object(session, call, scheduler, objectives[call.id], spent[call.id]) for call in calls)
     )
     yield b","
-    yield from json_list("variables", map(describe_variable, variables))
+    describe = describe_variable if has_values else _describe_without_value
+    yield from json_list("variables", map(describe, variables))
     yield b","
     yield from json_list("edges", (edge for call in calls for edge in _edges(call)))
     yield b"}"
 
 
-_SPENT_ON = {
-    CallState.WAITING: "inputs",
-    CallState.QUEUED: "queue",
-    CallState.PREFILL: "prompt",
-    CallState.DECODE: "answer",
-}
+def _changed_after(session: Session, after: int) -> set[Call | Variable]:
+    """Return the calls and variables that changed after the event of this id. A variable also changes when a new call
+    reads it, and a call when it gets an input."""
+    events = session.event_log.events
+    changed: set[Call | Variable] = set()
+    for event in events[bisect.bisect_right(events, after, key=lambda event: event.id) :]:
+        match event.change:
+            case CallChanged(call):
+                changed.add(call)
+                changed.update(call.inputs.values())
+            case VariableChanged(variable, state):
+                changed.add(variable)
+                if state.is_final:
+                    changed.update(variable.consumers)
+    return changed
 
 
-def _time_spent(session: Session) -> dict[str, dict[str, float]]:
-    """Return how long each call has spent, in seconds: waiting for inputs, for an engine and room in its steps, for
-    memory; in prefill, and in decoding."""
-    spent = {id: dict.fromkeys(("inputs", "queue", "memory", "prompt", "answer"), 0.0) for id in session.calls}
-    since: dict[str, tuple[CallState, float]] = {}
-    changes = [
-        (event.change.call, event.change.state, event.time)
-        for event in session.event_log.events
-        if isinstance(event.change, CallChanged)
-    ]
-    now = time.time()
-    for call, state, changed in (*changes, *((call, call.state, now) for call in session.calls.values())):
-        previous, began = since.get(call.id, (state, changed))
-        since[call.id] = state, changed
-        if previous in _SPENT_ON:
-            spent[call.id][_SPENT_ON[previous]] += max(0.0, changed - began)
-    for call in session.calls.values():  # the engine reports how long the prompt waited for a step and for memory
-        phases = spent[call.id]
-        phases["memory"] = min(phases["prompt"], call.times.starved)
-        queued = min(phases["prompt"] - phases["memory"], call.times.held)
-        phases["queue"] += queued
-        phases["prompt"] -= phases["memory"] + queued
-    return spent
+def _describe_without_value(variable: Variable) -> VariableObject:
+    return {**describe_variable(variable), "value": None}
 
 
 def _call_object(
@@ -310,6 +316,7 @@ def _call_object(
         "state": call.state,
         "waiting_on": call.waiting_on,
         "why": _blocking_reason(call),
+        "waits_for": call.waits_for,
         "inputs": list(call.inputs),
         "output": call.output.name,
         "slots": list(call.slots),

@@ -17,7 +17,7 @@ from gateway.graph.call import Objective
 from gateway.graph.references import Reference, parse
 from gateway.graph.segments import Input
 from gateway.graph.session import Session, VariableSpec
-from gateway.graph.variable import Piece, Variable
+from gateway.graph.variable import Piece, ProducerRestarted, Variable
 from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.openapi import EVENTS, operation
@@ -84,18 +84,24 @@ def _list_pieces(items: Iterable[VariableObject]) -> Iterator[bytes]:
         "wait": {"type": "boolean"},
         "timeout": {"type": "number", "minimum": 0},
         "objective": {"type": "string", "enum": ["latency", "throughput"]},
+        "observe": {"type": "boolean"},
     },
     errors=(400, 404, 410, 429, 503, 504),
 )
 async def get(request: web.Request) -> web.StreamResponse:
     """Return a variable, or stream its value while it grows.
 
-    With `wait=true`, wait until the variable is ready, failed or cancelled.
+    With `wait=true`, wait until the variable is ready, failed or cancelled. With `observe=true`, stream without being a
+    subscriber: the stream changes no priority and keeps no call running.
     """
     session = session_of(request)
     variable = variable_of(session, request.match_info["name"])
+    observes = bool_param(request, "observe")
     if "text/event-stream" in request.headers.get("Accept", ""):
-        return await _stream(request, session, variable)
+        return await (_observe if observes else _stream)(request, session, variable)
+    if observes:
+        message = "observe needs the header Accept: text/event-stream"
+        raise RequestError(400, message, code="unsupported_value", param="observe")
     if bool_param(request, "wait") and not variable.state.is_final:
         await _wait(request, session, variable)
     return json_response(describe_variable(variable))
@@ -125,6 +131,20 @@ async def _stream(request: web.Request, session: Session, variable: Variable) ->
     with subscribed(request.app[SERVICES].scheduler, [variable], objective, session=session):
         last = await StreamWriter(stream, VariableSerializer(variable)).run([session.read(variable)])
         return await stream.end(last, done=False)
+
+
+async def _observe(request: web.Request, session: Session, variable: Variable) -> web.StreamResponse:
+    """Stream the value from its beginning, without a subscription. An event `restart` takes all text back, because the
+    producer began again."""
+    stream = EventStream(request)
+    with subscribed(request.app[SERVICES].scheduler, session=session):
+        while True:
+            try:
+                last = await StreamWriter(stream, VariableSerializer(variable)).run([variable.read()])
+            except ProducerRestarted:
+                await stream.write(named_event("restart", {}))
+            else:
+                return await stream.end(last, done=False)
 
 
 async def _wait(request: web.Request, session: Session, variable: Variable) -> None:

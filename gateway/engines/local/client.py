@@ -43,6 +43,7 @@ from gateway.engines.tokenizing import TokenRun
 from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
 from gateway.telemetry import metrics
+from gateway.telemetry.engine_status import EngineStatus
 
 log = logging.getLogger("myna.engines")
 
@@ -102,6 +103,8 @@ class EngineClient:
         self._contexts: dict[int, EngineClientContext] = {}
         self._next_context = 0
         self._ready = False
+        self._problem: str | None = "is starting"
+        """Why the engine accepts no work; None while it is ready."""
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -131,6 +134,19 @@ class EngineClient:
         if self.info is None or self._free_tokens is None or not self._ready:
             return 0
         return (self.info.kv_tokens - self._free_tokens) // self.info.block_size
+
+    def describe(self) -> EngineStatus:
+        """Return the engine's state. See `Engine.describe`."""
+        return EngineStatus(
+            self.name,
+            self._ready,
+            self.load,
+            self.kv_blocks,
+            self.kv_blocks_in_use,
+            self.restarts,
+            None if self.step_times is None else self.step_times.step_seconds,
+            self._problem,
+        )
 
     async def launch(self) -> None:
         """Run a slow part of the start before `start`, if the engine has one. Call `start` or `close` after it."""
@@ -223,6 +239,7 @@ class EngineClient:
                 return
             if self._has_generated or time.monotonic() - began > _HEALTHY_SECONDS:
                 backoff.reset()
+            self._problem = f"ended: {reason}"
             log.error("engine %s ended (%s); trying again in %.1f s", self.name, reason, backoff.seconds)
             await asyncio.sleep(backoff.seconds)
             backoff.grow()
@@ -249,6 +266,7 @@ class EngineClient:
         """Mark the engine as ready for commands."""
         self.info = info
         metrics.watch_kv(self.name, lambda: self.kv_blocks, lambda: self.kv_blocks_in_use)
+        self._problem = None
         self._set_ready(True)
         if not first_ready.done():
             first_ready.set_result(None)

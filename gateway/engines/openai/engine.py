@@ -41,6 +41,7 @@ from gateway.http_client.response import Response
 from gateway.prompts.message_join import join_messages
 from gateway.runtime.executors import offload
 from gateway.runtime.json_codec import encode_json
+from gateway.telemetry.engine_status import EngineStatus
 
 _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that can be left out if a server refuses them. The salt is not one: without it, tenants would share a
@@ -104,6 +105,10 @@ class OpenAIEngine:
     def load(self) -> int:
         """Number of open contexts, and of requests that other clients have on the server."""
         return self.contexts + self.upstream.external_requests
+
+    def describe(self) -> EngineStatus:
+        """Return the engine's state. See `Engine.describe`."""
+        return EngineStatus(self.name, self.is_ready, self.load, problem=self.upstream.problem)
 
     def open_text(self, *, adds_space: bool) -> TextRun:
         """Return an empty run of text. See `Engine.open_text`."""

@@ -126,6 +126,13 @@ class Upstream:
         """Whether the server accepts work now."""
         return self._problem is None and time.monotonic() >= self._busy_until
 
+    @property
+    def problem(self) -> str | None:
+        """Why the server accepts no work now; None if it does."""
+        if self._problem is None and not self.is_ready:
+            return "asked for a pause"
+        return self._problem
+
     async def start(self) -> None:
         """Connect to the server. Return when the server has answered, or immediately if the settings name its models.
         Raises EngineStartFailed."""

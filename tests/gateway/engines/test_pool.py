@@ -39,3 +39,13 @@ async def test_the_wait_for_an_engine_is_limited() -> None:
     pool = EnginePool(0.01)
     with pytest.raises(NoEngine, match="no engine for m was ready"):
         await pool.find_ready("m")
+
+
+def test_each_engine_is_described_once_with_all_its_models() -> None:
+    pool, one, two = EnginePool(1.0), FakeEngine(name="one"), FakeEngine(name="two")
+    pool.add("m", one)
+    pool.add("n", one)
+    pool.add("n", two)
+    two.is_ready = False
+    described = [(engine.name, engine.is_ready, models) for engine, models in pool.describe()]
+    assert described == [("one", True, ["m", "n"]), ("two", False, ["n"])]

@@ -128,3 +128,30 @@ def test_the_scope_of_the_cache_is_the_tenant_and_the_salt() -> None:
     graph = session()
     assert graph.add(spec(output="a")).scope == "t"
     assert graph.add(spec(output="b", salt="x")).scope == "t\0x"
+
+
+@pytest.mark.parametrize(
+    ("state", "cause"),
+    [
+        (CallState.WAITING, "inputs"),
+        (CallState.QUEUED, "queue"),
+        (CallState.PREFILL, "prompt"),
+        (CallState.DECODE, "answer"),
+        (CallState.DONE, None),
+        (CallState.FAILED, None),
+        (CallState.CANCELLED, None),
+    ],
+)
+def test_the_cause_of_a_wait_follows_from_the_state(state: CallState, cause: str | None) -> None:
+    call = session().add(spec())
+    call.set_state(state)
+    assert call.waits_for == cause
+
+
+def test_a_call_that_waits_for_a_client_waits_for_a_tool() -> None:
+    graph = session()
+    graph.add_variable("result")
+    first = graph.add(spec("result", output="a"))
+    second = graph.add(spec("a"))
+    first.awaits, second.awaits = graph.variable("result"), graph.variable("a")
+    assert (first.waits_for, second.waits_for) == ("tool", "inputs")

@@ -55,3 +55,17 @@ def test_ended_calls_are_counted_once() -> None:
 
 def test_final_states_without_calls_have_count_zero() -> None:
     assert {("myna_calls_total", state) for state in ("done", "failed", "cancelled")} <= samples().keys()
+
+
+def test_totals_have_the_same_figures_without_the_text_format() -> None:
+    before = metrics.read_totals()
+    metrics.observe(ended_call())
+    metrics.count_request("GET", "/here", 404)
+    metrics.count_request("GET", "/there", 200)
+    metrics.count_request("GET", "/ui/{file}", 200)
+    after = metrics.read_totals()
+    assert after.requests - before.requests == 2, "without the files of the live page"
+    assert after.calls["done"] - before.calls["done"] == 1
+    assert after.tokens["cached"] - before.tokens.get("cached", 0) == 4
+    assert after.missed["evicted"] - before.missed.get("evicted", 0) == 1
+    assert samples()["myna_calls_total", "done"] == after.calls["done"]

@@ -104,3 +104,46 @@ async def test_a_graph_of_a_session_is_described(scripted_gateway: ScriptedGatew
     assert {one["name"] for one in graph["variables"]} == {"topic", "a"}
     status, refused = await session.send("GET", "/graph?format=png")
     assert (status, refused["error"]["param"]) == (400, "format")
+
+
+async def test_a_graph_without_values_and_only_what_changed(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.script = [says("one"), says("two"), says("three")]
+    session = SessionClient(client)
+    await session.create()
+    await session.ask("First", "a")
+    await session.get("a", "?wait=true")
+    await session.put("lookup", value=None)
+    _, whole = await session.send("GET", "/graph")
+    assert [variable["value"] for variable in whole["variables"]] == ["one", None]
+    _, short = await session.send("GET", "/graph?values=none")
+    assert [variable["value"] for variable in short["variables"]] == [None, None]
+    assert [variable["state"] for variable in short["variables"]] == ["ready", "declared"]
+    last = short["last_event_id"]
+    assert (await session.send("GET", f"/graph?after={last}"))[1] == {
+        "last_event_id": last,
+        "calls": [],
+        "variables": [],
+        "edges": [],
+    }
+    await session.ask("Second <<a>> <<lookup>>", "b")
+    _, changed = await session.send("GET", f"/graph?after={last}")
+    assert [call["output"] for call in changed["calls"]] == ["b"]
+    assert {variable["name"] for variable in changed["variables"]} == {"a", "lookup", "b"}, "a call reads the first two"
+    assert {(edge["from"], edge["to"]) for edge in changed["edges"]} >= {("a", changed["calls"][0]["id"])}
+    _, before = await session.send("GET", "/graph")
+    await session.put("lookup", value="x")
+    await session.get("b", "?wait=true")
+    _, changed = await session.send("GET", f"/graph?after={before['last_event_id']}")
+    assert [(call["output"], call["state"], call["waits_for"]) for call in changed["calls"]] == [("b", "done", None)]
+    assert changed["last_event_id"] > before["last_event_id"]
+
+
+@pytest.mark.parametrize(("query", "param"), [("values=some", "values"), ("after=-1", "after"), ("after=x", "after")])
+async def test_invalid_queries_of_the_graph_are_refused(
+    scripted_gateway: ScriptedGateway, query: str, param: str
+) -> None:
+    session = SessionClient(scripted_gateway[0])
+    await session.create()
+    status, refused = await session.send("GET", f"/graph?{query}")
+    assert (status, refused["error"]["param"]) == (400, param)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.api.services import SERVICES
 from tests.fakes.in_process_gateway import ScriptedGateway
 from tests.fakes.scripted_server import hangs, refuses, says
 from tests.gateway.api.semantic.session_client import SessionClient
@@ -119,3 +120,57 @@ async def test_invalid_queries_are_refused(session: SessionClient, query: str, p
 async def test_names_that_no_reference_could_have_are_refused(session: SessionClient, name: str) -> None:
     status, refused = await session.put(name, value="1")
     assert (status, refused["error"]["code"]) == (400, "bad_reference")
+
+
+OBSERVE = "?observe=true"
+EVENTS = {"Accept": "text/event-stream"}
+
+
+async def test_an_observer_sees_the_value_and_keeps_no_call_running(
+    session: SessionClient, scripted_gateway: ScriptedGateway
+) -> None:
+    client, server, unfinished = scripted_gateway
+    server.script = [hangs("some", " text")]
+    body = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
+    headers = {"X-Semantic-Session": session.id}
+    asking = asyncio.create_task(
+        client.post("/v1/chat/completions", json={**body, "semantic": {"output": "out"}}, headers=headers)
+    )
+    async with asyncio.timeout(10):
+        while (await session.get("out"))[0] != 200:
+            await asyncio.sleep(0.01)
+        path = f"/v1/sessions/{session.id}/variables/out{OBSERVE}"
+        async with session.http.get(path, headers=EVENTS) as answer:
+            seen = b""
+            while b" text" not in seen:
+                seen += await answer.content.readany()
+            variable = client.app[SERVICES].sessions.get("", session.id).variable("out")
+            assert not variable.is_exposed, "after a loss of the engine, the call can still run again"
+            assert variable.subscribers == 1, "the client that asks, and not the observer"
+            asking.cancel()
+            while unfinished():
+                await asyncio.sleep(0.01)
+            assert b"event: cancelled" in await answer.read()
+
+
+async def test_an_observer_begins_again_with_the_producer(
+    session: SessionClient, scripted_gateway: ScriptedGateway
+) -> None:
+    client, server, _ = scripted_gateway
+    server.script = [hangs("first"), says("second")]
+    await session.ask("Hi", "out", temperature=1)
+    variable = client.app[SERVICES].sessions.get("", session.id).variable("out")
+    path = f"/v1/sessions/{session.id}/variables/out{OBSERVE}"
+    async with asyncio.timeout(10), session.http.get(path, headers=EVENTS) as answer:
+        seen = b""
+        while b"first" not in seen:
+            seen += await answer.content.readany()
+        assert variable.restart(), "it is not exposed, so the producer may begin again"
+        while b"event: restart" not in seen:
+            seen += await answer.content.readany()
+
+
+async def test_observing_needs_a_stream(session: SessionClient) -> None:
+    await session.put("x", value="1")
+    status, refused = await session.get("x", OBSERVE)
+    assert (status, refused["error"]["param"]) == (400, "observe")

@@ -1,0 +1,196 @@
+/** The timeline: one row for each call, coloured by what it waited for. */
+
+import { causeClass, causeName, missName, stateKind, SIGNS } from "./causes.js";
+import { fill, h, oncePerFrame, place, setAttribute, setText } from "./dom.js";
+import { compact, duration, label } from "./format.js";
+import { causeLegend } from "./legend.js";
+import { phasesOf, rangeOf, selectCalls, ticksOf } from "./timeline_layout.js";
+import { VirtualRows } from "./virtual_rows.js";
+
+const KINDS = [
+  ["", "all states"],
+  ["waiting", "waiting"],
+  ["running", "running"],
+  ["done", "done"],
+  ["failed", "failed"],
+  ["cancelled", "cancelled"],
+];
+const LARGEST_ZOOM = 4_096;
+
+/**
+ * Return the view.
+ *
+ * @param {{ now: () => number, select: (target: { kind: string, key: string }) => void }} context
+ */
+export function timeline({ now, select }) {
+  const filter = { text: "", kind: "", order: "start" };
+  const zoom = { factor: 1, middle: 0.5 };
+  let state = null;
+  let range = { begin: 0, end: 1 };
+
+  const search = h("input", {
+    type: "search",
+    placeholder: "name, model, engine, error",
+    "aria-label": "Find calls",
+  });
+  const kind = select_("State", KINDS);
+  const order = select_("Order", [
+    ["start", "by start"],
+    ["longest", "longest first"],
+  ]);
+  search.addEventListener("input", () => change({ text: search.value }));
+  kind.addEventListener("change", () => change({ kind: kind.value }));
+  order.addEventListener("change", () => change({ order: order.value }));
+  const found = h("span", { class: "note", role: "status" });
+  const zoomBy = (factor, shift = 0) => {
+    zoom.factor = Math.min(LARGEST_ZOOM, Math.max(1, zoom.factor * factor));
+    const half = 0.5 / zoom.factor;
+    zoom.middle = Math.min(1 - half, Math.max(half, zoom.middle + shift / zoom.factor));
+    redraw();
+  };
+  const buttons = h(
+    "div",
+    { class: "buttons", role: "group", "aria-label": "Zoom" },
+    button("−", "Zoom out", () => zoomBy(0.5)),
+    button("+", "Zoom in", () => zoomBy(2)),
+    button("‹", "Earlier", () => zoomBy(1, -0.4)),
+    button("›", "Later", () => zoomBy(1, 0.4)),
+    button("Fit", "Show all of the time", () => zoomBy(1 / LARGEST_ZOOM)),
+  );
+  const axis = h("div", { class: "axis", "aria-hidden": "true" });
+  const head = h(
+    "div",
+    { class: "row head", role: "row" },
+    h("div", { role: "columnheader", class: "cell-name" }, "Call"),
+    h("div", { role: "columnheader", class: "cell-bar", "aria-label": "Time" }, axis),
+    h("div", { role: "columnheader", class: "cell-time number" }, "Duration"),
+    h("div", { role: "columnheader", class: "cell-tokens" }, "Prompt tokens"),
+  );
+  const rows = new VirtualRows({
+    name: "Timeline of calls",
+    head,
+    createRow: () => createRow(() => range, now),
+    onOpen: (call) => select({ kind: "call", key: call.id }),
+    keyOf: (call) => call.id,
+  });
+  rows.element.classList.add("timeline");
+  const element = h(
+    "div",
+    { class: "subview" },
+    h("div", { class: "toolbar" }, search, kind, order, buttons, found),
+    causeLegend(),
+    rows.element,
+  );
+
+  const change = (values) => {
+    Object.assign(filter, values);
+    rows.element.scrollTop = 0;
+    redraw();
+  };
+  const redraw = oncePerFrame(() => {
+    if (state === null) return;
+    const time = now();
+    const whole = rangeOf(state.calls.values(), time) ?? { begin: time, end: time + 1 };
+    const length = (whole.end - whole.begin) / zoom.factor;
+    const begin = whole.begin + (whole.end - whole.begin) * zoom.middle - length / 2;
+    range = { begin, end: begin + length };
+    const chosen = selectCalls(state.calls.values(), filter, stateKind, time);
+    setText(found, chosen.length === state.calls.size ? "" : `${chosen.length} of ${state.calls.size} calls`);
+    drawAxis(axis, begin - whole.begin, length);
+    rows.setItems(chosen);
+  });
+  return {
+    element,
+    update: (next) => {
+      state = next;
+      redraw();
+    },
+    activate: (key) => rows.activate(key),
+    close: () => rows.close(),
+  };
+}
+
+function button(text, name, onClick) {
+  return h(
+    "button",
+    { type: "button", class: "button", "aria-label": name, title: name, on: { click: onClick } },
+    text,
+  );
+}
+
+function select_(name, options) {
+  return h("select", { "aria-label": name }, ...options.map(([value, text]) => h("option", { value }, text)));
+}
+
+/** Draw the ticks of the axis. `offset`: seconds from the session's beginning to the left end. */
+function drawAxis(axis, offset, length) {
+  const most = Math.max(2, Math.floor((axis.clientWidth || 600) / 90));
+  const all = ticksOf(offset + length, most * Math.max(1, (offset + length) / length)).filter(
+    (tick) => tick >= offset - length / 1e3 && tick <= offset + length * 0.93,
+  );
+  fill(
+    axis,
+    ...all.slice(0, 40).map((tick) => {
+      const mark = h("span", { class: "tick" }, tick === 0 ? "0" : duration(tick));
+      mark.style.left = `${((100 * (tick - offset)) / length).toFixed(3)}%`;
+      return mark;
+    }),
+  );
+}
+
+function createRow(range, now) {
+  const sign = h("span", { class: "sign", "aria-hidden": "true" });
+  const name = h("span", { class: "name" });
+  const nameCell = h("div", { role: "gridcell", class: "cell-name" }, sign, name);
+  const bar = h("div", { role: "gridcell", class: "cell-bar" });
+  const time = h("div", { role: "gridcell", class: "cell-time number" });
+  const tokens = h("div", { role: "gridcell", class: "cell-tokens" });
+  const element = h("div", { class: "row" }, nameCell, bar, time, tokens);
+  const pieces = [];
+  const update = (call) => {
+    const end = now();
+    const { begin, end: last } = range();
+    const kind = stateKind(call.state);
+    setAttribute(element, "class", `row state-${kind}`);
+    setText(sign, SIGNS[kind]);
+    setText(name, label(call.output || call.id, 80));
+    setAttribute(nameCell, "title", `${label(call.output, 200)} (${label(call.state, 20)})`);
+    setAttribute(nameCell, "aria-label", `${label(call.output || call.id, 80)}, ${label(call.state, 20)}`);
+    const phases = phasesOf(call, end);
+    while (pieces.length < phases.length) {
+      const piece = h("span");
+      pieces.push(piece);
+      bar.append(piece);
+    }
+    pieces.forEach((piece, index) => {
+      const phase = phases[index];
+      piece.hidden = phase === undefined || phase.end <= begin || phase.begin >= last;
+      if (piece.hidden) return;
+      const left = Math.max(0, (phase.begin - begin) / (last - begin));
+      const right = Math.min(1, (phase.end - begin) / (last - begin));
+      setAttribute(piece, "class", `phase ${causeClass(phase.cause)}`);
+      place(piece, 100 * left, Math.max(100 * (right - left), 0.05));
+    });
+    const spent = phases.filter((phase) => phase.end - phase.begin > 0.0005);
+    const words = spent.map((phase) => `${causeName(phase.cause)} ${duration(phase.end - phase.begin)}`);
+    const waits = call.waitsFor === null ? "" : `, waits for ${causeName(call.waitsFor)}`;
+    setAttribute(bar, "aria-label", (words.join(", ") || "no time yet") + waits);
+    setAttribute(bar, "title", words.join("\n"));
+    setText(time, call.created === null ? "" : duration((call.finished ?? end) - call.created));
+    setText(tokens, tokenText(call));
+    setAttribute(tokens, "title", tokenText(call));
+  };
+  return { element, update };
+}
+
+/** Return how many tokens of a prompt were cached, and why the others were not. An error is shown instead. */
+export function tokenText(call) {
+  if (call.error !== null && call.state !== "done")
+    return label(`${call.error.code}: ${call.error.message}`, 160);
+  if (call.promptTokens === 0) return "";
+  const missed = Object.entries(call.missedTokens).sort((one, other) => other[1] - one[1]);
+  const rest = Math.max(0, call.promptTokens - call.cachedTokens);
+  const why =
+    missed.length === 0 ? "" : `: ${missed.map(([reason]) => missName(label(reason, 40))).join(", ")}`;
+  return `${compact(call.cachedTokens)} cached, ${compact(rest)} missed${rest > 0 ? why : ""}`;
+}

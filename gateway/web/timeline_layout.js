@@ -1,0 +1,106 @@
+/** Compute the timeline of a session: which cause each call waited for, and when. Nothing here knows the document. */
+
+import { CAUSES, isFinal } from "./causes.js";
+
+/**
+ * Return the phases of a call in the order of time, as seconds of the Unix clock.
+ *
+ * The API reports durations. Their order is that of `CAUSES`; the time since the last report belongs to the cause of the
+ * present wait.
+ *
+ * @param {any} call
+ * @param {number} now Time of the server.
+ * @returns {{ cause: string, begin: number, end: number }[]}
+ */
+export function phasesOf(call, now) {
+  if (call.created === null) return [];
+  const end = Math.max(call.created, call.finished ?? now);
+  const phases = [];
+  let position = call.created;
+  for (const { key } of CAUSES) {
+    const seconds = Math.min(Math.max(0, (call.spent[key] ?? 0) / 1e3), end - position);
+    if (seconds > 0) {
+      phases.push({ cause: key, begin: position, end: position + seconds });
+      position += seconds;
+    }
+  }
+  if (!isFinal(call.state) && end > position) {
+    const cause = call.waitsFor ?? "inputs";
+    const last = phases[phases.length - 1];
+    if (last?.cause === cause) last.end = end;
+    else phases.push({ cause, begin: position, end });
+  }
+  return phases;
+}
+
+/**
+ * Return the first and the last moment of the calls; null if there is none.
+ *
+ * @param {Iterable<any>} calls
+ * @param {number} now
+ */
+export function rangeOf(calls, now) {
+  let begin = Infinity;
+  let end = -Infinity;
+  for (const call of calls) {
+    if (call.created === null) continue;
+    begin = Math.min(begin, call.created);
+    end = Math.max(end, call.finished ?? now, call.created);
+  }
+  return begin <= end ? { begin, end: Math.max(end, begin + 0.001) } : null;
+}
+
+/** Return how long a call has spent on its own work, in seconds: without the wait for values that it reads. */
+export function ownSeconds(call, now) {
+  let seconds = 0;
+  for (const { cause, begin, end } of phasesOf(call, now)) {
+    if (cause !== "inputs" && cause !== "tool") seconds += end - begin;
+  }
+  return seconds;
+}
+
+/**
+ * Return round times for the axis, in seconds from its beginning.
+ *
+ * @param {number} seconds Length of the axis.
+ * @param {number} most Largest number of ticks.
+ */
+export function ticksOf(seconds, most) {
+  if (!(seconds > 0) || most < 1) return [];
+  const rough = seconds / most;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough * 0.999);
+  const ticks = [];
+  for (let index = 0; index * step <= seconds * 1.0001; index += 1) ticks.push(index * step);
+  return ticks;
+}
+
+/**
+ * Return the calls to show, in their order.
+ *
+ * @param {Iterable<any>} calls
+ * @param {{ text: string, kind: string, order: string }} filter `kind`: a kind of state, or "" for all. `order`:
+ *   `start`, `longest` or `state`.
+ * @param {(state: string) => string} kindOf
+ * @param {number} now
+ */
+export function selectCalls(calls, filter, kindOf, now) {
+  const text = filter.text.trim().toLowerCase();
+  const chosen = [];
+  for (const call of calls) {
+    if (filter.kind !== "" && kindOf(call.state) !== filter.kind) continue;
+    if (text !== "" && !matches(call, text)) continue;
+    chosen.push(call);
+  }
+  if (filter.order === "longest") {
+    const length = (call) => (call.created === null ? 0 : (call.finished ?? now) - call.created);
+    chosen.sort((one, other) => length(other) - length(one));
+  }
+  return chosen;
+}
+
+function matches(call, text) {
+  return [call.output, call.id, call.model, call.engine ?? "", call.error?.code ?? ""].some((field) =>
+    field.toLowerCase().includes(text),
+  );
+}

@@ -1,0 +1,169 @@
+// Parts of the views that need no document.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { missName, stateKind } from "../../../gateway/web/causes.js";
+import { cleanCall } from "../../../gateway/web/clean.js";
+import { RateHistory, cleanStatus, ratesBetween } from "../../../gateway/web/rates.js";
+import { selectSessions } from "../../../gateway/web/sessions.js";
+import { linePoints } from "../../../gateway/web/sparkline.js";
+import { tokenText } from "../../../gateway/web/timeline.js";
+import { usageRows } from "../../../gateway/web/usage_panel.js";
+import { SHOWN, cutAt } from "../../../gateway/web/value_box.js";
+import { receive } from "../../../gateway/web/value_stream.js";
+import { rowsInView } from "../../../gateway/web/virtual_rows.js";
+import { rawCall } from "./objects.mjs";
+
+const status = (time, requests, completion) =>
+  cleanStatus({ time, counters: { requests, tokens: { completion, prompt: 0 } } });
+
+test("rates are differences of counters", () => {
+  assert.deepEqual(ratesBetween(status(10, 100, 50), status(14, 108, 90)), {
+    requests: 2,
+    completion: 10,
+    prompt: 0,
+  });
+  assert.equal(ratesBetween(null, status(1, 1, 1)), null);
+  assert.equal(ratesBetween(status(10, 100, 50), status(12, 3, 0)), null, "the server has restarted");
+  assert.equal(ratesBetween(status(10, 1, 1), status(10, 2, 2)), null, "no time has passed");
+  const history = new RateHistory();
+  for (let second = 1; second < 100; second += 1)
+    history.add(status(second, second, 0), status(second - 1, second - 1, 0));
+  assert.equal(history.requests.length, 60);
+});
+
+test("a status of garbage has the same parts", () => {
+  for (const value of [
+    null,
+    7,
+    "x",
+    [],
+    { engines: [null, 1, { name: 5, models: "m", kv_blocks: "9" }], counters: [], waiting: null },
+  ]) {
+    const cleaned = cleanStatus(value);
+    assert.ok(Array.isArray(cleaned.engines));
+    assert.equal(cleaned.requests, 0);
+  }
+});
+
+test("points of a line stay in its box", () => {
+  for (const values of [[], [0, 0], [1, 5, 3], [-1, 1e9]]) {
+    for (const [x, y] of linePoints(values, 60, 100, 40)) assert.ok(x >= 0 && x <= 100 && y >= 0 && y <= 40);
+  }
+});
+
+test("the rows in the document are few, whatever the number of rows", () => {
+  const view = { height: 600, rowHeight: 30, rows: 10_000 };
+  for (const scrollTop of [0, 15, 150_000, 299_400, 1e9]) {
+    const { first, end } = rowsInView({ ...view, scrollTop });
+    assert.ok(first >= 0 && end <= 10_000 && end >= first && end - first <= 40);
+  }
+  assert.deepEqual(rowsInView({ ...view, rows: 0, scrollTop: 0 }), { first: 0, end: 0 });
+});
+
+test("sessions are found by id, state and metadata", () => {
+  const sessions = [
+    { id: "old", state: "idle", created: 1, metadata: [["app", "Review"]] },
+    { id: "new", state: "running", created: 2, metadata: [] },
+  ];
+  const ids = (text) => selectSessions(sessions, text).map(({ id }) => id);
+  assert.deepEqual(ids(""), ["new", "old"]);
+  assert.deepEqual(ids("APP=rev"), ["old"]);
+  assert.deepEqual(ids("running"), ["new"]);
+  assert.deepEqual(ids("x"), []);
+});
+
+test("usage is sorted by cost", () => {
+  const rows = usageRows({
+    data: [{ key: "a", calls: 9 }, { key: "b", calls: 1, cost: 2 }, null, { key: 7 }],
+  });
+  assert.deepEqual(
+    rows.map(({ key }) => key),
+    ["b", "a", "unknown"],
+  );
+  assert.deepEqual(usageRows(null), []);
+});
+
+test("the prompt's tokens are told with the reason, errors first", () => {
+  const told = (fields) => tokenText(cleanCall(rawCall("a", fields)));
+  assert.equal(told({}), "40 cached, 60 missed: not seen before");
+  assert.equal(told({ cached_tokens: 100, missed_tokens: {} }), "100 cached, 0 missed");
+  assert.equal(told({ prompt_tokens: 0 }), "");
+  assert.equal(told({ state: "failed", error: { code: "boom", message: "why" } }), "boom: why");
+  assert.equal(missName("new_reason"), "new reason");
+  assert.equal(missName("constructor"), "constructor");
+});
+
+test("states of every kind, also unknown ones", () => {
+  const kinds = [
+    "waiting",
+    "queued",
+    "prefill",
+    "decode",
+    "done",
+    "failed",
+    "cancelled",
+    "ready",
+    "streaming",
+    "pending",
+    "new",
+  ].map(stateKind);
+  assert.deepEqual(kinds, [
+    "waiting",
+    "waiting",
+    "running",
+    "running",
+    "done",
+    "failed",
+    "cancelled",
+    "done",
+    "running",
+    "waiting",
+    "waiting",
+  ]);
+});
+
+test("a cut of a value splits no character", () => {
+  assert.equal(cutAt("ab👩cd", 3), 2);
+  assert.equal(cutAt("ab👩cd", 4), 4);
+  assert.equal(cutAt("ab", 9), 2);
+  assert.ok(SHOWN <= 20_000);
+});
+
+test("a value arrives in pieces, begins again, and ends", () => {
+  const seen = [];
+  const listener = {
+    onText: (text) => seen.push(text),
+    onRestart: () => seen.push("restart"),
+    onEnd: (state, variable) => seen.push(`${state} ${variable?.value}`),
+  };
+  const event = (name, value) => ({ event: name, data: JSON.stringify(value) });
+  assert.equal(
+    receive(
+      [event("delta", { text: "a" }), event("delta", { text: "b" }), event("delta", { text: 7 })],
+      listener,
+    ),
+    false,
+  );
+  assert.equal(
+    receive(
+      [
+        event("delta", { text: "x" }),
+        event("restart", {}),
+        event("delta", { text: "c" }),
+        { event: "delta", data: "{" },
+      ],
+      listener,
+    ),
+    false,
+  );
+  assert.equal(
+    receive(
+      [event("delta", { text: "d" }), event("ready", { value: "cd" }), event("delta", { text: "e" })],
+      listener,
+    ),
+    true,
+  );
+  assert.deepEqual(seen, ["ab", "restart", "c", "d", "ready cd"]);
+});
