@@ -19,7 +19,7 @@ from aiohttp import web
 
 from compat.openai import Semantic
 from gateway.api.sampling import with_seed_offset
-from gateway.api.semantic.extension import Scope, scope_of
+from gateway.api.semantic.extension import COST_HEADER, Scope, scope_of
 from gateway.api.serializers.base import Serializer, check_done
 from gateway.api.services import SERVICES, Services
 from gateway.api.stream_writer import StreamWriter
@@ -34,8 +34,6 @@ from gateway.http.sse import EventStream
 from gateway.prompts.served_models import ServedModel
 from gateway.runtime.executors import offload
 
-COST_HEADER = "x-include-cost"
-"""Header of requests whose answers include their cost in `usage`."""
 _LONG_CHARACTERS = 4_000
 """Length of a request, in characters, from which its prompt is built in a thread."""
 _LONG_PASSTHROUGH_CHARACTERS = 400_000

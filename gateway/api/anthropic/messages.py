@@ -8,7 +8,7 @@ from gateway.api.anthropic.messages_builder import MessagesSpecBuilder, chat_of
 from gateway.api.anthropic.signature import ThinkingSigner
 from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.schema_checks import answer_checker_of
-from gateway.api.semantic.extension import SESSION_HEADERS
+from gateway.api.semantic.extension import CALL_HEADERS
 from gateway.api.serializers.messages import MessageSerializer
 from gateway.api.services import models_of
 from gateway.http.json_body import read_json
@@ -24,7 +24,7 @@ routes = web.RouteTableDef()
     AnthropicMessage,
     body=MessagesRequest,
     others={EVENTS: None},
-    headers=SESSION_HEADERS,
+    headers=CALL_HEADERS,
     errors=(404, 409, 410, 422, 424, 429, 529),
     error=AnthropicErrorBody,
 )

@@ -12,7 +12,7 @@ from gateway.api.call_spec import new_spec
 from gateway.api.openai.tools import constrain_tool_calls, tool_call_parser_factory, tools_of, unenforced_warning
 from gateway.api.sampling import answer_slot, named_slots, request_sampling
 from gateway.api.schema_checks import answer_checker_of
-from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
+from gateway.api.semantic.extension import CALL_HEADERS, NO_EXTENSION
 from gateway.api.serializers.chat import ChatSerializer
 from gateway.errors import RequestError, field_path
 from gateway.graph.call import CallSpec
@@ -31,7 +31,7 @@ routes = web.RouteTableDef()
     ChatCompletion,
     body=ChatCompletionRequest,
     others={EVENTS: None},
-    headers=SESSION_HEADERS,
+    headers=CALL_HEADERS,
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:

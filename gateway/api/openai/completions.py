@@ -11,7 +11,7 @@ from gateway.api import pipeline
 from gateway.api.call_spec import new_spec
 from gateway.api.sampling import answer_slot, check_tokens, request_sampling
 from gateway.api.schema_checks import answer_checker_of
-from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
+from gateway.api.semantic.extension import CALL_HEADERS, NO_EXTENSION
 from gateway.api.serializers.completions import CompletionSerializer
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
@@ -29,7 +29,7 @@ routes = web.RouteTableDef()
     TextCompletion,
     body=CompletionRequest,
     others={EVENTS: None},
-    headers=SESSION_HEADERS,
+    headers=CALL_HEADERS,
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:

@@ -10,7 +10,7 @@ from gateway.api.responses.conversation_store import is_conversation_id
 from gateway.api.responses.conversations import not_found_message
 from gateway.api.responses.creation import create_response
 from gateway.api.responses.pages import PAGE_QUERY, page_of
-from gateway.api.semantic.extension import SESSION_HEADERS
+from gateway.api.semantic.extension import CALL_HEADERS
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.http.json_body import json_response, read_json
@@ -28,7 +28,7 @@ routes = web.RouteTableDef()
     Response,
     body=ResponseRequest,
     others={EVENTS: None},
-    headers=SESSION_HEADERS,
+    headers=CALL_HEADERS,
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:

@@ -29,12 +29,15 @@ AGENT_SESSION_HEADER = "X-Session-Id"
 """Header that agents send without knowing of variables. It names a session only for requests that use variables in
 another way, or that read a variable which the session has."""
 DEFER_HEADER = "X-Semantic-Defer"
-SESSION_HEADERS = {
+COST_HEADER = "X-Include-Cost"
+"""Header of requests whose answers include their cost in `usage`."""
+CALL_HEADERS = {
     SESSION_HEADER: {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     AGENT_SESSION_HEADER: {"type": "string"},
     DEFER_HEADER: {"type": "string", "enum": ["true", "false"]},
+    COST_HEADER: {"type": "string", "enum": ["true", "false"]},
 }
-"""JSON schemas of the headers."""
+"""JSON schemas of the headers of requests that make calls."""
 NO_EXTENSION = Semantic()
 """The extension of a request without one."""
 _SESSION_ID_HELP = "at most 128 letters, digits and ._:-"

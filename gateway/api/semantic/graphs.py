@@ -25,8 +25,8 @@ from gateway.api.semantic.diagrams import dot, mermaid
 from gateway.api.semantic.events import describe_event
 from gateway.api.semantic.extension import (
     AGENT_SESSION_HEADER,
+    CALL_HEADERS,
     SESSION_HEADER,
-    SESSION_HEADERS,
     describe_failure,
     describe_variable,
     find_named_session,
@@ -67,7 +67,7 @@ _BATCH = 20
     GraphAnswer,
     body=GraphRequest,
     others={EVENTS: None},
-    headers={name: SESSION_HEADERS[name] for name in (SESSION_HEADER, AGENT_SESSION_HEADER)},
+    headers={name: CALL_HEADERS[name] for name in (SESSION_HEADER, AGENT_SESSION_HEADER)},
     errors=(404, 409, 410, 429, 503),
 )
 async def run(request: web.Request) -> web.StreamResponse:
