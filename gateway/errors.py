@@ -22,6 +22,8 @@ _STATUS = {
     "bad_grammar": 400,
     "engine_refused": 400,
     "unsupported_by_engine": 400,
+    "invalid_api_key": 401,
+    "api_key_disabled": 401,
     "session_not_found": 404,
     "variable_not_found": 404,
     "variable_already_set": 409,

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Protocol
 
 from gateway.accounts.call_bound import CallBounds
+from gateway.accounts.errors import KeyDisabled, KeyEnded
 from gateway.accounts.key_directory import KeyDirectory
 from gateway.accounts.key_limits import KeyLimits, WaitingRule
 from gateway.accounts.prices import Prices
@@ -77,11 +78,17 @@ class Accounts:
         """Refuse the requests of a key from now on, and cancel what runs."""
         limits = self._limits.get(id)
         if limits is not None:
-            limits.close(lambda: _end_of(self.directory, id))
+            limits.close(lambda: self._end_error(id))
         for lifetime in self._lifetimes.get(id, ()):
             if not lifetime.expired():
                 lifetime.reschedule(asyncio.get_running_loop().time())
         self.on_end(id, is_deleted)
+
+    def _end_error(self, id: str) -> KeyEnded:
+        """Return the error for the work of a key that has ended."""
+        if self.directory.get(id) is None:
+            return KeyEnded("this API key was deleted")
+        return KeyDisabled("this API key is disabled")
 
     def limits_of(self, tenant: str) -> KeyLimits | None:
         """Return the limits of a tenant; None if it has none."""
@@ -116,16 +123,20 @@ class Accounts:
             await limits.make_room()
 
     def check(self, tenant: str, specs: Sequence[CallSpec]) -> None:
-        """Raise LimitReached if these calls may not join a session. See `CallGate.check`."""
+        """Raise LimitReached or KeyEnded if these calls may not join a session. See `CallGate.check`."""
         limits = self._limits.get(tenant)
-        if limits is not None and any(spec.model for spec in specs):
+        if limits is None:
+            if is_key_id(tenant) and ((record := self.directory.get(tenant)) is None or record.disabled):
+                raise self._end_error(tenant)  # the key ended after the request was authenticated
+        elif not limits.take_check() and any(spec.model for spec in specs):
             limits.check()
 
     def reserve(self, call: Call) -> None:
         """Reserve what a call may use. See `CallGate.reserve`."""
         limits = self._limits.get(call.session.tenant)
-        if limits is not None and call.spec.model:
-            limits.reserve(call.id, *self.bounds.of_call(call.spec))
+        if limits is not None and call.spec.model and limits.counts_calls:
+            tokens, cost = self.bounds.of_call(call.spec)
+            limits.reserve(call.id, tokens, cost)
 
     def settle(self, tenant: str, call_id: str, spend: CallSpend) -> None:
         """Count what a call has used, in place of its reservation. Call it on the event loop, once for each call that
@@ -139,12 +150,12 @@ class Accounts:
         """Admit a request that no call belongs to, and reserve for it. Yield an id, for `settle`.
 
         `tokens`: upper bound of its tokens. If the request is not settled within the block, it has used nothing.
-        Raises LimitReached, or RequestError 401 if the key is deleted or disabled meanwhile.
+        Raises LimitReached, or KeyEnded if the key is deleted or disabled meanwhile.
         """
         id, limits = f"relay_{new_id(16)}", self._limits.get(tenant)
         if limits is not None:
             await limits.make_room()
-            limits.check()
+            limits.take_check()
             limits.reserve(id, *self.bounds.of_prompt(model, tokens))
         try:
             with self._lifetime(tenant) as lifetime:
@@ -153,7 +164,7 @@ class Accounts:
                         yield id
                 except TimeoutError:
                     if lifetime.expired():
-                        raise _end_of(self.directory, tenant) from None
+                        raise self._end_error(tenant) from None
                     raise
         finally:
             if limits is not None and limits.is_reserved(id):
@@ -218,12 +229,3 @@ class Accounts:
         return [
             limits for limits in self._limits.values() if any(meter.needs_exchange for meter in limits.shared_meters)
         ]
-
-
-def _end_of(directory: KeyDirectory, id: str) -> Exception:
-    """Return the reason why a key is not accepted any more."""
-    try:
-        directory.check(directory.get(id))
-    except Exception as error:
-        return error
-    return AssertionError(f"the key {id} is accepted")

@@ -10,8 +10,8 @@ class LimitReached(GraphError):
 
     code: ClassVar[str] = "rate_limit_exceeded"
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, where: str | None = None, *, retry_after: float | None = None) -> None:
+        super().__init__(message, where)
         self.retry_after = retry_after
 
 
@@ -20,6 +20,18 @@ class QuotaReached(LimitReached):
     none."""
 
     code: ClassVar[str] = "insufficient_quota"
+
+
+class KeyEnded(GraphError):
+    """The API key was deleted or has expired since its request was authenticated."""
+
+    code: ClassVar[str] = "invalid_api_key"
+
+
+class KeyDisabled(KeyEnded):
+    """The API key was disabled since its request was authenticated."""
+
+    code: ClassVar[str] = "api_key_disabled"
 
 
 class KeyStoreError(GraphError):

@@ -73,7 +73,7 @@ class KeyLimits:
         self._reservations: dict[str, _Reserved] = {}
         """Reservations of unfinished calls, by the call's id."""
         self._is_checked = False
-        """Whether `make_room` has just found room, so that `check` need not look again."""
+        """Whether `make_room` has just found room; see `take_check`."""
         self._entry = asyncio.Lock()
         self._calls = asyncio.Lock()
         """Locks that requests hold while they are the next to enter, and to start calls. Others wait in order."""
@@ -181,11 +181,18 @@ class KeyLimits:
             await self._wait(self._calls)
         self._is_checked = True
 
+    def take_check(self) -> bool:
+        """Return whether `make_room` has just found room, so that `check` need not look again. It is so only once."""
+        is_checked, self._is_checked = self._is_checked, False
+        return is_checked
+
+    @property
+    def counts_calls(self) -> bool:
+        """Whether the key has limits of tokens or budgets."""
+        return bool(self._call_meters)
+
     def check(self) -> None:
         """Raise LimitReached if no call may start now."""
-        if self._is_checked:
-            self._is_checked = False
-            return
         refusal = self._find_refusal(self._call_meters)
         if refusal is not None:
             raise refusal
@@ -256,7 +263,7 @@ class KeyLimits:
         if self._waiting.seconds and self.waiting_requests >= _MAX_WAITING:
             refusal = self._find_refusal(self._needed(turn))
             if refusal is not None or turn is self._entry:
-                raise refusal or LimitReached("too many requests of this API key wait for its limits", 1.0)
+                raise refusal or LimitReached("too many requests of this API key wait for its limits", retry_after=1.0)
             return
         deadline = self._clock() + self._waiting.seconds
         self.waiting_requests += 1
@@ -313,10 +320,10 @@ def _refusal(kind: str, meter: Meter, now: float) -> LimitReached:
     retry_after = min(seconds, _MAX_RETRY_SECONDS) if seconds < math.inf else None
     if kind not in ("budget_tokens", "budget_cost"):
         return LimitReached(
-            f"Rate limit reached for this API key: {limit} {name}. Please try again later.", retry_after
+            f"Rate limit reached for this API key: {limit} {name}. Please try again later.", retry_after=retry_after
         )
     if meter.is_used_up(now):
         message = f"You exceeded your current quota: this API key has used its budget of {limit} {name}"
-        return QuotaReached(f"{message}.", None if seconds == math.inf else seconds)
+        return QuotaReached(f"{message}.", retry_after=None if seconds == math.inf else seconds)
     message = f"requests in progress have reserved the rest of this API key's budget of {limit} {name}"
-    return LimitReached(f"{message}; please try again later.", retry_after)
+    return LimitReached(f"{message}; please try again later.", retry_after=retry_after)

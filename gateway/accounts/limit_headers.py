@@ -17,8 +17,8 @@ def limit_headers(requests: Meter | None, tokens: Meter | None, now: float) -> M
     for meter, (limit, remaining, reset) in ((requests, NAMES[:3]), (tokens, NAMES[3:])):
         if meter is not None:
             headers[limit] = str(int(meter.limit))
-            headers[remaining] = str(int(meter.remaining(now)))
-            seconds = meter.seconds_to_reset(now)
+            left, seconds = meter.state(now)
+            headers[remaining] = str(int(left))
             headers[reset] = duration_text(seconds) if seconds else "0s"
     return headers
 

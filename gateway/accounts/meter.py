@@ -43,6 +43,9 @@ class Meter(Protocol):
     def remaining(self, now: float) -> float:
         """Return how much of the limit is left, at least 0."""
 
+    def state(self, now: float) -> tuple[float, float]:
+        """Return `remaining` and `seconds_to_reset` together."""
+
     def is_used_up(self, now: float) -> bool:
         """Return whether the limit is reached without any reservation."""
 
@@ -132,6 +135,12 @@ class LocalMeter:
     def remaining(self, now: float) -> float:
         """Return how much is left. See `Meter.remaining`."""
         return max(0.0, self.limit - self.used.advance(now) - self.reserved)
+
+    def state(self, now: float) -> tuple[float, float]:
+        """Return how much is left, and when nothing is used. See `Meter.state`."""
+        used = self.used.advance(now)
+        rate = self.used.rate
+        return max(0.0, self.limit - used - self.reserved), used / rate if rate else self.seconds_to_reset(now)
 
     def is_used_up(self, now: float) -> bool:
         """Return whether the limit is reached. See `Meter.is_used_up`."""

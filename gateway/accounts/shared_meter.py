@@ -124,6 +124,10 @@ class SharedMeter:
         """Return how much was left at the last exchange, without what this gateway used since then."""
         return max(0.0, self.limit - self._level(now))
 
+    def state(self, now: float) -> tuple[float, float]:
+        """Return how much is left, and when nothing is used. See `Meter.state`."""
+        return self.remaining(now), self.seconds_to_reset(now)
+
     def is_used_up(self, now: float) -> bool:
         """Return whether the limit is reached. See `Meter.is_used_up`."""
         used = self._used.advance(now) + self._unreported

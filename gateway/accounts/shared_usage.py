@@ -14,6 +14,7 @@ CREATE TABLE IF NOT EXISTS myna_key_usage (
     key text NOT NULL,
     kind text NOT NULL,
     "window" double precision NOT NULL,
+    rate double precision NOT NULL,
     used double precision NOT NULL,
     at timestamptz NOT NULL,
     PRIMARY KEY (key, kind)
@@ -32,26 +33,21 @@ unnest($2::text[], $3::text[], $4::float8[], $5::float8[], $6::float8[], $7::flo
 WITH ORDINALITY AS report (key, kind, "window", rate, "limit", used, held, wanted, number)
 """
 _COUNT = f"""
-INSERT INTO myna_key_usage AS u (key, kind, "window", used, at)
-SELECT key, kind, "window", used, clock_timestamp() FROM {_REPORTS}, (VALUES ($1::bigint)) AS me (id)
+INSERT INTO myna_key_usage AS u (key, kind, "window", rate, used, at)
+SELECT key, kind, "window", rate, used, clock_timestamp() FROM {_REPORTS}, (VALUES ($1::bigint)) AS me (id)
 WHERE EXISTS (SELECT FROM myna_gateways WHERE id = me.id AND alive FOR SHARE)
 ORDER BY key, kind
 ON CONFLICT (key, kind) DO UPDATE SET
     "window" = greatest(u."window", excluded."window"),
-    used = CASE WHEN excluded."window" > u."window" THEN 0 ELSE u.used END + excluded.used,
-    at = clock_timestamp()
-RETURNING key, kind, used
+    rate = excluded.rate,
+    used = excluded.used + CASE
+        WHEN excluded."window" > u."window" THEN 0
+        ELSE greatest(0, u.used - excluded.rate * greatest(0, extract(epoch FROM excluded.at - u.at)))
+    END,
+    at = greatest(u.at, excluded.at)
+RETURNING key
 """
-_DECAY = f"""
-UPDATE myna_key_usage AS u
-SET used = greatest(0, u.used - rate * greatest(0, extract(epoch FROM clock_timestamp() - u.at))),
-    at = clock_timestamp()
-FROM {_REPORTS} WHERE u.key = report.key AND u.kind = report.kind AND rate > 0 AND $1::bigint > 0
-"""
-_LOCK = f"""
-SELECT 1 FROM myna_key_usage AS u JOIN {_REPORTS} ON u.key = report.key AND u.kind = report.kind
-WHERE $1::bigint > 0 ORDER BY u.key, u.kind FOR UPDATE OF u
-"""
+"""Statement that counts what was used. It locks the rows in one order, so that no two gateways wait for each other."""
 _GRANT = f"""
 WITH totals AS (
     SELECT number, report.key, report.kind, held, u.used,
@@ -98,9 +94,7 @@ class SharedUsage:
         values = (self._storage.gateway, *map(list, zip(*reports, strict=True)))
         try:
             async with self._storage.transaction() as connection:
-                # locks are taken in one order, and before allotments are read, so that their sum is exact
-                await connection.execute(_LOCK, *values)
-                await connection.execute(_DECAY, *values)
+                # another statement reads the allotments, because it sees those of transactions that this one waited for
                 counted = await connection.fetch(_COUNT, *values)
                 if len(counted) < len(reports):
                     raise self._storage.lease_lost()

@@ -67,7 +67,7 @@ class ServedModels:
         """Models by the aliases that are patterns."""
         self._fallbacks: dict[str, Sequence[str]] = {}
         self._hidden: frozenset[str] = frozenset()
-        """Names of models that exist and may not be used."""
+        """Names and aliases of models that exist and may not be used."""
         self._started = asyncio.Event()
 
     def restricted(self, may_use: Callable[[str], bool] | None) -> "ServedModels":
@@ -186,9 +186,10 @@ class _RestrictedModels(ServedModels):
         """Copy from the other models those that may be used."""
         models, may_use = self._models, self._may_use
         self._served = {name: model for name, model in models._served.items() if may_use(name)}
-        self._hidden = frozenset(models._served.keys() - self._served.keys())
         self._aliases = {alias: name for alias, name in models._aliases.items() if name in self._served}
-        self._patterns = {alias: name for alias, name in models._patterns.items() if name in self._served}
+        hidden = (models._served.keys() - self._served.keys()) | (models._aliases.keys() - self._aliases.keys())
+        self._hidden = frozenset(hidden - self._aliases.keys())
+        self._patterns = models._patterns  # the first that matches counts, also if its model may not be used
         self._fallbacks = {
             name: [fallback for fallback in fallbacks if fallback in self._served]
             for name, fallbacks in models._fallbacks.items()

@@ -48,7 +48,7 @@ def test_every_code_of_a_refusal_of_the_graph_has_a_status() -> None:
     for kind in (GraphError, *kinds):
         error = RequestError.of_graph(kind("no", "calls.0"))
         assert (error.code, error.param, str(error)) == (kind.code, "calls.0", "no")
-        assert error.status in (400, 404, 409, 410, 413, 429, 503), kind
+        assert error.status in (400, 401, 404, 409, 410, 413, 429, 503), kind
 
 
 @pytest.mark.parametrize(

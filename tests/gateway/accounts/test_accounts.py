@@ -6,7 +6,7 @@ import pytest
 
 from engine.sampling_params import SamplingParams
 from gateway.accounts.accounts import Accounts
-from gateway.accounts.errors import LimitReached
+from gateway.accounts.errors import KeyEnded, LimitReached
 from gateway.accounts.prices import Price, Prices
 from gateway.accounts.spend import FREE
 from gateway.accounts.virtual_key import KeyRecord
@@ -54,6 +54,19 @@ def test_calls_reserve_when_they_join_a_session() -> None:
     assert limits.meters["budget_cost"].used_at(0.0) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("limits", [{}, {"budget_tokens": 1_000}])
+def test_a_request_that_was_authenticated_before_its_key_ended_starts_no_call(limits: dict[str, int]) -> None:
+    accounts = accounts_of(**limits)
+    accounts.put(KeyRecord(id="key_1", digest="00", created=0, disabled=True, **limits))  # type: ignore[arg-type]
+    with pytest.raises(KeyEnded, match="disabled"):
+        session_of(accounts).add_all([SPEC])
+    accounts.put(KeyRecord(id="key_1", digest="00", created=0, **limits))  # type: ignore[arg-type]
+    session_of(accounts).add_all([SPEC])
+    accounts.remove("key_1")
+    with pytest.raises(KeyEnded, match="deleted"):
+        session_of(accounts).add_all([SPEC])
+
+
 def test_templates_and_other_tenants_reserve_nothing() -> None:
     accounts = accounts_of(budget_tokens=0)
     session_of(accounts).add_variable("a", template=["text"])
@@ -98,9 +111,10 @@ async def test_a_relayed_request_ends_with_its_key(is_deleted: bool) -> None:
         accounts.remove("key_1")
     else:
         accounts.put(KeyRecord(id="key_1", digest="00", created=0, disabled=True))
-    with pytest.raises(RequestError) as error:
+    with pytest.raises(KeyEnded) as error:
         await task
-    assert (error.value.status, error.value.code) == (401, "invalid_api_key" if is_deleted else "api_key_disabled")
+    assert error.value.code == ("invalid_api_key" if is_deleted else "api_key_disabled")
+    assert RequestError.of_graph(error.value).status == 401
     assert ended == [("key_1", is_deleted)]
     assert not other.done()
     other.cancel()

@@ -1,8 +1,10 @@
 """gateway/graph/session_store.py"""
 
+from collections.abc import Sequence
+
 import pytest
 
-from gateway.graph.call import CallState
+from gateway.graph.call import Call, CallSpec, CallState
 from gateway.graph.errors import GraphError, TooLarge
 from gateway.graph.limits import SessionLimits
 from gateway.graph.session_store import SessionExists, SessionExpired, SessionNotFound, SessionStore
@@ -29,6 +31,54 @@ def test_a_session_is_visible_to_its_tenant_only() -> None:
         sessions.get("you", "run")
     assert sessions.get_or_create("you", "run") is not mine
     assert [list(sessions.of_tenant(tenant)) for tenant in ("me", "nobody")] == [[mine], []]
+
+
+class Gate:
+    """A gate that records, and refuses if it is closed."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.reserved: list[str] = []
+
+    def check(self, tenant: str, specs: Sequence[CallSpec]) -> None:
+        if self.is_closed:
+            raise TooLarge(f"{tenant} has no room for {len(specs)} calls")
+
+    def reserve(self, call: Call) -> None:
+        self.reserved.append(call.id)
+
+
+def test_calls_of_all_sessions_pass_the_gate() -> None:
+    sessions, gate = store(), Gate()
+    sessions.call_gate = gate
+    session = sessions.create("me", "run")
+    plain = sessions.build("me")
+    ids = [each.add(spec()).id for each in (session, plain)]
+    assert gate.reserved == ids
+    gate.is_closed = True
+    for each in (session, plain):
+        with pytest.raises(TooLarge, match="me has no room for 1 calls"):
+            each.add(spec())
+        assert len(each.calls) == 1
+
+
+def test_unfinished_calls_of_a_restored_session_reserve() -> None:
+    sessions, gate = store(), Gate()
+    restored = sessions.build("me", "run")
+    unfinished, ended = restored.add(spec()), restored.add(spec())
+    ended.set_state(CallState.DONE)
+    sessions.call_gate = gate
+    sessions.add(restored)
+    assert gate.reserved == [unfinished.id]
+
+
+def test_all_sessions_of_a_tenant_can_be_deleted() -> None:
+    sessions = store()
+    mine = [sessions.create("me", name) for name in "ab"]
+    other = sessions.create("you", "a")
+    assert sessions.delete_all_of("me") == mine
+    assert all(session.is_closed for session in mine)
+    assert sessions.all() == [other]
 
 
 def test_an_id_in_use_is_rejected() -> None:

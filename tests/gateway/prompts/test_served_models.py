@@ -7,6 +7,7 @@ import pytest
 
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
+from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.served_models import ServedModel, ServedModels
 from gateway.prompts.template_builder import TemplatePromptBuilder
 
@@ -86,3 +87,54 @@ async def test_a_huge_name_costs_no_time(tokenizer: Tokenizer) -> None:
         with pytest.raises(RequestError, match="does not exist"):
             await models.get(name)
     assert time.process_time() - began < 0.5
+
+
+def passed_through(*names: str) -> ServedModels:
+    """Return models of upstream servers."""
+    models = ServedModels(30.0)
+    for name in names:
+        models.add(ServedModel(name, None, None, None, PassthroughPromptBuilder()))
+    return models
+
+
+async def test_a_view_has_only_the_models_that_may_be_used() -> None:
+    models = passed_through("small", "large", "other")
+    aliases = {"fast": "small", "best": "large", "large": "other", "any-*": "large", "*": "small"}
+    models.set_aliases(aliases, {"small": ["large", "other"], "large": ["small"]})
+    view = models.restricted(lambda name: name in ("small", "other"))
+    assert [model.id for model in await view.all()] == ["small", "other"]
+    assert (await view.get("fast")).id == "small"
+    assert [model.id for model in view.fallbacks_of(await view.get("small"))] == ["other"]
+    assert (await view.get("large")).id == "other", "an alias goes before the model of that name"
+    assert (await view.get("anything")).id == "small"
+    for name in ("best", "any-thing"):
+        with pytest.raises(RequestError) as refusal:
+            await view.get(name)
+        assert (refusal.value.status, refusal.value.code) == (404, "model_not_found")
+        assert "best" not in str(refusal.value).replace(repr(name), "")
+    assert (await models.get("best")).id == "large", "the others are not restricted"
+    assert models.restricted(None) is models
+
+
+async def test_a_view_of_one_model_needs_no_name_and_one_of_none_has_no_model() -> None:
+    models = passed_through("small", "large")
+    assert (await models.restricted(lambda name: name == "large").find_or_only(None)).id == "large"
+    for name in (None, "small", "claude-x"):
+        with pytest.raises(RequestError) as refusal:
+            await models.restricted(lambda name: False).find_or_only(name)
+        assert refusal.value.status == 404
+        assert "large" not in str(refusal.value)
+
+
+async def test_a_view_during_the_start_waits_too() -> None:
+    models = ServedModels(30.0)
+    waiting = asyncio.create_task(models.restricted(lambda name: name == "small").get("small"))
+    await asyncio.sleep(0)
+    models.add(ServedModel("small", None, None, None, PassthroughPromptBuilder()))
+    assert (await waiting).id == "small"
+
+
+def test_the_window_of_a_model_may_be_unknown() -> None:
+    models = passed_through("small")
+    models.add(ServedModel("large", 4096, None, None, PassthroughPromptBuilder()))
+    assert [models.window_of(name) for name in ("small", "large", "none")] == [None, 4096, None]

@@ -33,6 +33,19 @@ def test_shares_follow_the_weights_and_idle_tenants_save_up_nothing() -> None:
     assert queue.unfinished() == {"large": 1, "new": 1, "small": 1}
 
 
+def test_a_new_weight_takes_effect_for_new_calls() -> None:
+    weights: dict[str, float] = {}
+    queue = FairQueue(weights)
+    queue.request("a", 10.0)
+    queue.request("b", 10.0)
+    weights["a"] = 10.0
+    assert queue.request("a", 10.0) == 0.0
+    assert queue.request("b", 10.0) == -1.0, "the second call of a counted a tenth"
+    for tenant in "aabb":
+        queue.finish(tenant, 10.0)
+    assert queue.unfinished() == {}
+
+
 class Pool:
     def __init__(self, engine: Engine) -> None:
         self._engines = [engine]

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from tests.fakes.in_process_gateway import GatewayClient, gateway_before
+from tests.fakes.keyed_gateway import keyed_gateway
 from tests.fakes.scripted_server import ScriptedServer
 
 
@@ -74,3 +75,33 @@ async def test_many_outputs_take_little_time_and_errors_are_short() -> None:
         status, error = await send(client, "POST", "/v1/py_native_call", {"func_name": "f" * 1_000_000})
         assert status == 400
         assert len(error["error"]) <= 2_000
+
+
+async def test_programs_of_a_key_pass_its_limits() -> None:
+    async with keyed_gateway(parrot_api=True) as gateway:
+        id, key = await gateway.make_key(rpm=2, budget_tokens=1_000_000)
+        client = gateway.client
+        status, known = await send(client, "POST", "/v1/session", {"api_key": key})
+        assert status == 200
+        status, told = await send(client, "POST", "/v1/semantic_call", call(known, "say {{a}}", "a"))
+        assert status == 200
+        path = f"/v1/semantic_var/{told['param_info'][0]['var_id']}"
+        assert (await send(client, "GET", path, known))[0] == 200
+        assert (await send(client, "GET", path, known))[0] == 200, "a value that is ready is no request"
+        status, error = await send(client, "POST", "/v1/semantic_call", call(known, "say {{b}}", "b"))
+        assert status == 429
+        assert "2 requests per minute" in error["error"]
+        limits = gateway.services.accounts.limits_of(id)
+        assert limits is not None
+        assert limits.meters["budget_tokens"].used_at(0.0) > 0
+        await gateway.admin("PATCH", f"/{id}", {"disabled": True})
+        assert (await send(client, "GET", path, known))[0] == 401
+
+
+async def test_a_program_may_use_the_models_of_its_key_only() -> None:
+    async with keyed_gateway(parrot_api=True) as gateway:
+        _, key = await gateway.make_key(models=["other"])
+        _, known = await send(gateway.client, "POST", "/v1/session", {"api_key": key})
+        for models in ([], ["fake"]):
+            body = call(known, "say {{a}}", "a", models=models)
+            assert (await send(gateway.client, "POST", "/v1/semantic_call", body))[0] == 404
