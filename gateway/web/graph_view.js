@@ -5,6 +5,7 @@ import { fill, h, oncePerFrame, setAttribute, setText, svg } from "./dom.js";
 import { duration, label, plural } from "./format.js";
 import { NODE_HEIGHT, NODE_WIDTH, edgePath, edgesIn, layoutGraph, nodesIn } from "./graph_layout.js";
 import { callGraph, criticalPath, foldedGraph } from "./graph_model.js";
+import { toolButton } from "./legend.js";
 import { ownSeconds } from "./timeline_layout.js";
 
 const KINDS = ["done", "running", "waiting", "failed", "cancelled"];
@@ -42,26 +43,20 @@ export function graphView({ now, select }) {
   const scroller = h("div", { class: "graph", tabindex: -1 }, canvas);
   const empty = h("p", { class: "empty" }, "No calls yet.");
   const note = h("span", { class: "note", role: "status" });
-  const button = (text, name, onClick) =>
-    h(
-      "button",
-      { type: "button", class: "button", "aria-label": name, title: name, on: { click: onClick } },
-      text,
-    );
   const toolbar = h(
     "div",
     { class: "toolbar" },
     h(
       "div",
       { class: "buttons", role: "group", "aria-label": "Zoom" },
-      button("−", "Zoom out", () => zoomTo(zoom - 1)),
-      button("+", "Zoom in", () => zoomTo(zoom + 1)),
+      toolButton("−", "Zoom out", () => zoomTo(zoom - 1)),
+      toolButton("+", "Zoom in", () => zoomTo(zoom + 1)),
     ),
     h(
       "div",
       { class: "buttons", role: "group", "aria-label": "Groups" },
-      button("Fold all", "Fold like calls into one node", () => foldAll(true)),
-      button("Unfold all", "Show each call as a node", () => foldAll(false)),
+      toolButton("Fold all", "Fold like calls into one node", () => foldAll(true)),
+      toolButton("Unfold all", "Show each call as a node", () => foldAll(false)),
     ),
     h(
       "ul",

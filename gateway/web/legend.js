@@ -31,11 +31,25 @@ export function stateBadge(state = "") {
 }
 
 /**
+ * Return a button of a toolbar. A sign gets the sentence as its name; a word keeps itself, so that a reader who speaks to
+ * the browser can say it.
+ */
+export function toolButton(text, sentence, onClick) {
+  const name = /[a-z]/i.test(text) ? null : sentence;
+  return h(
+    "button",
+    { type: "button", class: "button", "aria-label": name, title: sentence, on: { click: onClick } },
+    text,
+  );
+}
+
+/**
  * Return a bar of stacked parts. `update` gets `{ key, name, value }` for each part; the total is their sum.
  *
  * @param {string} kind Prefix of the parts' classes, such as `cause`.
+ * @param {string} name What the bar shows, for screen readers.
  */
-export function stackedBar(kind) {
+export function stackedBar(kind, name) {
   const element = h("div", { class: "stack", role: "img" });
   const pieces = new Map();
   const update = (parts) => {
@@ -56,7 +70,7 @@ export function stackedBar(kind) {
     const described = parts
       .filter((part) => part.value > 0)
       .map((part) => `${part.name} ${part.text ?? part.value}`);
-    setAttribute(element, "aria-label", described.join(", ") || "nothing");
+    setAttribute(element, "aria-label", `${name}: ${described.join(", ") || "none"}`);
   };
   return { element, update };
 }

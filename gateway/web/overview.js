@@ -78,7 +78,7 @@ function rateCard(title, unit) {
 
 function waitCard() {
   const figure = h("span", { class: "figure" }, DASH);
-  const bar = stackedBar("cause");
+  const bar = stackedBar("cause", "Unfinished calls by cause");
   const note = h("p", { class: "note" });
   const unit = h("span", { class: "unit" });
   const element = card(
@@ -101,7 +101,7 @@ function waitCard() {
 
 function cacheCard() {
   const figure = h("span", { class: "figure" }, DASH);
-  const bar = stackedBar("cache");
+  const bar = stackedBar("cache", "Prompt tokens");
   const reasons = h("ul", { class: "reasons" });
   const element = card(
     "Prompt cache",

@@ -31,7 +31,7 @@ export function viewName(text) {
  */
 export function sessionView({ api, presence, now, onError }, id) {
   const figures = h("dl", { class: "figures" });
-  const bar = stackedBar("state");
+  const bar = stackedBar("state", "Calls by state");
   const banner = h("p", { class: "banner", hidden: true });
   const tabs = Object.entries(VIEWS).map(([name, [title]]) =>
     h("a", { href: `#/session/${encodeURIComponent(id)}/${name}`, data: { name } }, title),

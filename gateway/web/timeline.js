@@ -3,7 +3,7 @@
 import { causeClass, causeName, missName, stateKind, SIGNS } from "./causes.js";
 import { fill, h, oncePerFrame, place, setAttribute, setText } from "./dom.js";
 import { compact, duration, label } from "./format.js";
-import { causeLegend } from "./legend.js";
+import { causeLegend, toolButton } from "./legend.js";
 import { phasesOf, rangeOf, selectCalls, ticksOf } from "./timeline_layout.js";
 import { VirtualRows } from "./virtual_rows.js";
 
@@ -51,11 +51,11 @@ export function timeline({ now, select }) {
   const buttons = h(
     "div",
     { class: "buttons", role: "group", "aria-label": "Zoom" },
-    button("−", "Zoom out", () => zoomBy(0.5)),
-    button("+", "Zoom in", () => zoomBy(2)),
-    button("‹", "Earlier", () => zoomBy(1, -0.4)),
-    button("›", "Later", () => zoomBy(1, 0.4)),
-    button("Fit", "Show all of the time", () => zoomBy(1 / LARGEST_ZOOM)),
+    toolButton("−", "Zoom out", () => zoomBy(0.5)),
+    toolButton("+", "Zoom in", () => zoomBy(2)),
+    toolButton("‹", "Earlier", () => zoomBy(1, -0.4)),
+    toolButton("›", "Later", () => zoomBy(1, 0.4)),
+    toolButton("Fit", "Show all of the time", () => zoomBy(1 / LARGEST_ZOOM)),
   );
   const axis = h("div", { class: "axis", "aria-hidden": "true" });
   const head = h(
@@ -108,14 +108,6 @@ export function timeline({ now, select }) {
     activate: (key) => rows.activate(key),
     close: () => rows.close(),
   };
-}
-
-function button(text, name, onClick) {
-  return h(
-    "button",
-    { type: "button", class: "button", "aria-label": name, title: name, on: { click: onClick } },
-    text,
-  );
 }
 
 function select_(name, options) {

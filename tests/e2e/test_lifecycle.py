@@ -83,6 +83,14 @@ def test_the_start_line_shows_the_chosen_configuration(small: GatewayHarness) ->
     assert httpx.get(f"{small.address}/health/ready").json() == {"status": "ready"}
 
 
+def test_the_address_of_the_live_page_is_printed_and_works(small: GatewayHarness) -> None:
+    assert small.process.stdout is not None
+    assert small.process.stdout.readline() == f"the live page is at {small.address}/ui\n"
+    page = httpx.get(f"{small.address}/ui")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert httpx.get(f"{small.address}/v1/status").json()["engines"][0]["kv_blocks"] > 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_running_answers_finish_before_the_server_stops(small: GatewayHarness, number: signal.Signals) -> None:
     engines = small.engine_processes()

@@ -28,7 +28,11 @@ def review() -> dict[str, tuple[str, int]]:
         **reviews,
         "facts": ("Compare <<summary>> with what the search found: <<search_result>>", 40),
         "title": ("Write a title for this text: <<summary>>", 12),
-        "report": ("Revise <<summary>> by <<title>> <<facts>> " + " ".join(f"<<{name}>>" for name in reviews), 160),
+        "report": (
+            "Write about mynas for our readers. Use <<title>> <<summary>> <<facts>> "
+            + " ".join(f"<<{name}>>" for name in reviews),
+            160,
+        ),
     }
 
 
@@ -46,7 +50,7 @@ async def draw(browser: Browser, address: str, http: aiohttp.ClientSession, fold
     await send("PUT", f"/sessions/{_SESSION}/variables/search_result", {"value": None})
     async with (
         monitored_page(browser, address, viewport=_SIZE) as light,
-        monitored_page(browser, address, viewport=_SIZE, color_scheme="dark") as dark,
+        monitored_page(browser, address, viewport={**_SIZE, "height": 890}, color_scheme="dark") as dark,
         monitored_page(browser, address, viewport={**_SIZE, "height": 450}) as first,
     ):
         await first.open()
@@ -55,7 +59,8 @@ async def draw(browser: Browser, address: str, http: aiohttp.ClientSession, fold
                 "model": MODEL,
                 "messages": [{"role": "system", "content": _STYLE}, {"role": "user", "content": prompt}],
                 "max_tokens": tokens,
-                "temperature": 0,
+                "temperature": 0.7,
+                "seed": 11,
                 "ignore_eos": True,
                 "semantic": {"session": _SESSION, "output": output, "defer": True},
             }

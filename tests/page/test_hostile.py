@@ -244,3 +244,34 @@ async def test_a_value_without_an_end_is_cut(browser: Browser) -> None:
         async with asyncio.timeout(20):
             await closed.wait()
         assert len(await page.locator(".value").text_content() or "") <= 10_000
+
+
+async def test_a_call_with_many_values_opens_few_streams(browser: Browser) -> None:
+    slots = [f"slot_{index}" for index in range(1_000)]
+    open_streams = most = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal open_streams, most
+        if "/variables/" in request.path:
+            open_streams += 1
+            most = max(most, open_streams)
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(event(1, "delta", {"text": request.path.rpartition("/")[2]}))
+            await asyncio.sleep(0.3)
+            open_streams -= 1
+            await response.write(event(2, "ready", {"value": "made"}))
+            return response
+        if request.path.endswith("/events"):
+            return web.Response(status=503)
+        call = {"id": "c", "output": "v", "slots": slots, "state": "done", "created": 1.0, "finished": 2.0}
+        return web.json_response({"calls": [call], "variables": [{"name": name} for name in ["v", *slots]]})
+
+    async with server_with(answer) as address, monitored_page(browser, address) as monitor:
+        page = await monitor.open("#/session/s/graph")
+        await page.locator(".node").click()
+        await expect(page.locator(".value-box .value")).to_have_text(["made"] * 4)
+        assert most <= 2
+        await expect(page.locator(".panel")).to_contain_text("and 970 more")
+        await page.locator(".facts").get_by_role("button", name="slot_7", exact=True).click()
+        await expect(page.locator(".value-box .value")).to_have_text(["made"])

@@ -178,7 +178,7 @@ async def test_the_graph_folds_like_calls_and_marks_the_critical_path(browser: B
         gateway.conductor.end("Part 3", "late")
         await expect(page.locator(".node.state-done")).to_have_count(7)
         assert sorted(await critical.all_text_contents()) == ["part_3", "whole"]
-        await page.get_by_role("button", name="Fold like calls into one node").click()
+        await page.get_by_role("button", name="Fold all", exact=True).click()
         await expect(page.locator(".node")).to_have_count(2)
 
 

@@ -204,7 +204,7 @@ async def test_two_thousand_calls_take_few_elements(browser: Browser) -> None:
             assert await rows.count() < 80
             await page.get_by_role("link", name="Graph").click()
             await expect(page.locator(".node")).to_have_count(2)
-            await page.get_by_role("button", name="Show each call as a node").click()
+            await page.get_by_role("button", name="Unfold all").click()
             await expect(page.locator(".node")).not_to_have_count(2)
             assert await page.locator(".node").count() < 120
             assert await page.evaluate("document.querySelectorAll('*').length") < 5_000
