@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 _MAX_REST = 1.0
@@ -17,9 +17,11 @@ class FairGate:
     only about half of its time on such work, and can serve all other clients between two pieces.
     """
 
-    def __init__(self, *, rests: bool = True) -> None:
-        """`rests`: whether the work blocks the event loop. Work in threads needs no rest."""
+    def __init__(self, *, rests: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        """`rests`: whether the work blocks the event loop. Work in threads needs no rest. `clock`: time in seconds,
+        which is virtual in a simulation."""
         self._rests = rests
+        self._clock = clock
         self._busy = False
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
 
@@ -27,11 +29,11 @@ class FairGate:
     async def turn(self, tenant: str) -> AsyncIterator[None]:
         """Wait for the tenant's turn, and hold the gate during the `async with` body, which must not wait for long."""
         await self._enter(tenant)
-        began = time.monotonic()
+        began = self._clock()
         try:
             yield
         finally:
-            rest = min(time.monotonic() - began, _MAX_REST) if self._rests else 0.0
+            rest = min(self._clock() - began, _MAX_REST) if self._rests else 0.0
             asyncio.get_running_loop().call_later(rest, self._open)
 
     async def _enter(self, tenant: str) -> None:

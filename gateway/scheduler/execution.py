@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -42,9 +43,10 @@ class CallExecutor:
         fill_ahead: bool = True,
         place: Placement = place,
         traceparent_of: Callable[[Call], str] | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`fill_ahead`: fill prompts before all their values exist. `place` chooses engines. `traceparent_of` returns
-        the trace header of a call, if traces are exported."""
+        the trace header of a call, if traces are exported. `now`: clock of the pauses after long work, in seconds."""
         self._engines = engines
         self._priorities = priorities
         self._fill_ahead = fill_ahead
@@ -55,7 +57,7 @@ class CallExecutor:
         self._working_calls: dict[str, Call] = {}
         """Calls that have an engine context, by id."""
         self._isolation = Isolation()
-        self._parsing = FairGate()
+        self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
         self._is_rerank_scheduled = False
 

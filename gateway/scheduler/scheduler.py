@@ -70,7 +70,7 @@ class Scheduler:
         self._unfinished = SharedLimit(max_calls, several=several_tenants)
         self._priorities = priorities or Priorities(CostModel())
         self._executor = CallExecutor(
-            engines, self._priorities, fill_ahead=fill_ahead, place=place, traceparent_of=traceparent_of
+            engines, self._priorities, fill_ahead=fill_ahead, place=place, traceparent_of=traceparent_of, now=now
         )
         self._cancellation = Cancellation(self._abort, observe)
         self._stuck_calls = StuckCallDetector(self._has_task)

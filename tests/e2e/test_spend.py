@@ -59,6 +59,7 @@ class CountingServer(ScriptedServer):
         return await stream(request, [*events, chunk(body, None, "stop"), {"choices": [], "usage": usage}])
 
 
+@pytest.mark.slow
 async def test_the_ledger_has_exactly_the_tokens_that_were_made() -> None:
     """Send calls of every kind: whole, streamed, deferred, shared, retried, and with clients that disconnect."""
     chance = random.Random(11)
@@ -126,6 +127,7 @@ async def counting_server() -> AsyncIterator[CountingServer]:
         yield server
 
 
+@pytest.mark.slow  # with 10,000 calls it kills 50 gateways
 async def test_answered_calls_have_one_row_after_kills(counting_server: CountingServer, tmp_path: Path) -> None:
     """Kill the gateway again and again. Each answer that a client has seen is in the ledger, once and exactly."""
     answered: dict[str, int] = {}
