@@ -6,8 +6,8 @@ const SVG = "http://www.w3.org/2000/svg";
  * Return a new element.
  *
  * @param {string} tag
- * @param {Record<string, unknown>} [properties] Attributes; `class`; `on` with event handlers; `data` for the dataset. A
- *   value of false, null or undefined leaves the attribute out, and true sets it without a value.
+ * @param {Record<string, unknown>} [properties] Attributes; `class`; `on` with event handlers; `data` for the dataset.
+ *   A value of false, null or undefined leaves the attribute out, and true sets it without a value.
  * @param {...(Node | string | number | null | undefined | false)} children
  * @returns {HTMLElement}
  */

@@ -47,8 +47,8 @@ export function callGraph(state) {
 }
 
 /**
- * Return the layer of each node: the number of edges on the longest path to it. Nodes of a cycle, which no server sends,
- * stay in layer 0.
+ * Return the layer of each node: the number of edges on the longest path to it. Nodes of a cycle, which no server
+ * sends, stay in layer 0.
  */
 export function layersOf(nodes) {
   const layers = new Map();
@@ -135,8 +135,8 @@ function distinct(ids, colours) {
  *
  * @param {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }} graph
  * @param {(key: string) => boolean} isUnfolded
- * @returns {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }} Nodes with `ids`, `group` (the key of the
- *   group that a node can be folded into, or null), `title` and `states` (numbers of calls by kind of state).
+ * @returns {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }} Nodes with `ids`, `group` (the key of
+ *   the group that a node can be folded into, or null), `title` and `states` (numbers of calls by kind of state).
  */
 export function foldedGraph(graph, isUnfolded) {
   const layers = layersOf(graph.nodes);

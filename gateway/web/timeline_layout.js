@@ -5,8 +5,8 @@ import { CAUSES, isFinal } from "./causes.js";
 /**
  * Return the phases of a call in the order of time, as seconds of the Unix clock.
  *
- * The API reports durations. Their order is that of `CAUSES`; the time since the last report belongs to the cause of the
- * present wait.
+ * The API reports durations. Their order is that of `CAUSES`; the time since the last report belongs to the cause of
+ * the present wait.
  *
  * @param {any} call
  * @param {number} now Time of the server.
