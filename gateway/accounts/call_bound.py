@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from gateway.accounts.prices import Prices
 from gateway.graph.call import CallSpec
-from gateway.graph.segments import Input, Segment, Slot
+from gateway.graph.segments import Input, Segment, Slot, Text
 
 _UNKNOWN_TOKENS = 4_096
 """Assumed maximum of an answer without `max_tokens`, and of a value that is not known yet, if the model's window is
@@ -37,7 +37,9 @@ class CallBounds:
     def _of_prompt_and_answer(self, model: str, segments: Sequence[Segment]) -> _Bound:
         prompt = completion = unknown = 0
         for segment in segments:
-            if isinstance(segment, Slot):
+            if isinstance(segment, Text):  # most segments; their weights are estimates of time
+                prompt += len(segment.tokens)
+            elif isinstance(segment, Slot):
                 length = segment.sampling.max_tokens
                 if length is None:
                     unknown += 1

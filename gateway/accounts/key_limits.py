@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gateway.accounts.errors import LimitReached, QuotaReached
+from gateway.accounts.errors import KeyStoreError, LimitReached, QuotaReached
 from gateway.accounts.limit_headers import limit_headers
 from gateway.accounts.meter import LocalMeter, Meter
 from gateway.accounts.shared_meter import SharedMeter
@@ -22,6 +22,8 @@ _MAX_WAITING = 256
 """Maximum number of requests of one key that wait."""
 _RECHECK_SECONDS = 0.25
 """Longest time until a waiting request looks again whether other gateways have returned allotments, in seconds."""
+_OUTAGE_SECONDS = 1.0
+"""Time for which a failure of the database holds, in seconds."""
 _MAX_RETRY_SECONDS = 3_600.0
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -79,6 +81,8 @@ class KeyLimits:
         """Locks that requests hold while they are the next to enter, and to start calls. Others wait in order."""
         self.exchanging = asyncio.Lock()
         """Lock that is held while the amounts are exchanged with the database."""
+        self._outage: tuple[float, str] | None = None
+        """Time until which the database is not asked again because it has failed, and the error."""
         self._changed: asyncio.Future[None] | None = None
         """Future that the requests wait for which are next; it ends when there may be room."""
 
@@ -202,7 +206,10 @@ class KeyLimits:
         if call in self._reservations:
             return
         for kind, meter in self._call_meters:
-            meter.reserve(cost if kind == "budget_cost" else tokens)
+            if kind != "budget_cost":
+                meter.reserve(tokens)
+            elif cost:
+                meter.reserve(cost)
         self._reservations[call] = _Reserved(self._call_meters, tokens, cost)
 
     def is_reserved(self, call: str) -> bool:
@@ -276,7 +283,7 @@ class KeyLimits:
     async def _wait_for_room(self, turn: asyncio.Lock, deadline: float) -> None:
         while (refusal := self._find_refusal(self._needed(turn))) is not None:
             if self._exchange is not None and self._may_ask(self._needed(turn)):
-                await self._exchange(self)
+                await self._ask(self._exchange)
                 refusal = self._find_refusal(self._needed(turn))
                 if refusal is None:
                     return
@@ -287,6 +294,18 @@ class KeyLimits:
             if self._exchange is not None:
                 pause = min(pause, _RECHECK_SECONDS)
             await self._wait_for_change(max(0.001, pause))
+
+    async def _ask(self, exchange: Callable[["KeyLimits"], Awaitable[None]]) -> None:
+        """Exchange amounts with the database. Raises KeyStoreError, also for a while after a failure: otherwise each of
+        the requests that wait would wait for a database that does not answer, one after another."""
+        if self._outage is not None and self._clock() < self._outage[0]:
+            raise KeyStoreError(self._outage[1])
+        try:
+            await exchange(self)
+        except KeyStoreError as error:
+            self._outage = self._clock() + _OUTAGE_SECONDS, str(error)
+            raise
+        self._outage = None
 
     def _may_ask(self, meters: _Meters) -> bool:
         """Return whether the database may grant what a request needs."""

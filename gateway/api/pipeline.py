@@ -169,7 +169,9 @@ async def respond(
     If the client disconnects meanwhile, calls that only it waits for are cancelled; see `gateway/api/subscription.py`.
     """
     request, scope, scheduler = target.request, target.scope, target.services.scheduler
-    await target.services.accounts.make_room(scope.session.tenant)
+    limits = target.services.accounts.limits_of(scope.session.tenant)
+    if limits is not None:
+        await limits.make_room()
     addition = scope.session.add_all(specs)
     serializer.calls = calls = addition.calls
     if COST_HEADER in request.headers and parse_bool(request.headers[COST_HEADER].lower(), COST_HEADER):

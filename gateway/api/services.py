@@ -69,7 +69,8 @@ class Services:
 
     def models_of(self, tenant: str) -> ServedModels:
         """Return the models that a tenant may use."""
-        return self.models.restricted(self.accounts.may_use(tenant))
+        may_use = self.accounts.may_use(tenant)
+        return self.models if may_use is None else self.models.restricted(may_use)
 
 
 SERVICES = web.AppKey("services", Services)

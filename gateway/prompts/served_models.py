@@ -70,12 +70,12 @@ class ServedModels:
         """Names and aliases of models that exist and may not be used."""
         self._started = asyncio.Event()
 
-    def restricted(self, may_use: Callable[[str], bool] | None) -> "ServedModels":
+    def restricted(self, may_use: Callable[[str], bool]) -> "ServedModels":
         """Return a view in which only those models exist that may be used, also as aliases and fallbacks of others.
 
-        `may_use` returns whether a model may be used, by its own name; None: all may be used.
+        `may_use` returns whether a model may be used, by its own name.
         """
-        return self if may_use is None else _RestrictedModels(self, may_use)
+        return _RestrictedModels(self, may_use)
 
     def window_of(self, name: str) -> int | None:
         """Return the window of a model by its own name, in tokens; None if it is unknown."""

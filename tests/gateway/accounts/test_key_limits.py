@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.accounts.errors import LimitReached, QuotaReached
+from gateway.accounts.errors import KeyStoreError, LimitReached, QuotaReached
 from gateway.accounts.key_limits import KeyLimits, WaitingRule
 from gateway.accounts.virtual_key import KeyRecord
 from gateway.errors import RequestError
@@ -264,3 +264,23 @@ async def test_limits_admit_what_a_simple_model_admits(steps: list[tuple[str, in
     assert all(meter.reserved == 0 for meter in limits.meters.values()), "nothing stays reserved"
     assert limits.reservations == 0
     assert used < budget + 50
+
+
+async def test_requests_do_not_queue_for_a_database_that_does_not_answer() -> None:
+    now, asked = [1_000.0], 0
+
+    async def exchange(limits: KeyLimits) -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        raise KeyStoreError("timeout")
+
+    limits = KeyLimits("key_1", WaitingRule(), exchange, clock=lambda: now[0])
+    limits.apply(KeyRecord(id="key_1", digest="", created=0, rpm=100), None)
+    results = await asyncio.gather(*(limits.enter() for _ in range(50)), return_exceptions=True)
+    assert [type(result) for result in results] == [KeyStoreError] * 50
+    assert asked == 1
+    now[0] += 2
+    with pytest.raises(KeyStoreError):
+        await limits.enter()
+    assert (asked, limits.waiting_requests) == (2, 0)

@@ -113,3 +113,27 @@ def test_texts_in_traces_need_a_collector() -> None:
         settings("--otlp-texts")
     assert settings("--otlp-texts", "--otlp-endpoint", "http://localhost:4318").otlp_texts
     assert not settings("--otlp-endpoint", "http://localhost:4318").otlp_texts, "off by default"
+
+
+def test_admin_keys_are_long_and_no_api_keys(tmp_path: Path) -> None:
+    file = tmp_path / "admin"
+    file.write_text("# who\nadmin-key-in-a-file\n\n")
+    settings = ServeSettings(admin_key=["admin-key-as-option"], admin_key_file=file)
+    assert settings.admin_keys() == ["admin-key-as-option", "admin-key-in-a-file"]
+    assert ServeSettings().admin_keys() == []
+    with pytest.raises(ValidationError, match="at least 16 characters"):
+        ServeSettings(admin_key=["short"])
+    with pytest.raises(ValueError, match="must not be an API key as well"):
+        ServeSettings(admin_key=["admin-key-as-option"], api_key=["admin-key-as-option"]).admin_keys()
+    for text, message in (("short", "at least 16 characters"), ("# none\n", "has no admin key")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            ServeSettings(admin_key_file=file).admin_keys()
+    with pytest.raises(OSError, match="No such file"):
+        ServeSettings(admin_key_file=tmp_path / "missing").admin_keys()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 601, float("nan")])
+def test_the_wait_for_a_limit_has_bounds(seconds: float) -> None:
+    with pytest.raises(ValidationError):
+        ServeSettings(over_limit="wait", over_limit_wait=seconds)
