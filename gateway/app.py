@@ -38,7 +38,6 @@ from gateway.http import openapi
 from gateway.http.json_body import BODY_BYTES_LIMIT, LARGE_BODY_GATE, SCHEMA_CHECK_GATE
 from gateway.http.middleware.admission import ADMISSION, AdmissionGate, admission_gate
 from gateway.http.middleware.auth import METRICS_ROUTE, OPEN_ROUTES, ApiKeys, authentication, tenant_of
-from gateway.http.middleware.compression import compression
 from gateway.http.middleware.cors import cors_headers
 from gateway.http.middleware.errors import errors
 from gateway.http.middleware.key_limits import add_limit_headers, key_limits
@@ -207,7 +206,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         inner = (*inner, key_limits(accounts))
     gate = AdmissionGate()
     app = web.Application(
-        middlewares=[compression, errors, admission_gate(gate), authentication(keys, open_routes), *inner],
+        middlewares=[errors, admission_gate(gate), authentication(keys, open_routes), *inner],
         client_max_size=settings.max_body_bytes,
     )
     if settings.cors_origin:

@@ -29,7 +29,8 @@ SCHEMA_CHECK_GATE = web.AppKey("schema_check_gate", FairGate)
 BODY_BYTES_LIMIT = web.AppKey("body_bytes_limit", SharedLimit)
 """Bytes of large bodies whose requests have not been answered."""
 
-_BODY_BYTES = web.RequestKey("body_bytes", int)
+BODY_BYTES = web.RequestKey("body_bytes", int)
+"""Bytes of a large body that the request holds."""
 _LARGE_BYTES = 256 << 10
 
 BODY_SECONDS = 60.0
@@ -85,7 +86,7 @@ async def _read_counted(request: web.Request) -> bytes:
 def reserve_bytes(request: web.Request, size: int) -> None:
     """Count bytes that a request holds until it is answered. Raises RequestError if its API key uses too many."""
     hold_bytes(request, size)
-    request[_BODY_BYTES] = request.get(_BODY_BYTES, 0) + size
+    request[BODY_BYTES] = request.get(BODY_BYTES, 0) + size
 
 
 def hold_bytes(request: web.Request, size: int) -> None:
@@ -117,9 +118,10 @@ def release_body(request: web.Request) -> None:
 
 def release_bytes(request: web.Request) -> None:
     """Stop counting the bytes that a request holds."""
-    if _BODY_BYTES in request:
-        drop_bytes(request, request[_BODY_BYTES])
-        del request[_BODY_BYTES]
+    held = request.get(BODY_BYTES)
+    if held:
+        drop_bytes(request, held)
+        request[BODY_BYTES] = 0
 
 
 _CLOSE = {"Connection": "close"}

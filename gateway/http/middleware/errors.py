@@ -1,4 +1,4 @@
-"""Outermost middleware: it sets request ids and turns every error into OpenAI's format, or into Anthropic's."""
+"""Outermost middleware: it sets request ids, formats errors as OpenAI or Anthropic do, and compresses large answers."""
 
 import logging
 import re
@@ -13,10 +13,11 @@ from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
 from gateway.graph.ids import new_id
 from gateway.http.anthropic import anthropic_error_body, anthropic_status, request_id_headers, speaks_anthropic
-from gateway.http.json_body import release_body
+from gateway.http.compression import compress
+from gateway.http.json_body import BODY_BYTES, release_body
 from gateway.http.slow_client import SlowClient
 from gateway.http.sse import REQUEST_ID
-from gateway.http.warnings import warning_headers
+from gateway.http.warnings import WARNINGS, warning_headers
 from gateway.runtime.json_codec import encode_json
 from gateway.scheduler import Overloaded, Stopping
 from gateway.telemetry.metrics import count_request
@@ -85,10 +86,12 @@ def as_request_error(error: Exception) -> RequestError:
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Add an x-request-id to every answer, and turn exceptions into answers."""
+    """Add an x-request-id to every answer, turn exceptions into answers, and compress large ones."""
     offered = request.headers.get("x-request-id", "")
     request_id = offered if offered and _REQUEST_ID.fullmatch(offered) else f"req_{new_id(24)}"
     request[REQUEST_ID] = request_id
+    request[WARNINGS] = ""
+    request[BODY_BYTES] = 0  # as the warnings: a lookup of a key that is missing costs ten times as much
     began = time.monotonic()
     try:
         response = await handler(request)
@@ -103,9 +106,12 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         release_body(request)
     if not response.prepared:
-        response.headers.update(request_id_headers(request, request_id))
-        if warnings := warning_headers(request):
-            response.headers.update(warnings)
+        response.headers["x-request-id"] = request_id
+        if speaks_anthropic(request):
+            response.headers["request-id"] = request_id
+        if request[WARNINGS]:
+            response.headers.update(warning_headers(request))
+        compress(request, response)
     route = request.match_info.route.resource
     name = "unknown" if route is None else route.canonical
     count_request(request.method, name, response.status)

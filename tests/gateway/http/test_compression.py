@@ -1,4 +1,4 @@
-"""gateway/http/middleware/compression.py: large answers are compressed for clients that accept it."""
+"""gateway/http/compression.py: large answers are compressed for clients that accept it."""
 
 import gzip
 
@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gateway.http.middleware.compression import compression
+from gateway.http.middleware.errors import errors
 
 LARGE = b"large " * 1_000
 
@@ -24,7 +24,7 @@ async def answer(path: str, accepted: str | None) -> tuple[aiohttp.ClientRespons
         await response.write(LARGE)
         return response
 
-    app = web.Application(middlewares=[compression])
+    app = web.Application(middlewares=[errors])
     app.add_routes([web.get("/whole/{length}", whole), web.get("/stream", streamed)])
     headers = {} if accepted is None else {"Accept-Encoding": accepted}
     async with (

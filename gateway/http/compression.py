@@ -1,21 +1,18 @@
 """Compress answers with gzip if the client accepts it and the answer is large. aiohttp decompresses request bodies."""
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 
 _MIN_BYTES = 2048
 """Size from which an answer is compressed, in bytes."""
 
 
-@web.middleware
-async def compression(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Compress complete answers. Streams stay uncompressed: each event has to arrive immediately."""
-    response = await handler(request)
+def compress(request: web.Request, response: web.StreamResponse) -> None:
+    """Compress an answer that is complete and large. Streams stay uncompressed: each event has to arrive
+    immediately."""
     if isinstance(response, web.Response) and isinstance(response.body, bytes) and len(response.body) >= _MIN_BYTES:
         response.headers.add(hdrs.VARY, hdrs.ACCEPT_ENCODING)
         if _accepts_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
             response.enable_compression(web.ContentCoding.gzip)
-    return response
 
 
 def _accepts_gzip(accepted: str) -> bool:
