@@ -59,13 +59,15 @@ class Meter(Protocol):
 class UsedAmount:
     """Amount that is used and falls, or begins again with each window."""
 
-    __slots__ = ("_at", "_window", "amount", "period", "rate")
+    __slots__ = ("_at", "_window", "amount", "falls", "period", "rate")
 
     def __init__(self, *, rate: float = 0.0, period: str | None = None) -> None:
         """`rate`: amount that is refilled in a second. `period`: period of a budget; see `periods`."""
         self.amount = 0.0
         self.rate = rate
         self.period = period
+        self.falls = bool(rate) or period is not None
+        """Whether the amount depends on the time."""
         self._at = 0.0
         self._window = FOR_EVER if period is None else _NO_WINDOW
 
@@ -115,7 +117,8 @@ class LocalMeter:
 
     def has_room(self, now: float) -> bool:
         """Return whether another request may enter. See `Meter.has_room`."""
-        level = self.used.advance(now) + self.reserved
+        used = self.used
+        level = (used.advance(now) if used.falls else used.amount) + self.reserved
         return level + self._unit <= self.limit + _EPSILON if self._unit else level < self.limit
 
     def reserve(self, amount: float) -> None:
@@ -124,9 +127,11 @@ class LocalMeter:
 
     def settle(self, reserved: float, amount: float, now: float) -> None:
         """Replace a reservation by what was used. See `Meter.settle`."""
-        self.used.advance(now)
-        self.used.amount += amount
-        self.reserved = max(0.0, self.reserved - reserved)  # sums of fractions may fall a little below
+        used = self.used
+        if used.falls:
+            used.advance(now)
+        used.amount += amount
+        self.reserved = left if (left := self.reserved - reserved) > 0.0 else 0.0  # sums of fractions may fall below
 
     def used_at(self, now: float) -> float:
         """Return the amount that is used. See `Meter.used_at`."""

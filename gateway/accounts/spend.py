@@ -46,7 +46,9 @@ def storable_text(text: str) -> str:
 
 def storable_row(spend: CallSpend) -> tuple[Any, ...]:
     """Return the columns of a row for a database. The tags are one text, with a line each."""
-    values = (*spend[:-1], "\n".join(spend.tags))
+    values = (*spend[:-1], "\n".join(spend.tags) if spend.tags else "")
+    if f"{spend.session}{spend.model}{spend.engine}{values[-1]}".isascii() and "\0" not in spend.session + values[-1]:
+        return values  # most rows: names of models and engines are the operator's
     return tuple(storable_text(value) if isinstance(value, str) else value for value in values)
 
 

@@ -64,4 +64,6 @@ async def add_limit_headers(request: web.Request, response: web.StreamResponse) 
     """Add the headers that describe the limits of the request's key. For `on_response_prepare`."""
     limits = request.get(_LIMITS)
     if limits is not None and (headers := limits.headers()):
-        response.headers.update(headers)
+        found = response.headers
+        for name, value in headers.items():  # faster than `update`
+            found[name] = value
