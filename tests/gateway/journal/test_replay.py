@@ -4,9 +4,12 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from engine.sampling_params import SamplingParams
 from gateway.api.semantic.events import describe_event
-from gateway.graph.call import CallState, Input, Slot
+from gateway.graph.budget import BudgetExceeded, Limits
+from gateway.graph.call import CallSpec, CallState, Input, Slot
 from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import Reference
 from gateway.graph.segments import Text
@@ -216,4 +219,27 @@ async def test_a_finished_slot_is_not_generated_again(tmp_path: Path) -> None:
     await restored.resume()
     assert back.variable("whole").value == session.variable("whole").value
     assert sum(context.generates for context in restored.engine.opened) == 1, "only the answer is generated"
+    await restored.die()
+
+
+async def test_the_limits_of_a_session_and_what_it_has_used_survive(tmp_path: Path) -> None:
+    def unshared(output: str) -> CallSpec:  # each uses two tokens of the prompt, and one of the answer
+        return dataclasses.replace(spec(output), share=False)
+
+    harness = JournalHarness(tmp_path / "j")
+    session = harness.store.create("tenant", "s", limits=Limits(tokens=6))
+    await harness.run(session, unshared("a"))
+    await harness.scheduler.wait_idle()
+    await harness.journal.flush()
+    await harness.die()
+
+    restored = JournalHarness(tmp_path / "j")
+    (session,) = restored.restored
+    assert session.budget is not None
+    assert (session.budget.limits, session.budget.tokens) == (Limits(tokens=6), 3)
+    (call,) = await restored.run(session, unshared("b"))
+    await restored.scheduler.wait_idle()
+    assert (call.state, session.budget.tokens) == (CallState.DONE, 6)
+    with pytest.raises(BudgetExceeded, match="6 of 6 tokens"):
+        session.add(spec("c"))
     await restored.die()
