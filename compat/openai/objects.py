@@ -100,7 +100,8 @@ class SessionList(TypedDict):
 
 class CallObject(TypedDict):
     """A call of a graph. Times are seconds of the Unix clock. `spent_ms`: how the time was spent, by phase.
-    `waits_for`: the cause of the wait for the next token, null if the call has ended."""
+    `waits_for`: the cause of the wait for the next token, null if the call has ended. `cost` is there if the server has
+    prices."""
 
     id: str
     model: str
@@ -128,6 +129,7 @@ class CallObject(TypedDict):
     first_token: float | None
     finished: float | None
     spent_ms: dict[str, float]
+    cost: NotRequired[float]
 
 
 Edge = TypedDict("Edge", {"from": str, "to": str})

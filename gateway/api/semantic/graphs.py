@@ -35,7 +35,7 @@ from gateway.api.semantic.sessions import limits_of, session_of
 from gateway.api.semantic.time_spent import time_spent
 from gateway.api.semantic.variables import variable_spec
 from gateway.api.serializers.base import usage_of
-from gateway.api.services import SERVICES, models_of
+from gateway.api.services import SERVICES, Services, models_of
 from gateway.api.subscription import subscribed
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
@@ -51,7 +51,6 @@ from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import choice_param, int_param
 from gateway.http.sse import EventStream, named_event
 from gateway.runtime.json_codec import decode_json, encode_json
-from gateway.scheduler import Scheduler
 from gateway.scheduler.objective import objectives_of
 
 routes = web.RouteTableDef()
@@ -245,7 +244,7 @@ async def graph(request: web.Request) -> web.StreamResponse:
     form = choice_param(request, "format", ("json", "mermaid", "dot"))
     has_values = choice_param(request, "values", ("full", "none")) == "full"
     after = int_param(request, "after", 0, minimum=0)
-    pieces = _graph_pieces(session, request.app[SERVICES].scheduler, after, has_values=has_values)
+    pieces = _graph_pieces(session, request.app[SERVICES], after, has_values=has_values)
     if form == "json":
         return await stream_json(request, pieces)
     document = bytearray()
@@ -264,7 +263,7 @@ def _draw(document: bytes, form: str) -> web.Response:
     return web.Response(text=dot(graph), content_type="text/vnd.graphviz")
 
 
-def _graph_pieces(session: Session, scheduler: Scheduler, after: int, *, has_values: bool) -> Iterator[bytes]:
+def _graph_pieces(session: Session, services: Services, after: int, *, has_values: bool) -> Iterator[bytes]:
     """Yield a GraphObject in pieces. The session may change meanwhile; calls and variables are those of the start."""
     calls, variables = list(session.calls.values()), list(session.variables.values())
     objectives = objectives_of(calls)
@@ -275,9 +274,7 @@ def _graph_pieces(session: Session, scheduler: Scheduler, after: int, *, has_val
         variables = [variable for variable in variables if variable in changed]
     spent = time_spent(session, calls)
     yield b'{"last_event_id":%d,' % last
-    yield from json_list(
-        "calls", (_call_object(session, call, scheduler, objectives[call.id], spent[call.id]) for call in calls)
-    )
+    yield from json_list("calls", (_call_object(call, services, objectives[call.id], spent[call.id]) for call in calls))
     yield b","
     describe = describe_variable if has_values else _describe_without_value
     yield from json_list("variables", map(describe, variables))
@@ -307,10 +304,8 @@ def _describe_without_value(variable: Variable) -> VariableObject:
     return {**describe_variable(variable), "value": None}
 
 
-def _call_object(
-    session: Session, call: Call, scheduler: Scheduler, objective: Objective, spent: dict[str, float]
-) -> CallObject:
-    return {
+def _call_object(call: Call, services: Services, objective: Objective, spent: dict[str, float]) -> CallObject:
+    described: CallObject = {
         "id": call.id,
         "model": call.spec.model,
         "state": call.state,
@@ -322,7 +317,7 @@ def _call_object(
         "slots": list(call.slots),
         "shared_with": call.leader.id if call.leader else None,
         "objective": objective,
-        "priority": scheduler.rank(call),
+        "priority": services.scheduler.rank(call),
         "engine": call.engine,
         "prompt_tokens": call.usage.prompt,
         "cached_tokens": call.usage.cached,
@@ -338,6 +333,9 @@ def _call_object(
         "finished": call.times.finished,
         "spent_ms": {phase: round(1e3 * seconds, 1) for phase, seconds in spent.items()},
     }
+    if services.prices:
+        described["cost"] = services.prices.cost_of_call(call)
+    return described
 
 
 def _missed_tokens(usage: Usage) -> dict[str, int]:

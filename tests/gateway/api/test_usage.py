@@ -202,6 +202,18 @@ async def test_embeddings_of_a_server_elsewhere_are_recorded() -> None:
         assert (row["calls"], row["prompt_tokens"], row["cost"]) == (1, 5, 5.0)
 
 
+async def test_sessions_and_their_calls_have_costs() -> None:
+    async with ScriptedServer() as server, gateway_before(server, **PRICES) as (client, _):
+        server.script = [says("a", usage=USAGE)]
+        session = SessionClient(client)
+        await session.create()
+        await session.ask("x", "v")
+        await session.get("v", "?wait=true")
+        assert (await session.send("GET"))[1]["usage"]["cost"] == pytest.approx(COST)
+        (call,) = (await session.send("GET", "/graph"))[1]["calls"]
+        assert call["cost"] == pytest.approx(COST)
+
+
 # budgets of sessions
 
 
