@@ -21,8 +21,8 @@ OPEN_ROUTES = ("/", "/health", "/health/ready", METRICS_ROUTE)
 
 ADMIN_ROUTES = "/v1/admin/"
 """Beginning of the routes that need an admin key."""
-USAGE_ROUTE = "/v1/usage"
-"""Route that accepts API keys and admin keys."""
+SHARED_ROUTES = ("/v1/usage", "/v1/status", "/v1/sessions")
+"""Routes whose GET requests accept admin keys as well as API keys. The live page reads them."""
 ADMIN = "admin"
 """Tenant of requests to these routes. It has no sessions and no calls."""
 
@@ -106,7 +106,7 @@ def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) ->
         if route in open_routes or request.method == hdrs.METH_OPTIONS:  # OPTIONS only asks for the methods of a route
             return ""
         find = keys.authenticate_admin if route.startswith(ADMIN_ROUTES) else keys.authenticate
-        if route == USAGE_ROUTE:
+        if route in SHARED_ROUTES and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
             find = keys.authenticate_any
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         bearer, key = token.strip() if scheme.lower() == "bearer" else "", request.headers.get(KEY_HEADER, "").strip()

@@ -310,3 +310,27 @@ async def test_the_routes_are_described() -> None:
         _, document, _ = await gateway.send("GET", "/openapi.json")
         assert {"/v1/admin/keys", "/v1/admin/keys/{id}", "/v1/admin/keys/{id}/rotate"} <= document["paths"].keys()
         assert document["components"]["schemas"]["CreateKeyRequest"]["properties"].keys() >= {"models", "budget_cost"}
+
+
+async def test_an_operator_sees_the_usage_of_all_keys_and_a_key_its_own() -> None:
+    async with keyed_gateway(price=["fake=1/1"]) as gateway:
+        ids, keys = zip(*[await gateway.make_key(name=name, tags=["team"]) for name in ("a", "b")], strict=True)
+        for key in (*keys, keys[1]):
+            assert (await gateway.chat(key))[0] == 200
+        _, seen, _ = await gateway.send("GET", "/v1/usage?group_by=key", ADMIN_KEY)
+        assert {row["key"]: row["calls"] for row in seen["data"]} == {ids[0]: 1, ids[1]: 2}
+        _, seen, _ = await gateway.send("GET", "/v1/usage?group_by=key", keys[0])
+        assert [row["key"] for row in seen["data"]] == [ids[0]]
+        assert (await gateway.send("GET", "/v1/status", ADMIN_KEY))[0] == 200
+        assert (await gateway.send("GET", "/v1/sessions", ADMIN_KEY))[1]["data"] == []
+        for method, path in (("POST", "/v1/sessions"), ("GET", "/v1/models"), ("GET", "/v1/sessions/s")):
+            assert (await gateway.send(method, path, ADMIN_KEY, {}))[0] == 401
+
+
+async def test_a_budget_of_money_ends_with_the_prices() -> None:
+    async with keyed_gateway(price=["fake=1000000/1000000"]) as gateway:  # each token costs 1
+        id, key = await gateway.make_key(budget_cost=20)
+        statuses = [(await gateway.chat(key))[0] for _ in range(5)]
+        assert statuses == [200, 200, 200, 429, 429], "each answer costs 8: 7 tokens of the prompt, and one"
+        _, shown = await gateway.admin("GET", f"/{id}")
+        assert shown["usage"]["cost"] == 24.0
