@@ -42,7 +42,8 @@ def _print(options: argparse.Namespace, path: str, as_text: Any) -> int:
     try:
         answer = request_json("GET", base_url(options.url) + path, options.api_key)
     except RequestFailed as error:
-        print(f"myna: {error}", file=sys.stderr)
+        hint = "; set --api-key or MYNA_API_KEY" if error.code == "invalid_api_key" else ""
+        print(f"myna: {error}{hint}", file=sys.stderr)
         return 1
     print(json.dumps(answer, indent=2) if options.json else as_text(answer))
     return 0
