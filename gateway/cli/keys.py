@@ -98,7 +98,7 @@ def _add_fields(parser: argparse.ArgumentParser, *, is_new: bool) -> None:
     add("--weight", f"{weight} (default: 1)" if is_new else weight, type=float)
     for name, (metavar, help) in _LIMITS.items():
         add(f"--{name.replace('_', '-')}", help, _DEFAULTS.get(name, "no limit"), dest=name, metavar=metavar)
-    add("--tag", "tag of the key's calls in reports of usage; may be repeated", "no tags", action="append")
+    add("--tag", "tag that the ledger stores with the key's calls; may be repeated", "no tags", action="append")
 
 
 def _run(options: argparse.Namespace) -> Any:
