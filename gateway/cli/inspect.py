@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, request_json
+from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, print_text, request_json
 
 
 def sessions(arguments: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def _print(options: argparse.Namespace, path: str, as_text: Any) -> int:
         hint = "; set --api-key or MYNA_API_KEY" if error.code == "invalid_api_key" else ""
         print(f"myna: {error}{hint}", file=sys.stderr)
         return 1
-    print(json.dumps(answer, indent=2) if options.json else as_text(answer))
+    print_text(json.dumps(answer, indent=2) if options.json else as_text(answer))
     return 0
 
 

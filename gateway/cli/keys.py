@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, request_json
+from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, print_text, request_json
 
 _NONE = "none"
 _PAGE = 100
@@ -45,7 +45,7 @@ def keys(arguments: Sequence[str]) -> int:
     except RequestFailed as error:
         print(f"myna: {error}{_HINTS.get(error.code, '')}", file=sys.stderr)
         return 1
-    print(json.dumps(answer, indent=2) if options.json else _as_text(answer))
+    print_text(json.dumps(answer, indent=2) if options.json else _as_text(answer))
     return 0
 
 

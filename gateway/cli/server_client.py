@@ -1,6 +1,8 @@
 """Requests of commands to a running server, and tables of its answers."""
 
 import json
+import os
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -64,3 +66,11 @@ def as_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def print_text(text: str) -> None:
+    """Print a text. If the reader of the pipe has ended, such as `head`, the rest is dropped without an error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again when it exits
