@@ -50,21 +50,21 @@ def keys(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
     url = os.environ.get("MYNA_URL", DEFAULT_URL)
-    common.add_argument("--url", default=url, help=f"URL of the server (default: MYNA_URL, or {DEFAULT_URL})")
     key = os.environ.get("MYNA_ADMIN_KEY", "").split(",")[0]
-    common.add_argument("--admin-key", default=key, help="admin key (default: the first one in MYNA_ADMIN_KEY)")
-    common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     parser = argparse.ArgumentParser(
         prog="myna keys",
         description="Make, list, change, rotate and delete the virtual API keys of a running server.",
+        parents=[_common_options()],
         allow_abbrev=False,
     )
+    parser.set_defaults(url=url, admin_key=key, json=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help, description=help, parents=[common], allow_abbrev=False)
+        command = commands.add_parser(
+            name, help=help, description=help, parents=[_common_options()], allow_abbrev=False
+        )
         if name not in ("create", "list"):
             command.add_argument("id", help="id of the key: key_…")
         return command
@@ -81,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
         "--grace", type=float, default=0.0, metavar="SECONDS", help=grace
     )
     return parser
+
+
+def _common_options() -> argparse.ArgumentParser:
+    """Return a parser of the options that may be before and after the command. It sets no defaults: those of the
+    command would replace values that are before it."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--url", help=f"URL of the server (default: MYNA_URL, or {DEFAULT_URL})")
+    common.add_argument("--admin-key", metavar="KEY", help="admin key (default: the first one in MYNA_ADMIN_KEY)")
+    common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+    return common
 
 
 def _add_fields(parser: argparse.ArgumentParser, *, is_new: bool) -> None:

@@ -84,6 +84,13 @@ async def test_a_server_without_an_admin_key_has_no_keys(capsys: pytest.CaptureF
         assert "only on a server with an admin key (myna serve --admin-key)" in printed
 
 
+async def test_options_may_be_before_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    async with keyed_gateway() as gateway:
+        url = str(gateway.client.make_url("/"))
+        assert await asyncio.to_thread(keys, ["--url", url, "--admin-key", ADMIN_KEY, "--json", "list"]) == 0
+        assert json.loads(capsys.readouterr().out)["data"] == []
+
+
 def test_a_url_needs_a_scheme(capsys: pytest.CaptureFixture[str]) -> None:
     assert keys(["list", "--url", "localhost:8000"]) == 1
     assert "'localhost:8000' is not a URL such as http://" in capsys.readouterr().err
