@@ -51,7 +51,7 @@ class CreateKeyRequest(Request):
 
 
 class UpdateKeyRequest(CreateKeyRequest):
-    """PATCH /v1/admin/keys/{id}. Fields that are left out stay. Null removes a limit."""
+    """PATCH /v1/admin/keys/{id}. Fields that are left out keep their values. Null removes a limit."""
 
     disabled: bool = False
 

@@ -315,7 +315,7 @@ class KeyLimits:
         )
 
     async def _wait_for_change(self, seconds: float) -> None:
-        """Wait until there may be room, at most so long."""
+        """Wait until there may be room, for at most `seconds`."""
         if self._changed is None:
             self._changed = asyncio.get_running_loop().create_future()
         await asyncio.wait([self._changed], timeout=seconds)

@@ -28,7 +28,7 @@ _LIMITS: Mapping[str, tuple[str, str]] = {
     "budget_period": ("PERIOD", "period of the budgets: month, or a number of hours or days such as 1h or 30d"),
     "expires_at": ("TIME", "end of the key: 2030-01-31, 2030-01-31T12:00+00:00, or seconds of the Unix clock"),
 }
-_DEFAULTS: Mapping[str, str] = {"budget_period": "budgets for ever", "expires_at": "no end"}
+_DEFAULTS: Mapping[str, str] = {"budget_period": "one period without an end", "expires_at": "no end"}
 """Meaning of options that are left out; of the others, that there is no limit."""
 _FORMS: Mapping[str, str] = {
     "budget_cost": "a number",
