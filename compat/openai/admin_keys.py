@@ -1,8 +1,9 @@
 """Requests and answers of /v1/admin/keys: virtual API keys with limits and budgets."""
 
+import re
 from typing import Annotated, Literal, Self, TypedDict
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
 from compat.openai.base import Request, field_error
 
@@ -14,7 +15,16 @@ _Text = Annotated[str, StringConstraints(max_length=200, pattern=_PRINTABLE)]
 _ModelPattern = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
 _Tag = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_PRINTABLE)]
 _Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-_Period = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]{0,3}[hd]|month)$")]
+_PERIOD = r"^([1-9][0-9]{0,3}[hd]|month)$"
+
+
+def _check_period(text: str) -> str:
+    if not re.fullmatch(_PERIOD, text):
+        raise ValueError("must be month, or a number of hours or days such as 1h or 30d")
+    return text
+
+
+_Period = Annotated[str, AfterValidator(_check_period), WithJsonSchema({"type": "string", "pattern": _PERIOD})]
 
 
 class CreateKeyRequest(Request):
@@ -41,13 +51,13 @@ class CreateKeyRequest(Request):
 
 
 class UpdateKeyRequest(CreateKeyRequest):
-    """PATCH /v1/admin/keys/{id}. Fields that are left out stay. Null removes a limit."""
+    """PATCH /v1/admin/keys/{id}. Fields that are left out keep their values. Null removes a limit."""
 
     disabled: bool = False
 
 
 class RotateKeyRequest(Request):
-    """POST /v1/admin/keys/{id}/rotate. `grace_seconds`: time for which the key before is still accepted."""
+    """POST /v1/admin/keys/{id}/rotate. `grace_seconds`: time for which the secret before is still accepted."""
 
     grace_seconds: Annotated[float, Field(ge=0, le=30 * 86_400, allow_inf_nan=False)] = 0.0
 

@@ -22,7 +22,7 @@ class SpendTotals(Protocol):
     """Source of what keys have spent before this process started: the ledger."""
 
     async def totals(self, key_id: str, since: float) -> tuple[int, float]:
-        """Return the tokens and the cost of a key's calls that ended since then, in seconds of the Unix clock."""
+        """Return the tokens and the cost of a key's calls that ended since `since`, a time of the Unix clock."""
 
 
 class Accounts:

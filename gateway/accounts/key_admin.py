@@ -109,7 +109,7 @@ class KeyAdmin:
     async def rotate(self, id: str, grace: float) -> tuple[KeyRecord, str]:
         """Replace the secret of a key. Return its record, and the new key. Raises RequestError 404.
 
-        `grace`: time for which the key before it is still accepted, in seconds. Sessions and responses stay.
+        `grace`: time for which the previous key is still accepted, in seconds. Sessions and responses stay.
         """
         secret = new_secret()
         digest = digest_of(secret).hex()

@@ -315,7 +315,7 @@ class KeyLimits:
         )
 
     async def _wait_for_change(self, seconds: float) -> None:
-        """Wait until there may be room, at most so long."""
+        """Wait until there may be room, for at most `seconds`."""
         if self._changed is None:
             self._changed = asyncio.get_running_loop().create_future()
         await asyncio.wait([self._changed], timeout=seconds)
@@ -328,21 +328,21 @@ _NAMES = {
     "requests": "requests per minute",
     "tokens": "tokens per minute",
     "budget_tokens": "tokens",
-    "budget_cost": "cost",
+    "budget_cost": "in cost",
 }
 
 
 def _refusal(kind: str, meter: Meter, now: float) -> LimitReached:
     """Return the error for a limit without room."""
-    name, limit = _NAMES[kind], f"{meter.limit:,.10g}"
+    limit = f"{meter.limit:,.10g} {_NAMES[kind]}"
     seconds = meter.seconds_to_room(now)
     retry_after = min(seconds, _MAX_RETRY_SECONDS) if seconds < math.inf else None
     if kind not in ("budget_tokens", "budget_cost"):
         return LimitReached(
-            f"Rate limit reached for this API key: {limit} {name}. Please try again later.", retry_after=retry_after
+            f"Rate limit reached for this API key: {limit}. Please try again later.", retry_after=retry_after
         )
     if meter.is_used_up(now):
-        message = f"You exceeded your current quota: this API key has used its budget of {limit} {name}"
+        message = f"You exceeded your current quota: this API key has used its budget of {limit}"
         return QuotaReached(f"{message}.", retry_after=None if seconds == math.inf else seconds)
-    message = f"requests in progress have reserved the rest of this API key's budget of {limit} {name}"
+    message = f"requests in progress have reserved the rest of this API key's budget of {limit}"
     return LimitReached(f"{message}; please try again later.", retry_after=retry_after)

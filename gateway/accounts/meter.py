@@ -72,7 +72,7 @@ class UsedAmount:
         self._window = FOR_EVER if period is None else _NO_WINDOW
 
     def advance(self, now: float) -> float:
-        """Return the amount at that time."""
+        """Return the amount that is used at `now`."""
         if self.rate:
             if now > self._at:
                 self.amount = max(0.0, self.amount - self.rate * (now - self._at))

@@ -1,7 +1,7 @@
 """Periods of budgets: fixed windows, aligned to UTC.
 
 `1h` begins at each full hour, `1d` at midnight, `month` on the first day of a month, and `30d` every 30 days since
-1970-01-01, all in UTC. Without a period, a budget is for ever.
+1970-01-01, all in UTC. A budget without a period has one window without an end.
 """
 
 import math

@@ -66,5 +66,8 @@ def parse_price(text: str) -> Price:
     except ValueError:
         numbers = []
     if len(numbers) not in (2, 3) or not all(0 <= number <= _MAX_PRICE for number in numbers):
-        raise ValueError(f"{text!r} is not PROMPT/COMPLETION or PROMPT/CACHED/COMPLETION, each 0 to {_MAX_PRICE:g}")
+        raise ValueError(
+            f"the price {text!r} is not PROMPT/COMPLETION or PROMPT/CACHED/COMPLETION, each a number from 0 to "
+            f"{_MAX_PRICE:.0f}"
+        )
     return Price(numbers[0], numbers[-2], numbers[-1])

@@ -1,11 +1,11 @@
-"""The spend of one call: what it used, and what that costs."""
+"""The spend of one call: its tokens, and their cost."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
 class CallSpend(NamedTuple):
-    """A row of the ledger: the spend of one call, or of one request that an upstream server answered as it is.
+    """A row of the ledger: the spend of one call, or of one request that was passed on to an upstream server.
 
     `id`: the call's id; a row is stored once for each id. `ended`: seconds of the Unix clock. `key`: id of the API key,
     never the key; see `key_id_of`. `session` is empty if the call has none that can be named. `prompt` includes

@@ -60,7 +60,7 @@ class SpendLog:
             return False
 
     def rotate(self) -> bool:
-        """Set the rows so far apart for `read_rotated`, unless earlier ones are. Return whether there are any."""
+        """Move the rows to the file of `read_rotated`, unless it still has earlier rows. Return whether it has any."""
         if self._unwritten and self._write(b"\n" + b"".join(self._unwritten)):  # after a line that was cut off
             self._unwritten.clear()
         if self._rotated.exists():

@@ -1,4 +1,4 @@
-"""Questions about the spend, and their answers."""
+"""Queries of the ledger, and their results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ GROUPS = ("key", "session", "model", "day")
 
 @dataclass(frozen=True)
 class UsageQuery:
-    """A question: sums of the calls that ended from `start` until before `end`, for each combination of the groups.
+    """A query: sums of the calls that ended from `start` until before `end`, for each combination of the groups.
 
     `start`, `end`: seconds of the Unix clock. `key`, `session`, `model`: only calls of these, unless None. `limit`,
     `offset`: part of the combinations, which are sorted.

@@ -65,7 +65,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.models is None or any(_matches(pattern, model) for pattern in self.models)
 
     def rotated(self, digest: str, now: float, grace: float) -> "KeyRecord":
-        """Return the record with the digest of another key. The key before it is accepted for `grace` seconds more."""
+        """Return the record with the digest of another key. The previous key is accepted for `grace` more seconds."""
         valid = [previous for previous in self.previous if previous.until > now]
         if grace > 0:
             valid.append(PreviousKey(self.digest, now + grace))

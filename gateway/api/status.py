@@ -1,4 +1,4 @@
-"""GET /v1/status: engines, counters and waiting calls of the whole server, without anything of a single API key."""
+"""GET /v1/status: engines, counters and waiting calls of the whole server, without data of single API keys."""
 
 import time
 from collections import Counter
@@ -44,7 +44,7 @@ def add_status_cache(app: web.Application) -> None:
 @routes.get("/v1/status")
 @operation(StatusObject)
 async def status(request: web.Request) -> web.Response:
-    """Return the state of the server: its engines, its counters, and the causes for which unfinished calls wait.
+    """Return the state of the server: its engines, its counters, and how many unfinished calls wait for each cause.
 
     The figures are sums over all API keys. They contain no text, no name and no session.
     """

@@ -1,4 +1,4 @@
-"""GET /v1/usage: what the calls of an API key have used, and what that costs."""
+"""GET /v1/usage: the tokens and the cost of the calls of an API key."""
 
 import datetime
 import time
@@ -18,7 +18,7 @@ from gateway.http.query_params import int_param
 routes = web.RouteTableDef()
 
 _DAYS = 30
-"""Number of days before now that a request covers, if it names no start."""
+"""Number of days before now that a request without `start` covers."""
 _MAX_LIMIT = 1_000
 _MAX_OFFSET = 10_000_000
 _LAST_TIME = 1 << 40

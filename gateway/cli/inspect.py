@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, request_json
+from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, print_text, request_json
 
 
 def sessions(arguments: Sequence[str]) -> int:
@@ -42,9 +42,10 @@ def _print(options: argparse.Namespace, path: str, as_text: Any) -> int:
     try:
         answer = request_json("GET", base_url(options.url) + path, options.api_key)
     except RequestFailed as error:
-        print(f"myna: {error}", file=sys.stderr)
+        hint = "; set --api-key or MYNA_API_KEY" if error.code == "invalid_api_key" else ""
+        print(f"myna: {error}{hint}", file=sys.stderr)
         return 1
-    print(json.dumps(answer, indent=2) if options.json else as_text(answer))
+    print_text(json.dumps(answer, indent=2) if options.json else as_text(answer))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 import urllib.parse
@@ -9,19 +10,31 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, request_json
+from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, print_text, request_json
 
 _NONE = "none"
 _PAGE = 100
+_HINTS: Mapping[str, str] = {
+    "invalid_api_key": "; set --admin-key or MYNA_ADMIN_KEY to an admin key of the server (myna serve --admin-key)",
+    "unknown_route": "; /v1/admin/keys exists only on a server with an admin key (myna serve --admin-key)",
+}
+"""Remarks for the operator about errors of the server, by code."""
 _LIMITS: Mapping[str, tuple[str, str]] = {
     "parallel": ("N", "maximum number of requests at a time"),
     "rpm": ("N", "maximum number of requests a minute"),
     "tpm": ("N", "maximum number of tokens a minute"),
     "budget_cost": ("AMOUNT", "maximum cost of a period, in the currency of the prices"),
     "budget_tokens": ("N", "maximum number of tokens of a period"),
-    "budget_period": ("PERIOD", "period of the budgets: 1h, 1d, 30d or month; without it, for ever"),
+    "budget_period": ("PERIOD", "period of the budgets: month, or a number of hours or days such as 1h or 30d"),
     "expires_at": ("TIME", "end of the key: 2030-01-31, 2030-01-31T12:00+00:00, or seconds of the Unix clock"),
 }
+_DEFAULTS: Mapping[str, str] = {"budget_period": "one period without an end", "expires_at": "no end"}
+"""Meaning of options that are left out; of the others, that there is no limit."""
+_FORMS: Mapping[str, str] = {
+    "budget_cost": "a number",
+    "expires_at": "a date such as 2030-01-31, a time such as 2030-01-31T12:00+00:00, or seconds of the Unix clock",
+}
+"""Forms of the values of options; of the others, a whole number."""
 
 
 def keys(arguments: Sequence[str]) -> int:
@@ -30,56 +43,72 @@ def keys(arguments: Sequence[str]) -> int:
     try:
         answer = _run(options)
     except RequestFailed as error:
-        print(f"myna: {error}", file=sys.stderr)
+        print(f"myna: {error}{_HINTS.get(error.code, '')}", file=sys.stderr)
         return 1
-    print(json.dumps(answer, indent=2) if options.json else _as_text(answer))
+    print_text(json.dumps(answer, indent=2) if options.json else _as_text(answer))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
     url = os.environ.get("MYNA_URL", DEFAULT_URL)
-    common.add_argument("--url", default=url, help=f"URL of the server (default: MYNA_URL, or {DEFAULT_URL})")
     key = os.environ.get("MYNA_ADMIN_KEY", "").split(",")[0]
-    common.add_argument("--admin-key", default=key, help="admin key (default: the first one in MYNA_ADMIN_KEY)")
-    common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     parser = argparse.ArgumentParser(
         prog="myna keys",
         description="Make, list, change, rotate and delete the virtual API keys of a running server.",
+        parents=[_common_options()],
         allow_abbrev=False,
     )
+    parser.set_defaults(url=url, admin_key=key, json=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help, description=help, parents=[common], allow_abbrev=False)
+        command = commands.add_parser(
+            name, help=help, description=help, parents=[_common_options()], allow_abbrev=False
+        )
         if name not in ("create", "list"):
             command.add_argument("id", help="id of the key: key_…")
         return command
 
-    _add_fields(add("create", "make a key, and print it once"), "without it, there is no limit")
+    _add_fields(add("create", "make a key, and print it once"), is_new=True)
     add("list", "list all keys")
     add("show", "show a key, and what it has used of its budgets")
-    _add_fields(add("update", "change a key; options that are left out stay"), f"{_NONE!r} removes it")
+    _add_fields(add("update", "change a key; fields without an option keep their values"), is_new=False)
     add("disable", "refuse requests with a key, and cancel its calls")
     add("enable", "accept requests with a key again")
     add("delete", "delete a key, its calls and its sessions")
-    grace = "seconds for which the key before is still accepted (default: 0)"
+    grace = "seconds for which the previous key is still accepted (default: 0)"
     add("rotate", "replace the secret of a key, and print it once").add_argument(
         "--grace", type=float, default=0.0, metavar="SECONDS", help=grace
     )
     return parser
 
 
-def _add_fields(parser: argparse.ArgumentParser, remark: str) -> None:
-    add = parser.add_argument
-    add("--name", help="name of the key, for people")
-    add(
-        "--model", action="append", help=f"model that the key may use; * stands for any text; may be repeated; {remark}"
-    )
-    add("--weight", type=float, help="share of the engines under load, relative to other keys (default: 1)")
+def _common_options() -> argparse.ArgumentParser:
+    """Return a parser of the options that may be before and after the command. It sets no defaults: those of the
+    command would replace values that are before it."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--url", help=f"URL of the server (default: MYNA_URL, or {DEFAULT_URL})")
+    common.add_argument("--admin-key", metavar="KEY", help="admin key (default: the first one in MYNA_ADMIN_KEY)")
+    common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+    return common
+
+
+def _add_fields(parser: argparse.ArgumentParser, *, is_new: bool) -> None:
+    """Add the options of a key's fields. `is_new`: whether the command makes a key; otherwise, it changes one."""
+
+    def add(option: str, help: str, otherwise: str = "", **arguments: Any) -> None:
+        if otherwise:
+            help += f" (default: {otherwise})" if is_new else f"; {_NONE!r}: {otherwise}"
+        parser.add_argument(option, help=help, **arguments)
+
+    add("--name", "name of the key, for people")
+    model = "model that the key may use; * stands for any text; may be repeated"
+    add("--model", model, "all models", action="append")
+    weight = "share of the engines under load, relative to other keys"
+    add("--weight", f"{weight} (default: 1)" if is_new else weight, type=float)
     for name, (metavar, help) in _LIMITS.items():
-        add(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=f"{help}; {remark}")
-    add("--tag", action="append", help="tag of the key's calls in reports of usage; may be repeated")
+        add(f"--{name.replace('_', '-')}", help, _DEFAULTS.get(name, "no limit"), dest=name, metavar=metavar)
+    add("--tag", "tag that the ledger stores with the key's calls; may be repeated", "no tags", action="append")
 
 
 def _run(options: argparse.Namespace) -> Any:
@@ -96,7 +125,9 @@ def _run(options: argparse.Namespace) -> Any:
         case "list":
             return _all_pages(send)
         case "update":
-            return send("PATCH", path, _fields(options))
+            if not (fields := _fields(options)):
+                raise RequestFailed("nothing to change: set an option such as --rpm; see myna keys update --help")
+            return send("PATCH", path, fields)
         case "disable" | "enable":
             return send("PATCH", path, {"disabled": options.command == "disable"})
         case "delete":
@@ -143,10 +174,20 @@ def _value(name: str, text: str) -> Any:
     try:
         if name == "expires_at":
             return _seconds(text)
-        return float(text) if name == "budget_cost" else int(text)
-    except ValueError:
+        if name == "budget_cost":
+            return _finite(text)
+        return int(text)
+    except (ValueError, OverflowError):
         option = name.replace("_", "-")
-        raise RequestFailed(f"--{option}: {text!r} is not a valid value") from None
+        raise RequestFailed(f"--{option}: {text!r} is not {_FORMS.get(name, 'a whole number')}") from None
+
+
+def _finite(text: str) -> float:
+    """Return a number. Raises ValueError if it is infinite or no number."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _seconds(text: str) -> int:

@@ -324,7 +324,7 @@ class ServeSettings(EngineOptions):
 
     def prices(self) -> Prices:
         """Return the prices of models. Raises ValueError if an option has another form."""
-        pairs = (parse_pair(text, "MODEL=PROMPT/COMPLETION") for text in self.price)
+        pairs = (parse_pair(text, "a price, MODEL=PROMPT/COMPLETION") for text in self.price)
         return Prices({item.name: parse_price(item.value) for item in pairs})
 
     @property

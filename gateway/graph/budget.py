@@ -74,7 +74,7 @@ class Budget:
         if self.is_exhausted or self._is_reached(
             self.tokens + prompt + completion - tokens, self.cost + new_cost - cost
         ):
-            raise self.error()
+            raise self.error(prompt)
         self._count(call, prompt, 0, completion)
 
     def _price(self, call: "Call") -> TokenPrice:
@@ -96,14 +96,19 @@ class Budget:
             limits.cost is not None and cost >= limits.cost
         )
 
-    def error(self) -> BudgetExceeded:
-        """Return the error of calls that do not fit."""
+    def error(self, prompt: int = 0) -> BudgetExceeded:
+        """Return the error of calls that do not fit. `prompt`: number of tokens of a prompt that leaves no room for an
+        answer, although the limit is not reached."""
         limits = []
         if self.limits.tokens is not None:
             limits.append(f"{self.tokens} of {self.limits.tokens} tokens")
         if self.limits.cost is not None:
             limits.append(f"{self.cost:.6g} of {self.limits.cost:.6g} in cost")
-        return BudgetExceeded(f"the budget of session {self.session!r} is exceeded: used {' and '.join(limits)}")
+        used = f"used {' and '.join(limits)}"
+        if prompt and not self.is_exhausted:
+            room = f"the budget of session {self.session!r} has no room for this call"
+            return BudgetExceeded(f"{room}: {used}, and its prompt counts as {prompt} tokens")
+        return BudgetExceeded(f"the budget of session {self.session!r} is exceeded: {used}")
 
     def failure(self) -> Failure:
         """Return the reason why the session's calls fail."""

@@ -14,4 +14,4 @@ class CallGate(Protocol):
         """Raise GraphError if the calls may not join a session of the tenant now."""
 
     def reserve(self, call: "Call") -> None:
-        """Reserve what a call may use that has joined its session. Calling it a second time does nothing."""
+        """Reserve an upper bound of what a call of a session may use. A second reservation of a call does nothing."""

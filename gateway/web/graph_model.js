@@ -1,12 +1,12 @@
 /**
- * Turn calls and variables into the nodes of a graph, fold like calls into groups, and find the critical path.
+ * Turn calls and variables into the nodes of a graph, fold similar calls into groups, and find the critical path.
  *
  * Nothing here knows the document. All functions are linear in calls and edges, up to sorting.
  */
 
 import { isFinal, stateKind } from "./causes.js";
 
-/** Smallest number of like calls that are folded. */
+/** Smallest number of similar calls that are folded. */
 const SMALLEST_GROUP = 3;
 /** Number of rounds in which calls are compared by their neighbours. */
 const ROUNDS = 3;

@@ -1,4 +1,4 @@
-/** The graph: calls as nodes, like calls folded into one, the critical path marked. */
+/** The graph: calls as nodes, similar calls folded into one node, the critical path marked. */
 
 import { SIGNS, causeName, stateKind } from "./causes.js";
 import { fill, h, oncePerFrame, setAttribute, setText, svg } from "./dom.js";
@@ -55,7 +55,7 @@ export function graphView({ now, select }) {
     h(
       "div",
       { class: "buttons", role: "group", "aria-label": "Groups" },
-      toolButton("Fold all", "Fold like calls into one node", () => foldAll(true)),
+      toolButton("Fold all", "Fold similar calls into one node", () => foldAll(true)),
       toolButton("Unfold all", "Show each call as a node", () => foldAll(false)),
     ),
     h(
@@ -84,7 +84,7 @@ export function graphView({ now, select }) {
     pathEdges = edgesOfPath(path, graph.nodes);
     layout = layoutGraph(graph);
     const folded = [...graph.nodes.values()].filter((node) => node.isFolded).length;
-    setText(note, folded === 0 ? "" : `${plural(folded, "group")} of like calls folded`);
+    setText(note, folded === 0 ? "" : `${plural(folded, "group")} of similar calls folded`);
     drawnVersion = state.version;
   };
   /** Rebuild the graph now, or later if rebuilds take too much of the time: a large graph changes in every frame. */
@@ -315,7 +315,7 @@ function nodeElement() {
     setText(title, text);
     setText(detail, second);
     const rest = onPath ? ", on the critical path" : "";
-    const act = node.isFolded ? `, ${plural(node.ids.length, "like call")}, press Enter to unfold` : "";
+    const act = node.isFolded ? `, ${plural(node.ids.length, "similar call")}, press Enter to unfold` : "";
     setAttribute(element, "aria-label", `${label(node.title, 60)}: ${second}${act}${rest}`);
     setText(tip, `${label(node.title, 100)}\n${second}`);
     fill(bar, ...(node.isFolded ? barParts(node) : []));

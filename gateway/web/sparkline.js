@@ -4,7 +4,7 @@ import { setAttribute, svg } from "./dom.js";
 
 const WIDTH = 240;
 const HEIGHT = 44;
-/** Number of steps that fill the width at least: two values must not look like a long history. */
+/** Minimum number of steps across the width: two values must not look like a long history. */
 const FEWEST = 14;
 
 /**

@@ -118,7 +118,7 @@ async def test_the_accessibility_tree_names_everything(browser: Browser, gateway
         await expect(page.locator(".node")).to_have_count(2)
         tree = await page.locator("main").aria_snapshot()
         assert 'group "Graph of calls"' in tree
-        assert re.search(r'button "part_#: 5 done, 5 like calls, press Enter to unfold, on the critical path"', tree)
+        assert re.search(r'button "part_#: 5 done, 5 similar calls, press Enter to unfold, on the critical path"', tree)
         await page.goto(f"{gateway.address}/ui#/")
         tables = page.get_by_role("table", name="Engines with their state, load and KV cache")
         await expect(tables).to_have_count(1)

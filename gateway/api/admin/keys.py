@@ -114,7 +114,7 @@ async def get(request: web.Request) -> web.Response:
 @routes.patch("/v1/admin/keys/{id}")
 @operation(KeyObject, body=UpdateKeyRequest, errors=(404, 503))
 async def update(request: web.Request) -> web.Response:
-    """Change a virtual API key. Fields that are left out stay; null removes a limit.
+    """Change a virtual API key. Fields that are left out keep their values; null removes a limit.
 
     If it is disabled, its running calls are cancelled.
     """
@@ -140,7 +140,7 @@ async def delete(request: web.Request) -> web.Response:
 async def rotate(request: web.Request) -> web.Response:
     """Replace the secret of a virtual API key. Its id, sessions and limits stay.
 
-    Only this answer has the new key. The key before it is accepted for `grace_seconds` more.
+    Only this answer has the new key. The previous key is accepted for `grace_seconds` more.
     """
     body = await read_json(request, RotateKeyRequest) if request.body_exists else RotateKeyRequest()
     record, secret = await request.app[SERVICES].key_admin.rotate(request.match_info["id"], body.grace_seconds)

@@ -217,7 +217,8 @@ class SubmittedGraph:
             for name, variable in self._outputs.items()
             if variable.state is not VariableState.READY
         }
-        usage = usage_of([call.usage for call in self._addition.calls if call.leader is None])
+        prefilled = [call for call in self._addition.calls if call.leader is None and call.times.started is not None]
+        usage = usage_of([call.usage for call in prefilled])
         answer: GraphAnswer = {"session": self._session.id, "outputs": values, "usage": usage}
         if errors:
             answer["errors"] = errors

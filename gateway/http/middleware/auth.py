@@ -68,6 +68,8 @@ class ApiKeys:
             tenant = self._find_virtual(digest)
         if tenant is not None:
             return tenant
+        if digest in self._admin_digests:
+            raise _key_error("This is an admin key: only /v1/admin/keys and /v1/usage accept it. Send an API key")
         raise _unknown_key_error(key)
 
     def authenticate_admin(self, key: str) -> str:
@@ -83,8 +85,10 @@ class ApiKeys:
 
 def _unknown_key_error(key: str, kind: str = "API key") -> RequestError:
     problem = f"Missing {kind}. Send Authorization: Bearer KEY, or x-api-key: KEY"
-    if key:
-        problem = f"Incorrect {kind} provided"
+    return _key_error(f"Incorrect {kind} provided" if key else problem)
+
+
+def _key_error(problem: str) -> RequestError:
     return RequestError(401, problem, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 

@@ -94,7 +94,7 @@ async def test_a_used_up_budget_has_another_code_and_no_retry() -> None:
 async def test_a_budget_of_a_period_says_when_it_begins_again() -> None:
     limits, now = limits_of(budget_cost=1.0, budget_period="1h")
     limits.settle("call_1", 0, 1.5)
-    with pytest.raises(QuotaReached) as refused:
+    with pytest.raises(QuotaReached, match="used its budget of 1 in cost") as refused:
         limits.check()
     assert refused.value.retry_after == 3_600.0 - 1_000.0
     now[0] = 3_600.0

@@ -258,6 +258,10 @@ async def test_a_graph_has_limits_of_its_own() -> None:
             ended = await answer.json()
         assert ended["errors"]["a"]["code"] == "budget_exceeded"
         assert 90 <= ended["usage"]["completion_tokens"] <= 101
+        async with client.post("/v1/graphs", json={**body, "limits": {"tokens": 5}}) as answer:
+            ended = await answer.json()
+        assert "has no room for this call: used 0 of 5 tokens" in ended["errors"]["a"]["message"]
+        assert ended["usage"]["total_tokens"] == 0, "the prompt was not prefilled"
         async with client.post("/v1/graphs", json={**body, "session": "no"}) as answer:
             assert answer.status == 404
         await SessionClient(client).create()

@@ -122,6 +122,9 @@ async def server() -> AsyncIterator[TestServer]:
                 return web.json_response(body)
             case "refused":
                 return web.json_response({"error": {"message": "there is no session"}}, status=404)
+            case "locked":
+                error = {"message": "Missing API key", "code": "invalid_api_key"}
+                return web.json_response({"error": error}, status=401)
             case "html":
                 return web.Response(text="<html>", status=502)
             case _:
@@ -158,6 +161,7 @@ async def test_url_and_key_come_from_the_environment(
     ("session", "message"),
     [
         ("refused", "there is no session"),
+        ("locked", "Missing API key; set --api-key or MYNA_API_KEY"),
         ("html", "answered 502 Bad Gateway"),
         ("text", "does not answer"),
         ("../empty", "does not answer"),

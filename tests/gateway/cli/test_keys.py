@@ -63,12 +63,37 @@ async def test_all_pages_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 async def test_errors_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     async with keyed_gateway() as gateway:
-        assert "Incorrect admin key" in await run(gateway, capsys, "list", status=1, key="wrong")
+        for key, problem in ("wrong", "Incorrect admin key"), ("", "Missing admin key"):
+            printed = await run(gateway, capsys, "list", status=1, key=key)
+            assert problem in printed
+            assert "set --admin-key or MYNA_ADMIN_KEY" in printed
         assert "there is no key 'key_0'" in await run(gateway, capsys, "show", "key_0", status=1)
         assert "--rpm: 'many'" in await run(gateway, capsys, "create", "--rpm", "many", status=1)
-        assert "--expires-at" in await run(gateway, capsys, "create", "--expires-at", "soon", status=1)
-        assert "budget_period" in await run(gateway, capsys, "create", "--budget-period", "fortnight", status=1)
+        assert "2030-01-31" in await run(gateway, capsys, "create", "--expires-at", "soon", status=1)
+        for amount in ("much", "1e400", "nan"):
+            assert "is not a number" in await run(gateway, capsys, "create", "--budget-cost", amount, status=1)
+        printed = await run(gateway, capsys, "create", "--budget-period", "fortnight", status=1)
+        assert "budget_period: must be month, or a number of hours or days" in printed
+        assert "nothing to change" in await run(gateway, capsys, "update", "key_0", status=1)
         assert "weight" in await run(gateway, capsys, "create", "--weight", "-1", status=1)
+
+
+async def test_a_server_without_an_admin_key_has_no_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    async with keyed_gateway(admin_key=[]) as gateway:
+        printed = await run(gateway, capsys, "list", status=1)
+        assert "only on a server with an admin key (myna serve --admin-key)" in printed
+
+
+async def test_options_may_be_before_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    async with keyed_gateway() as gateway:
+        url = str(gateway.client.make_url("/"))
+        assert await asyncio.to_thread(keys, ["--url", url, "--admin-key", ADMIN_KEY, "--json", "list"]) == 0
+        assert json.loads(capsys.readouterr().out)["data"] == []
+
+
+def test_a_url_needs_a_scheme(capsys: pytest.CaptureFixture[str]) -> None:
+    assert keys(["list", "--url", "localhost:8000"]) == 1
+    assert "'localhost:8000' is not a URL such as http://" in capsys.readouterr().err
 
 
 def test_a_table_says_that_an_expired_key_is_not_accepted() -> None:

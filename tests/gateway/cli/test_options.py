@@ -21,6 +21,8 @@ def without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["serve", "--port", "70000"], "port: Input should be less than or equal to 65535"),
         (["serve", "--config", "/no/such/file"], "No such file"),
         (["serve", "--api-key-file", "/no/such/file"], "No such file"),
+        (["serve", "--price", "gpt-4o"], "'gpt-4o' is not a price, MODEL=PROMPT/COMPLETION"),
+        (["serve", "--price", "gpt-4o=1"], "the price '1' is not PROMPT/COMPLETION"),
         (["engine", "--listen", "nowhere"], "is not HOST:PORT"),
     ],
 )

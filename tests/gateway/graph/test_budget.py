@@ -42,6 +42,10 @@ def test_an_answer_ends_with_the_token_that_reaches_the_limit() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_refused_and_others_are_not() -> None:
     budget = Budget("s", Limits(tokens=10), lambda model: FREE)
+    with pytest.raises(
+        BudgetExceeded, match="no room for this call: used 0 of 10 tokens, and its prompt counts as 12 tokens"
+    ):
+        budget.admit(call("a", prompt=12))
     with pytest.raises(BudgetExceeded):
         budget.admit(call("a", prompt=10))
     assert (budget.tokens, budget.is_exhausted) == (0, False)

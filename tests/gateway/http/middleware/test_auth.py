@@ -6,6 +6,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from gateway.errors import RequestError
 from gateway.http.middleware.auth import OPEN_ROUTES, TENANT, ApiKeys, authentication
 from gateway.http.middleware.errors import errors
 
@@ -42,6 +43,15 @@ async def test_an_invalid_key_is_refused(header: str | None) -> None:
     status, text = await send(["one"], {} if header is None else {"Authorization": header})
     assert status == 401
     assert "invalid_api_key" in text
+
+
+def test_an_admin_key_is_refused_by_name() -> None:
+    keys = ApiKeys(["one"], ["the admin key"])
+    with pytest.raises(
+        RequestError, match="This is an admin key: only /v1/admin/keys and /v1/usage accept it"
+    ) as error:
+        keys.authenticate("the admin key")
+    assert (error.value.status, error.value.code) == (401, "invalid_api_key")
 
 
 async def test_anthropics_header_has_the_key_as_well() -> None:
