@@ -15,11 +15,29 @@ from gateway.accounts.prices import Price, Prices
 from gateway.accounts.spend import CallSpend
 from gateway.accounts.sqlite_ledger import SqliteLedger
 from gateway.accounts.usage_query import LedgerError, UsageQuery, UsageSum
+from gateway.errors import RequestError
 from gateway.graph.call import Call, CallState, Times, Usage
 from tests.gateway.accounts.spends import spend
 
 PRICES = Prices({"m": Price(1.0, 0.5, 4.0)})
 ALWAYS = UsageQuery((), 0, 1e12)
+
+
+class SlowStorage(SqliteLedger):
+    """Database whose queries take some time."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.asked: list[str | None] = []
+        self.most = self.running = 0
+
+    async def sums(self, query: UsageQuery) -> list[UsageSum]:
+        self.asked.append(query.key)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.002)
+        self.running -= 1
+        return await super().sums(query)
 
 
 def ended(id: str = "call_1", **fields: Any) -> Call:
@@ -51,6 +69,24 @@ async def test_shared_calls_are_counted_once(ledger_storage: LedgerStorage) -> N
     ledger.observe(ended("second", leader=ended("first")))
     (total,) = await ledger.sums(ALWAYS)
     assert (total.calls, total.prompt, total.cost) == (2, 2_000_000, 13.5)
+
+
+async def test_queries_take_turns_between_tenants() -> None:
+    """Ask from one tenant many times: others wait for two of its queries at most, and it is refused in the end."""
+    storage = SlowStorage()
+    ledger = Ledger(storage, PRICES, None, 1e9)
+    flood = [asyncio.create_task(ledger.sums_of("key_many", ALWAYS)) for _ in range(40)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(ledger.sums_of("key_other", ALWAYS))
+    await other
+    assert storage.asked.index("key_other") <= 2  # after the query that ran, and one of a tenant that asked before
+    answers = await asyncio.gather(*flood, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, RequestError)]
+    assert len(refused) == 24
+    assert {(error.status, error.code) for error in refused} == {(429, "overloaded")}
+    assert storage.asked.count("key_many") == 16
+    assert storage.most == 1
+    await ledger.sums_of("key_many", ALWAYS)  # it may ask again
 
 
 async def test_sums_are_those_of_the_rows(ledger_storage: LedgerStorage) -> None:
