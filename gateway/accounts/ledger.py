@@ -190,6 +190,8 @@ class Ledger:
                     self._log.delete_rotated()
             except OSError as error:
                 raise LedgerError(f"the ledger's file cannot be used: {error}") from error
+            if self._log.has_unwritten:  # sums without these rows would be wrong
+                raise LedgerError("the ledger's file cannot be written; new rows are in memory")
 
     async def _run(self) -> None:
         pause, last_deletion = _FLUSH_SECONDS, -_DELETE_SECONDS

@@ -43,6 +43,11 @@ class SpendLog:
         self._unwritten: list[bytes] = []
         """Lines that could not be written."""
 
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether rows are in memory alone, because the file cannot be written."""
+        return bool(self._unwritten)
+
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 

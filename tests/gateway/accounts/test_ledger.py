@@ -1,6 +1,7 @@
 """gateway/accounts/ledger.py: rows of calls, each stored once; on SQLite and PostgreSQL."""
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -192,6 +193,22 @@ async def test_rows_wait_for_the_database(tmp_path: Path, file: str | None) -> N
     storage.up.set()
     await ledger.close()
     assert [row.id for row in storage.rows] == ["a", "b"]
+
+
+async def test_sums_without_some_rows_are_refused(tmp_path: Path) -> None:
+    ledger = Ledger(SqliteLedger(tmp_path / "ledger.sqlite"), PRICES, tmp_path / "log", 1e9)
+    assert ledger._log is not None
+    usable, full = os.dup(ledger._log._file), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, ledger._log._file)
+    ledger.record(spend("a"))
+    with pytest.raises(LedgerError, match="cannot be written"):
+        await ledger.sums(ALWAYS)
+    os.dup2(usable, ledger._log._file)
+    (total,) = await ledger.sums(ALWAYS)
+    assert total.calls == 1
+    await ledger.close()
+    os.close(full)
+    os.close(usable)
 
 
 async def test_rows_of_the_process_before_are_stored(tmp_path: Path) -> None:
