@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,10 @@ from gateway.accounts.spend import CallSpend
 from gateway.accounts.spend_log import SpendLog
 from gateway.accounts.usage_query import LedgerError, UsageQuery, UsageSum
 from gateway.accounts.virtual_key import key_id_of
+from gateway.errors import RequestError
 from gateway.graph.call import Call, CallState
 from gateway.graph.ids import new_id
+from gateway.runtime.fair_gate import FairGate
 
 log = logging.getLogger("myna.accounts")
 
@@ -25,6 +28,10 @@ _MAX_PAUSE_SECONDS = 30.0
 """Longest pause while the database cannot be used, in seconds."""
 _MAX_ROWS = 100_000
 """Maximum number of rows in memory, without a file for them."""
+_TOTALS = "totals"
+"""Name under which `totals` takes turns. It is no tenant."""
+_MAX_QUERIES = 16
+"""Maximum number of queries of one tenant that are not answered."""
 _DELETED_ROWS = 5_000
 """Number of old rows that are deleted at a time."""
 _DELETE_SECONDS = 60.0
@@ -72,6 +79,10 @@ class Ledger:
         self.tags_of: Callable[[str], Sequence[str]] = lambda tenant: ()
         """Returns the tags of a tenant's API key."""
         self._flushing = asyncio.Lock()
+        self._queries: Counter[str] = Counter()
+        """Number of queries that are not answered, by tenant."""
+        self._turns = FairGate(rests=False)
+        """Gate of the queries: one at a time, in turns between tenants, because a query may take seconds."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -132,20 +143,34 @@ class Ledger:
         elif len(self._recent) < _MAX_ROWS:
             self._recent.append(spend)
 
-    async def sums(self, query: UsageQuery) -> list[UsageSum]:
-        """Answer a query, with all calls that have ended. Raises LedgerError."""
-        await self.flush()
-        return await self._storage.sums(query)
+    async def sums(self, query: UsageQuery, tenant: str = "") -> list[UsageSum]:
+        """Answer a query, with all calls that have ended. `tenant`: the one that asks, for its turn. Raises
+        LedgerError, and RequestError 429 if the tenant has too many queries."""
+        if self._queries[tenant] >= _MAX_QUERIES:
+            message = f"{_MAX_QUERIES} queries of this API key are not answered, the maximum; try again later"
+            raise RequestError(429, message, code="overloaded")
+        self._queries[tenant] += 1
+        try:
+            return await self._sums(query, tenant)
+        finally:
+            self._queries[tenant] -= 1
+            if not self._queries[tenant]:
+                del self._queries[tenant]
+
+    async def _sums(self, query: UsageQuery, turn: str) -> list[UsageSum]:
+        async with self._turns.turn(turn):
+            await self.flush()
+            return await self._storage.sums(query)
 
     async def sums_of(self, tenant: str, query: UsageQuery) -> list[UsageSum]:
-        """Answer a query of a tenant, which sees its own calls only. Raises LedgerError."""
+        """Answer a query of a tenant, which sees its own calls only. See `sums`."""
         own = key_id_of(tenant)
-        return [] if query.key not in (None, own) else await self.sums(dataclasses.replace(query, key=own))
+        return [] if query.key not in (None, own) else await self.sums(dataclasses.replace(query, key=own), tenant)
 
     async def totals(self, key: str, since: float) -> tuple[int, float]:
         """Return the tokens and the cost of a key's calls that ended since a time of the Unix clock. Raises
         LedgerError."""
-        (total,) = await self.sums(UsageQuery((), since, float("inf"), key))
+        (total,) = await self._sums(UsageQuery((), since, float("inf"), key), _TOTALS)
         return total.prompt + total.completion, total.cost
 
     async def flush(self) -> None:
@@ -165,6 +190,8 @@ class Ledger:
                     self._log.delete_rotated()
             except OSError as error:
                 raise LedgerError(f"the ledger's file cannot be used: {error}") from error
+            if self._log.has_unwritten:  # sums without these rows would be wrong
+                raise LedgerError("the ledger's file cannot be written; new rows are in memory")
 
     async def _run(self) -> None:
         pause, last_deletion = _FLUSH_SECONDS, -_DELETE_SECONDS

@@ -6,6 +6,7 @@ process, even by SIGKILL. It is not synced to the disk: a crash of the machine m
 
 import fcntl
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ _MAX_LOGS = 64
 _MAX_KEPT = 100_000
 """Maximum number of rows that are kept in memory while the file cannot be written."""
 
+_MAX_COUNT = 1 << 62
+"""Number of tokens that no call can have."""
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(CallSpend).decode
 
@@ -34,8 +38,15 @@ class SpendLog:
         self._lock, self._path = _lock_first_free(path)
         self._rotated = self._path.with_name(f"{self._path.name}.1")
         self._file = self._open()
+        if os.fstat(self._file).st_size:
+            self._write(b"\n")  # a line that was cut off must not swallow the next row
         self._unwritten: list[bytes] = []
         """Lines that could not be written."""
+
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether rows are in memory alone, because the file cannot be written."""
+        return bool(self._unwritten)
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -74,13 +85,21 @@ class SpendLog:
 
     def read_rotated(self) -> Iterator[CallSpend]:
         """Yield the rows that are set apart. Lines that were cut off are skipped: they are written again."""
+        damaged = 0
         with self._rotated.open("rb") as lines:
             for line in lines:
                 if line.strip():
                     try:
-                        yield _decode(line)
+                        row = _decode(line)
                     except (msgspec.DecodeError, UnicodeDecodeError):
-                        log.warning("a row of %s cannot be read; it was cut off", self._rotated)
+                        damaged += 1
+                        continue
+                    if _is_storable(row):
+                        yield row
+                    else:
+                        damaged += 1
+        if damaged:
+            log.warning("%d rows of %s cannot be read; they were cut off or are damaged", damaged, self._rotated)
 
     def delete_rotated(self) -> None:
         """Delete the rows that are set apart, once the database has them."""
@@ -90,6 +109,12 @@ class SpendLog:
         """Close the file. Rows in it are read after the next start."""
         os.close(self._file)
         os.close(self._lock)
+
+
+def _is_storable(row: CallSpend) -> bool:
+    """Return whether a database can store the numbers of a row. One that cannot be stored would block all others."""
+    counts = (row.prompt, row.cached, row.completion, row.reasoning, row.lost)
+    return all(0 <= count < _MAX_COUNT for count in counts) and math.isfinite(row.ended) and math.isfinite(row.cost)
 
 
 def _lock_first_free(path: Path) -> tuple[int, Path]:

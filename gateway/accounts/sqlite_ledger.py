@@ -1,6 +1,7 @@
 """Storage of the ledger in SQLite: a file of its own, so that long queries do not delay the journal."""
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
@@ -53,7 +54,7 @@ class SqliteLedger:
             self._writer.executescript(_CREATE)
             self._reader, self._reading = self._writer, self._writing
             if path is not None:
-                path.chmod(0o600)
+                path.chmod(0o600)  # a file of an earlier version
                 self._reader, self._reading = _connect(path), ThreadPoolExecutor(1, "ledger reader")
         except (sqlite3.Error, OSError) as error:
             raise LedgerError(f"the ledger {path} cannot be used: {error}") from error
@@ -133,6 +134,7 @@ class SqliteLedger:
 def _connect(path: Path | None) -> sqlite3.Connection:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's other files get the same permissions
     connection = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False, timeout=5.0)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # consistent after a crash of the machine, which may lose rows

@@ -12,6 +12,7 @@ from gateway.accounts.prices import Prices
 from gateway.accounts.spend import FREE
 from gateway.errors import RequestError
 from gateway.graph.budget import Limits
+from gateway.graph.call import CallState
 from gateway.graph.session_store import SessionStore
 from gateway.http.middleware.auth import TENANT
 from gateway.prompts.served_models import ServedModels
@@ -52,11 +53,13 @@ class Services:
     """Record of the tokens and the cost of each call, if there is one."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
-    def settle_request(self, tenant: str, id: str, model: str, engine: str, tokens: int) -> None:
+    def settle_request(
+        self, tenant: str, id: str, model: str, engine: str, tokens: int, state: CallState = CallState.DONE
+    ) -> None:
         """Record a request that is no call, and count its input tokens for its key. `id`: that of its reservation; see
         `Accounts.relayed`."""
         if self.ledger is not None:
-            spend = self.ledger.record_request(tenant, model, engine, tokens)
+            spend = self.ledger.record_request(tenant, model, engine, tokens, state)
         else:
             spend = FREE._replace(prompt=tokens, cost=self.prices.of(model).cost(tokens, 0, 0))
         self.accounts.settle(tenant, id, spend)

@@ -40,7 +40,7 @@ _TIME = {"type": "string", "description": "seconds of the Unix clock, or a day s
         "limit": {"type": "integer", "minimum": 1, "maximum": _MAX_LIMIT},
         "offset": {"type": "integer", "minimum": 0, "maximum": _MAX_OFFSET},
     },
-    errors=(400, 404, 503),
+    errors=(400, 404, 429, 503),
 )
 async def usage(request: web.Request) -> web.Response:
     """Return sums of tokens and cost of the calls of the API key, by key, session, model or day.
@@ -66,7 +66,7 @@ async def usage(request: web.Request) -> web.Response:
     )
     try:
         if tenant in ("", ADMIN):  # a server without API keys, or an operator
-            rows = await services.ledger.sums(query)
+            rows = await services.ledger.sums(query, tenant)
         else:
             rows = await services.ledger.sums_of(tenant, query)
     except LedgerError as error:

@@ -24,6 +24,8 @@ class MediaServer:
         """Statuses of the next answers; 200 once there are none."""
         self.pieces: list[bytes] = []
         """Pieces of the next answer, each sent when `go_on` allows it."""
+        self.content_type = "audio/mpeg"
+        """Content type of these pieces."""
         self.go_on = asyncio.Event()
         self.reads = True
         """Whether it reads the bodies of forms."""
@@ -83,7 +85,7 @@ class MediaServer:
             headers = {"Retry-After": "0.1"} if status == 429 else {}
             return web.json_response({"error": {"message": f"status {status}"}}, status=status, headers=headers)
         if self.pieces:
-            response = web.StreamResponse(headers={"Content-Type": "audio/mpeg"})
+            response = web.StreamResponse(headers={"Content-Type": self.content_type})
             await response.prepare(request)
             for piece in self.pieces:
                 await response.write(piece)

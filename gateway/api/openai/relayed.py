@@ -1,5 +1,6 @@
 """Rerank, score, speech, transcription and images: requests that upstream servers answer as they are."""
 
+import math
 import re
 import time
 from functools import partial
@@ -24,6 +25,7 @@ from gateway.http.openapi import EVENTS, operation
 from gateway.http.slow_client import STREAM_SECONDS, wait_written
 from gateway.http.sse import REQUEST_ID
 from gateway.http.upload import Upload
+from gateway.http_client.errors import ConnectionBroken
 from gateway.relay import RelayedRequest
 from gateway.runtime.executors import offload
 from gateway.runtime.json_codec import decode_json, encode_json
@@ -41,8 +43,13 @@ _ERRORS = (404, 429, 503)
 _LONG_BYTES = 100_000
 """Size of a body from which it is encoded again in a thread."""
 _TAIL_BYTES = 512
-"""Size of the end of a JSON answer in which its usage is searched, in bytes. Servers write it last."""
+"""Size of the beginning and of the end of a JSON answer in which its usage is searched, in bytes. Most servers write it
+last; vLLM's answers of rerank have it before the results."""
+_TOKENS_PER_BYTE = 0.5
+"""Assumed tokens of a byte of a request whose answer was not read to the end: a list of token ids has two bytes a
+token at least. Texts have fewer tokens."""
 _TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*([0-9]{1,12})')
+_TOTAL = re.compile(rb'"total_tokens"\s*:\s*([0-9]{1,12})')
 
 
 @routes.post("/rerank")
@@ -153,19 +160,32 @@ async def _stream(request: web.Request, relayed: RelayedRequest, span: RequestSp
             services.accounts.relayed(tenant, relayed.model, bound) as id,
             services.relay.send(relayed) as answer,
         ):
-            headers = {name: answer.headers[name] for name in _COPIED_HEADERS if name in answer.headers}
-            headers["x-request-id"] = request[REQUEST_ID]
-            response = web.StreamResponse(status=answer.status, headers=headers)
-            length = answer.headers.get("content-length", "")
-            if length.isascii() and length.isdecimal():
-                response.content_length = int(length)
-            await response.prepare(request)
-            size, tail = 0, b""
-            while chunk := await answer.next_chunk():
-                size += len(chunk)
-                tail = (tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
-                await wait_written(request, response.write(chunk), STREAM_SECONDS)
-            relayed.tokens = _tokens_in(tail) if response.content_type == _JSON else 0
+            is_json = answer.headers.get("content-type", "").partition(";")[0].strip().lower() == _JSON
+            try:
+                headers = {name: answer.headers[name] for name in _COPIED_HEADERS if name in answer.headers}
+                headers["x-request-id"] = request[REQUEST_ID]
+                response = web.StreamResponse(status=answer.status, headers=headers)
+                length = answer.headers.get("content-length", "")
+                if length.isascii() and length.isdecimal():
+                    response.content_length = int(length)
+                await response.prepare(request)
+                size, head, tail = 0, b"", b""
+                while chunk := await answer.next_chunk():
+                    size += len(chunk)
+                    if len(head) < _TAIL_BYTES:
+                        head += chunk[:_TAIL_BYTES]
+                    tail = (tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+                    await wait_written(request, response.write(chunk), STREAM_SECONDS)
+                relayed.tokens = _tokens_in(head, tail) if is_json else 0
+            except ConnectionBroken:
+                raise  # the server's failure costs nothing
+            except BaseException:
+                # The client has disconnected. It may have most of the answer, so the server's work is not free.
+                relayed.tokens = math.ceil(bound * _TOKENS_PER_BYTE) if is_json else 0
+                services.settle_request(
+                    tenant, id, relayed.model, relayed.engine or "", relayed.tokens, CallState.CANCELLED
+                )
+                raise
             services.settle_request(tenant, id, relayed.model, relayed.engine or "", relayed.tokens)
             await response.write_eof()
     except RequestError as error:
@@ -183,9 +203,12 @@ async def _stream(request: web.Request, relayed: RelayedRequest, span: RequestSp
     return response
 
 
-def _tokens_in(tail: bytes) -> int:
-    """Return the tokens that the end of an answer reports; 0 if it reports none."""
-    tokens = _TOKENS.search(tail)
+def _tokens_in(head: bytes, tail: bytes) -> int:
+    """Return the tokens that the beginning or the end of an answer reports; 0 if both report none.
+
+    Texts of the request that the answer repeats cannot match: their quotation marks are escaped.
+    """
+    tokens = _TOKENS.search(tail) or _TOKENS.search(head) or _TOTAL.search(tail) or _TOTAL.search(head)
     return 0 if tokens is None else int(tokens[1])
 
 

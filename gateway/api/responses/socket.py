@@ -16,7 +16,7 @@ from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.http.json_body import drop_bytes, hold_bytes, release_bytes, validate_async
 from gateway.http.middleware.admission import ADMISSION
-from gateway.http.middleware.auth import TENANT
+from gateway.http.middleware.auth import TENANT, reauthenticate
 from gateway.http.middleware.errors import as_request_error, error_body
 from gateway.http.middleware.key_limits import run_limited
 from gateway.http.openapi import operation
@@ -164,6 +164,7 @@ class _Connection:
         """Answer a message once the limits of the API key admit it, as for a request. Raises LimitReached too."""
         accounts, tenant = self._request.app[SERVICES].accounts, self._request[TENANT]
         accounts.check_key(tenant)  # the key may have been deleted since the WebSocket was opened
+        reauthenticate(self._request)  # or rotated
         limits = accounts.limits_of(tenant)
         if limits is None:
             await self._create(content, lane)

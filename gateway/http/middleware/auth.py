@@ -12,6 +12,9 @@ from gateway.errors import RequestError
 TENANT = web.RequestKey("tenant", str)
 """Tenant of a request: a digest of the API key, the id of a virtual key, or empty if the server has no API keys."""
 
+_FIND_TENANT: web.RequestKey[Callable[[web.Request], str]] = web.RequestKey("find_tenant")
+"""Function that authenticates a request again; see `reauthenticate`."""
+
 KEY_HEADER = "x-api-key"
 """Header with the API key in Anthropic's API."""
 
@@ -92,6 +95,14 @@ def _key_error(problem: str) -> RequestError:
     return RequestError(401, problem, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
+def reauthenticate(request: web.Request) -> None:
+    """Raise RequestError 401 if the API key of a request that began earlier is no longer accepted, such as that of a
+    WebSocket after a rotation."""
+    find = request.get(_FIND_TENANT)
+    if find is not None:
+        find(request)
+
+
 def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) -> Middleware:
     """Return middleware that requires one of `keys`, except on `open_routes`, which check keys on their own.
 
@@ -101,7 +112,11 @@ def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) ->
 
     @web.middleware
     def authenticate(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
-        request[TENANT] = "" if keys.allows_all else tenant(request)
+        if keys.allows_all:
+            request[TENANT] = ""
+        else:
+            request[TENANT] = tenant(request)
+            request[_FIND_TENANT] = tenant
         return handler(request)
 
     def tenant(request: web.Request) -> str:

@@ -1,6 +1,7 @@
 """gateway/accounts/ledger.py: rows of calls, each stored once; on SQLite and PostgreSQL."""
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -15,11 +16,29 @@ from gateway.accounts.prices import Price, Prices
 from gateway.accounts.spend import CallSpend
 from gateway.accounts.sqlite_ledger import SqliteLedger
 from gateway.accounts.usage_query import LedgerError, UsageQuery, UsageSum
+from gateway.errors import RequestError
 from gateway.graph.call import Call, CallState, Times, Usage
 from tests.gateway.accounts.spends import spend
 
 PRICES = Prices({"m": Price(1.0, 0.5, 4.0)})
 ALWAYS = UsageQuery((), 0, 1e12)
+
+
+class SlowStorage(SqliteLedger):
+    """Database whose queries take some time."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.asked: list[str | None] = []
+        self.most = self.running = 0
+
+    async def sums(self, query: UsageQuery) -> list[UsageSum]:
+        self.asked.append(query.key)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.002)
+        self.running -= 1
+        return await super().sums(query)
 
 
 def ended(id: str = "call_1", **fields: Any) -> Call:
@@ -51,6 +70,24 @@ async def test_shared_calls_are_counted_once(ledger_storage: LedgerStorage) -> N
     ledger.observe(ended("second", leader=ended("first")))
     (total,) = await ledger.sums(ALWAYS)
     assert (total.calls, total.prompt, total.cost) == (2, 2_000_000, 13.5)
+
+
+async def test_queries_take_turns_between_tenants() -> None:
+    """Ask from one tenant many times: others wait for two of its queries at most, and it is refused in the end."""
+    storage = SlowStorage()
+    ledger = Ledger(storage, PRICES, None, 1e9)
+    flood = [asyncio.create_task(ledger.sums_of("key_many", ALWAYS)) for _ in range(40)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(ledger.sums_of("key_other", ALWAYS))
+    await other
+    assert storage.asked.index("key_other") <= 2  # after the query that ran, and one of a tenant that asked before
+    answers = await asyncio.gather(*flood, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, RequestError)]
+    assert len(refused) == 24
+    assert {(error.status, error.code) for error in refused} == {(429, "overloaded")}
+    assert storage.asked.count("key_many") == 16
+    assert storage.most == 1
+    await ledger.sums_of("key_many", ALWAYS)  # it may ask again
 
 
 async def test_sums_are_those_of_the_rows(ledger_storage: LedgerStorage) -> None:
@@ -156,6 +193,22 @@ async def test_rows_wait_for_the_database(tmp_path: Path, file: str | None) -> N
     storage.up.set()
     await ledger.close()
     assert [row.id for row in storage.rows] == ["a", "b"]
+
+
+async def test_sums_without_some_rows_are_refused(tmp_path: Path) -> None:
+    ledger = Ledger(SqliteLedger(tmp_path / "ledger.sqlite"), PRICES, tmp_path / "log", 1e9)
+    assert ledger._log is not None
+    usable, full = os.dup(ledger._log._file), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, ledger._log._file)
+    ledger.record(spend("a"))
+    with pytest.raises(LedgerError, match="cannot be written"):
+        await ledger.sums(ALWAYS)
+    os.dup2(usable, ledger._log._file)
+    (total,) = await ledger.sums(ALWAYS)
+    assert total.calls == 1
+    await ledger.close()
+    os.close(full)
+    os.close(usable)
 
 
 async def test_rows_of_the_process_before_are_stored(tmp_path: Path) -> None:

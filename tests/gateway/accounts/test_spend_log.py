@@ -1,5 +1,6 @@
 """gateway/accounts/spend_log.py: rows that survive the end of the process."""
 
+import json
 import os
 import signal
 import subprocess
@@ -56,9 +57,25 @@ def test_rows_survive_sigkill(tmp_path: Path) -> None:
 def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b'["a",1000.0,"key')
     log = SpendLog(tmp_path / "log")
-    log.append(spend("b"))  # joins the line that was cut off
+    log.append(spend("b"))
     log.append(spend("c"))
-    assert rows(log) == ["c"]
+    assert rows(log) == ["b", "c"]
+    log.close()
+
+
+def test_damaged_rows_are_skipped_with_one_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = [
+        spend("huge", prompt=2**63),
+        spend("negative", completion=-1),
+        spend("never", ended=1e999),
+        spend("free", cost=float("nan")),
+    ]
+    lines = [json.dumps(row) for row in damaged] + ["garbage \udcff"] * 1_000 + [json.dumps(spend("good"))]
+    (tmp_path / "log").write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    log = SpendLog(tmp_path / "log")
+    assert rows(log) == ["good"]
+    (record,) = caplog.records
+    assert "1004 rows" in record.message
     log.close()
 
 

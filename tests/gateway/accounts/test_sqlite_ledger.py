@@ -13,7 +13,10 @@ from tests.gateway.accounts.spends import spend
 
 async def test_only_the_owner_can_read_the_file(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "new" / "ledger.sqlite")
-    assert stat.S_IMODE((tmp_path / "new" / "ledger.sqlite").stat().st_mode) == 0o600
+    await ledger.insert([spend("call")])
+    files = list((tmp_path / "new").iterdir())
+    assert len(files) == 3, "the database, and two files of SQLite that contain rows as well"
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     await ledger.close()
 
 

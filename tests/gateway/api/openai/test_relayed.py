@@ -114,6 +114,51 @@ async def test_an_answer_is_streamed_and_a_disconnect_ends_it() -> None:
             await server.aborted.wait()
 
 
+async def test_a_client_that_leaves_before_the_end_pays_for_the_answer() -> None:
+    admin = {"Authorization": "Bearer admin-key-of-the-tests"}
+    async with MediaServer() as server, gateway(server, admin_key=["admin-key-of-the-tests"]) as client:
+        async with client.post("/v1/admin/keys", json={"budget_tokens": 10_000}, headers=admin) as answer:
+            made = await answer.json()
+        server.pieces, server.content_type = (
+            [b'{"data":["most of the answer"],', b'"usage":{"prompt_tokens":5}}'],
+            "application/json",
+        )
+        body, own = {"model": "fake", "input": "x" * 1_000}, {"Authorization": f"Bearer {made['key']}"}
+        async with client.post("/v1/embeddings", json=body, headers=own) as answer:
+            assert (await answer.content.readany()).startswith(b'{"data"')
+            answer.close()
+        async with asyncio.timeout(5):
+            await server.aborted.wait()
+        await asyncio.sleep(0.05)
+        async with client.get(f"/v1/admin/keys/{made['id']}", headers=admin) as answer:
+            counted = (await answer.json())["usage"]
+        assert 500 <= counted["tokens"] <= 600
+        assert counted["reserved_tokens"] == 0
+        async with client.get("/v1/usage", headers=own) as answer:
+            (row,) = (await answer.json())["data"]
+        assert (row["calls"], row["prompt_tokens"]) == (1, counted["tokens"])
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "total_tokens"])
+async def test_tokens_are_counted_wherever_the_answer_has_them(name: str) -> None:
+    """Answer as vLLM's rerank does: the usage is before many results, which repeat texts of the request."""
+    result = rb'{"document":{"text":"\"prompt_tokens\":0,\"total_tokens\":0"}},'
+    async with MediaServer() as server, gateway(server, ledger="on") as client:
+        server.pieces = [b'{"id":"a","usage":{"%s":77},"results":[' % name.encode(), result * 100, b"{}]}"]
+        server.content_type = "application/json"
+        asking = asyncio.create_task(client.post("/rerank", json={**BODIES["/rerank"], "model": "fake"}))
+        while not asking.done() or server.go_on.is_set():
+            server.go_on.set()
+            await asyncio.sleep(0.01)
+        for _ in range(3):
+            server.go_on.set()
+            await asyncio.sleep(0.01)
+        assert (await (await asking).read()).endswith(b"{}]}")
+        async with client.get("/v1/usage") as answer:
+            (row,) = (await answer.json())["data"]
+        assert row["prompt_tokens"] == 77
+
+
 async def test_a_server_that_does_not_read_slows_the_client_down() -> None:
     sent = 0
 

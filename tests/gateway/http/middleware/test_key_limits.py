@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from gateway.accounts.virtual_key import MAX_PREVIOUS
 from gateway.http.middleware.key_limits import MODEL_ROUTES
 from tests.fakes.keyed_gateway import KeyedGateway, keyed_gateway
 
@@ -224,6 +225,30 @@ async def test_a_websocket_counts_each_turn() -> None:
             event = await turn()
             assert (event["status"], event["error"]["code"]) == (429, "rate_limit_exceeded")
             await gateway.admin("DELETE", f"/{id}")
+            event = await turn()
+            assert (event["status"], event["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("header", ["Authorization", "x-api-key"])
+@pytest.mark.parametrize("limits", [{}, {"rpm": 100}])
+async def test_a_websocket_of_a_rotated_key_is_refused(header: str, limits: dict[str, int]) -> None:
+    async with keyed_gateway() as gateway:
+        id, key = await gateway.make_key(**limits)
+        headers = {header: f"Bearer {key}" if header == "Authorization" else key}
+        async with gateway.client.ws_connect("/v1/responses", headers=headers) as socket:
+
+            async def turn() -> dict[str, Any]:
+                await socket.send_json({"type": "response.create", "model": "fake", "input": "hi"})
+                while True:
+                    event: dict[str, Any] = await socket.receive_json()
+                    if event["type"] in ("response.completed", "error"):
+                        return event
+
+            assert (await turn())["type"] == "response.completed"
+            await gateway.admin("POST", f"/{id}/rotate", {"grace_seconds": 60})
+            assert (await turn())["type"] == "response.completed"
+            for _ in range(MAX_PREVIOUS + 1):  # more than the earlier keys that are accepted at a time
+                await gateway.admin("POST", f"/{id}/rotate", {"grace_seconds": 60})
             event = await turn()
             assert (event["status"], event["error"]["code"]) == (401, "invalid_api_key")
 
