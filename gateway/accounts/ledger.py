@@ -50,6 +50,9 @@ class LedgerStorage(Protocol):
     async def sums(self, query: UsageQuery) -> list[UsageSum]:
         """Answer a query."""
 
+    async def totals(self, key: str, since: float) -> tuple[int, float]:
+        """Return the tokens and the cost of a key's calls that ended since a time of the Unix clock."""
+
     async def close(self) -> None:
         """Close the database."""
 
@@ -151,16 +154,13 @@ class Ledger:
             raise RequestError(429, message, code="overloaded")
         self._queries[tenant] += 1
         try:
-            return await self._sums(query, tenant)
+            async with self._turns.turn(tenant):
+                await self.flush()
+                return await self._storage.sums(query)
         finally:
             self._queries[tenant] -= 1
             if not self._queries[tenant]:
                 del self._queries[tenant]
-
-    async def _sums(self, query: UsageQuery, turn: str) -> list[UsageSum]:
-        async with self._turns.turn(turn):
-            await self.flush()
-            return await self._storage.sums(query)
 
     async def sums_of(self, tenant: str, query: UsageQuery) -> list[UsageSum]:
         """Answer a query of a tenant, which sees its own calls only. See `sums`."""
@@ -170,8 +170,9 @@ class Ledger:
     async def totals(self, key: str, since: float) -> tuple[int, float]:
         """Return the tokens and the cost of a key's calls that ended since a time of the Unix clock. Raises
         LedgerError."""
-        (total,) = await self._sums(UsageQuery((), since, float("inf"), key), _TOTALS)
-        return total.prompt + total.completion, total.cost
+        async with self._turns.turn(_TOTALS):
+            await self.flush()
+            return await self._storage.totals(key, since)
 
     async def flush(self) -> None:
         """Store all rows in the database. Raises LedgerError."""

@@ -1,5 +1,6 @@
 """Storage of the ledger in PostgreSQL, beside the journal that several gateways share."""
 
+import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -95,6 +96,11 @@ class PostgresLedger:
             rows = await connection.fetch(statement, *values)
         count = len(columns)
         return [UsageSum(tuple(row)[:count], *_numbers(tuple(row)[count:])) for row in rows]
+
+    async def totals(self, key: str, since: float) -> tuple[int, float]:
+        """Return the tokens and the cost of a key's calls. See `LedgerStorage`."""
+        (total,) = await self.sums(UsageQuery((), since, math.inf, key))
+        return total.prompt + total.completion, total.cost
 
     async def close(self) -> None:
         """Do nothing: the journal closes its connections."""

@@ -1,10 +1,11 @@
 """Storage of the ledger in SQLite: a file of its own, so that long queries do not delay the journal."""
 
 import asyncio
+import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,8 +34,38 @@ CREATE TABLE IF NOT EXISTS spend (
 );
 CREATE INDEX IF NOT EXISTS spend_time ON spend (ended);
 CREATE INDEX IF NOT EXISTS spend_key ON spend (key, ended);
+CREATE TABLE IF NOT EXISTS spend_days (
+    key TEXT NOT NULL,
+    day INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    cost REAL NOT NULL,
+    PRIMARY KEY (key, day)
+) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS spend_day AFTER INSERT ON spend BEGIN
+    INSERT INTO spend_days VALUES (
+        new.key, CAST(new.ended / 86400 AS INTEGER), new.prompt + new.completion, new.cost
+    ) ON CONFLICT (key, day) DO UPDATE SET tokens = tokens + excluded.tokens, cost = cost + excluded.cost;
+END;
+"""
+"""`spend_days`: sums of each key and day since 1970, which stay when old rows are deleted, and are fast to add up."""
+_MAX_IN_MEMORY = 200_000
+"""Number of rows of a ledger in memory, about 300 bytes each."""
+_BOUND = f"""
+CREATE TRIGGER spend_bound AFTER INSERT ON spend BEGIN
+    DELETE FROM spend WHERE rowid <= new.rowid - {_MAX_IN_MEMORY};
+END;
+"""
+_INSERT = f"INSERT INTO spend VALUES ({', '.join('?' * 14)}) ON CONFLICT (id) DO NOTHING"
+_TOTALS = """
+SELECT coalesce(sum(tokens), 0), coalesce(sum(cost), 0.0) FROM (
+    SELECT tokens, cost FROM spend_days WHERE key = :key AND day >= :day
+    UNION ALL
+    SELECT prompt + completion, cost FROM spend WHERE key = :key AND ended >= :since AND ended < :day * 86400.0
+)
 """
 _GROUP_COLUMNS = {"key": "key", "session": "session", "model": "model", "day": "date(ended, 'unixepoch')"}
+_DAY = 86_400
+"""Seconds of a day."""
 _CHUNK = 1_000
 """Number of rows of one transaction."""
 _QUERY_SECONDS = 10.0
@@ -51,7 +82,7 @@ class SqliteLedger:
         self._writing = ThreadPoolExecutor(1, "ledger")
         try:
             self._writer = _connect(path)
-            self._writer.executescript(_CREATE)
+            self._writer.executescript(_CREATE if path is not None else _CREATE + _BOUND)
             self._reader, self._reading = self._writer, self._writing
             if path is not None:
                 path.chmod(0o600)  # a file of an earlier version
@@ -74,7 +105,7 @@ class SqliteLedger:
 
     def _insert_chunk(self, chunk: list[tuple[object, ...]]) -> None:
         with self._writer:
-            self._writer.executemany(f"INSERT OR IGNORE INTO spend VALUES ({', '.join('?' * 14)})", chunk)
+            self._writer.executemany(_INSERT, chunk)
 
     async def delete_before(self, when: float, limit: int) -> int:
         """Delete old rows. See `LedgerStorage`."""
@@ -104,7 +135,13 @@ class SqliteLedger:
         rows = await self._run(self._reading, lambda: self._select(statement, (*values, query.limit, query.offset)))
         return [UsageSum(row[:count], *row[count:]) for row in rows]
 
-    def _select(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
+    async def totals(self, key: str, since: float) -> tuple[int, float]:
+        """Return the tokens and the cost of a key's calls. See `LedgerStorage`."""
+        values = {"key": storable_text(key), "since": since, "day": math.ceil(since / _DAY)}
+        ((tokens, cost),) = await self._run(self._reading, lambda: self._select(_TOTALS, values))
+        return tokens, cost
+
+    def _select(self, statement: str, values: Sequence[object] | Mapping[str, object]) -> list[tuple[Any, ...]]:
         deadline = time.monotonic() + _QUERY_SECONDS
         self._reader.set_progress_handler(lambda: time.monotonic() > deadline, _PROGRESS_STEPS)
         try:

@@ -160,6 +160,20 @@ async def test_old_rows_are_deleted(ledger_storage: LedgerStorage) -> None:
     assert total.calls == 4
 
 
+@pytest.mark.parametrize("since", [0.0, 100.0, 86_400.0, 90_000.0, 3 * 86_400.0, 1e9])
+async def test_totals_are_those_of_the_rows(ledger_storage: LedgerStorage, since: float) -> None:
+    chance = random.Random(3)
+    rows = [
+        spend(f"r{number}", ended=chance.uniform(0, 5 * 86_400), key=chance.choice("ab"), cost=number / 64)
+        for number in range(300)
+    ]
+    await ledger_storage.insert(rows)
+    await ledger_storage.insert(rows[:100])  # stored once all the same
+    counted = [row for row in rows if row.key == "a" and row.ended >= since]
+    expected = sum(row.tokens for row in counted), sum(row.cost for row in counted)
+    assert await ledger_storage.totals("a", since) == expected
+
+
 class FailingStorage:
     """A database that is down until it is `up`."""
 
@@ -177,6 +191,9 @@ class FailingStorage:
 
     async def sums(self, query: UsageQuery) -> list[UsageSum]:
         return []
+
+    async def totals(self, key: str, since: float) -> tuple[int, float]:
+        return 0, 0.0
 
     async def close(self) -> None: ...
 

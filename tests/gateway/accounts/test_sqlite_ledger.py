@@ -35,3 +35,20 @@ async def test_a_long_query_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     assert (await ledger.sums(UsageQuery((), 0, 1e12)))[0].calls == 30_000
     await ledger.close()
+
+
+async def test_totals_keep_what_was_deleted(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite")
+    await ledger.insert(spend(str(number), ended=1_000.0 * number) for number in range(200))
+    assert await ledger.delete_before(150_000.0, 1_000) == 150
+    assert await ledger.totals("key_1", 0.0) == (200 * 15, 200 * 0.25)
+    await ledger.close()
+
+
+async def test_a_ledger_in_memory_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_ledger, "_BOUND", sqlite_ledger._BOUND.replace("200000", "100"))
+    ledger = SqliteLedger(None)
+    await ledger.insert(spend(str(number)) for number in range(250))
+    assert (await ledger.sums(UsageQuery((), 0, 1e12)))[0].calls == 100
+    assert await ledger.totals("key_1", 0.0) == (250 * 15, 250 * 0.25)
+    await ledger.close()
