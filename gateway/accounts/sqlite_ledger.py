@@ -37,6 +37,8 @@ CREATE INDEX IF NOT EXISTS spend_key ON spend (key, ended);
 _GROUP_COLUMNS = {"key": "key", "session": "session", "model": "model", "day": "date(ended, 'unixepoch')"}
 _CHUNK = 1_000
 """Number of rows of one transaction."""
+_MAX_MEMORY_ROWS = 1_000_000
+"""Maximum number of rows of a ledger in memory, some 300 bytes each. The oldest ones are deleted."""
 _QUERY_SECONDS = 10.0
 """Longest time of a query, in seconds."""
 _PROGRESS_STEPS = 100_000
@@ -48,6 +50,7 @@ class SqliteLedger:
 
     def __init__(self, path: Path | None) -> None:
         """`path`: the file, which is created if there is none; None for a ledger in memory. Raises LedgerError."""
+        self._is_in_memory = path is None
         self._writing = ThreadPoolExecutor(1, "ledger")
         try:
             self._writer = _connect(path)
@@ -75,6 +78,9 @@ class SqliteLedger:
     def _insert_chunk(self, chunk: list[tuple[object, ...]]) -> None:
         with self._writer:
             self._writer.executemany(f"INSERT OR IGNORE INTO spend VALUES ({', '.join('?' * 14)})", chunk)
+            if self._is_in_memory:
+                oldest = "DELETE FROM spend WHERE rowid <= (SELECT max(rowid) FROM spend) - ?"
+                self._writer.execute(oldest, (_MAX_MEMORY_ROWS,))
 
     async def delete_before(self, when: float, limit: int) -> int:
         """Delete old rows. See `LedgerStorage`."""

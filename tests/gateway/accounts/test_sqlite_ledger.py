@@ -35,3 +35,14 @@ async def test_a_long_query_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     assert (await ledger.sums(UsageQuery((), 0, 1e12)))[0].calls == 30_000
     await ledger.close()
+
+
+async def test_a_ledger_in_memory_keeps_the_newest_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_ledger, "_MAX_MEMORY_ROWS", 50)
+    for path, kept in ((None, [str(number) for number in range(150, 200)]), (tmp_path / "ledger.sqlite", None)):
+        ledger = SqliteLedger(path)
+        for number in range(200):
+            await ledger.insert([spend(f"{number}", session=f"{number}")])
+        found = [row.groups[0] for row in await ledger.sums(UsageQuery(("session",), 0, 1e12, limit=1_000))]
+        assert len(found) == 200 if kept is None else sorted(found) == sorted(kept)
+        await ledger.close()
