@@ -141,7 +141,7 @@ async def test_a_graph_is_checked_before_any_of_it_runs(
     got, answer = await api.call("POST", "/graphs", {"session": api.session, **body})
     assert answer["error"]["code"] in (code, "session_conflict")
     graph = await api.graph()
-    assert graph == {"calls": [], "variables": [], "edges": []}
+    assert graph == {"last_event_id": 0, "calls": [], "variables": [], "edges": []}
     _, after = await api.call("GET", "/sessions")
     assert {s["id"] for s in after["data"]} == {s["id"] for s in before["data"]}
 
