@@ -8,11 +8,11 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from gateway.accounts.accounts import Accounts
-from gateway.accounts.key_admin import KeyAdmin
-from gateway.accounts.key_limits import WaitingRule
-from gateway.accounts.key_store import KeyStore
-from gateway.accounts.ledger import Ledger
-from gateway.accounts.shared_usage import SharedUsage
+from gateway.accounts.keys.key_admin import KeyAdmin
+from gateway.accounts.keys.key_store import KeyStore
+from gateway.accounts.ledger.ledger import Ledger
+from gateway.accounts.limits.key_limits import WaitingRule
+from gateway.accounts.limits.shared_usage import SharedUsage
 from gateway.api import health, live_page, status, usage
 from gateway.api.admin import keys as admin_keys
 from gateway.api.anthropic import count_tokens, messages

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Protocol
 
-from gateway.accounts.call_bound import CallBounds
 from gateway.accounts.errors import KeyDisabled, KeyEnded
-from gateway.accounts.key_directory import KeyDirectory
-from gateway.accounts.key_limits import KeyLimits, WaitingRule
+from gateway.accounts.keys.key_directory import KeyDirectory
+from gateway.accounts.keys.virtual_key import KeyRecord, is_key_id
+from gateway.accounts.ledger.spend import CallSpend
+from gateway.accounts.limits.call_bound import CallBounds
+from gateway.accounts.limits.key_limits import KeyLimits, WaitingRule
+from gateway.accounts.limits.shared_usage import SharedUsage
 from gateway.accounts.prices import Prices
-from gateway.accounts.shared_usage import SharedUsage
-from gateway.accounts.spend import CallSpend
-from gateway.accounts.virtual_key import KeyRecord, is_key_id
 from gateway.graph.call import Call, CallSpec
 from gateway.graph.ids import new_id
 

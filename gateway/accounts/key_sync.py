@@ -6,8 +6,8 @@ from contextlib import suppress
 
 from gateway.accounts.accounts import Accounts
 from gateway.accounts.errors import KeyStoreError
-from gateway.accounts.key_admin import KeyAdmin
-from gateway.accounts.shared_usage import SharedUsage
+from gateway.accounts.keys.key_admin import KeyAdmin
+from gateway.accounts.limits.shared_usage import SharedUsage
 from gateway.journal import LeaseLost
 
 log = logging.getLogger("myna.keys")

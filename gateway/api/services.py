@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from gateway.accounts.accounts import Accounts
-from gateway.accounts.key_admin import KeyAdmin
-from gateway.accounts.ledger import Ledger
+from gateway.accounts.keys.key_admin import KeyAdmin
+from gateway.accounts.ledger.ledger import Ledger
+from gateway.accounts.ledger.spend import FREE
 from gateway.accounts.prices import Prices
-from gateway.accounts.spend import FREE
 from gateway.errors import RequestError
 from gateway.graph.budget import Limits
 from gateway.graph.call import CallState

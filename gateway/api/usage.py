@@ -7,7 +7,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from compat.openai import UsageList, UsageRow
-from gateway.accounts.usage_query import GROUPS, LedgerError, UsageQuery, UsageSum
+from gateway.accounts.ledger.usage_query import GROUPS, LedgerError, UsageQuery, UsageSum
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.http.json_body import json_response

@@ -4,14 +4,14 @@ import asyncio
 import os
 import sys
 
-from gateway.accounts.key_store import KeyStore, MemoryKeyStore
-from gateway.accounts.ledger import Ledger, LedgerStorage
-from gateway.accounts.postgres_key_store import PostgresKeyStore
-from gateway.accounts.postgres_ledger import PostgresLedger
-from gateway.accounts.shared_usage import SharedUsage
-from gateway.accounts.sqlite_key_store import SqliteKeyStore
-from gateway.accounts.sqlite_ledger import SqliteLedger
-from gateway.accounts.usage_query import LedgerError
+from gateway.accounts.keys.key_store import KeyStore, MemoryKeyStore
+from gateway.accounts.keys.postgres_key_store import PostgresKeyStore
+from gateway.accounts.keys.sqlite_key_store import SqliteKeyStore
+from gateway.accounts.ledger.ledger import Ledger, LedgerStorage
+from gateway.accounts.ledger.postgres_ledger import PostgresLedger
+from gateway.accounts.ledger.sqlite_ledger import SqliteLedger
+from gateway.accounts.ledger.usage_query import LedgerError
+from gateway.accounts.limits.shared_usage import SharedUsage
 from gateway.app import session_limits
 from gateway.config.settings import ServeSettings
 from gateway.graph.session import Session

@@ -14,8 +14,8 @@ from compat.openai.admin_keys import (
     RotateKeyRequest,
     UpdateKeyRequest,
 )
-from gateway.accounts.periods import window_at
-from gateway.accounts.virtual_key import KeyRecord
+from gateway.accounts.keys.virtual_key import KeyRecord
+from gateway.accounts.limits.periods import window_at
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.http.json_body import json_response, read_json

@@ -6,7 +6,7 @@ from contextlib import suppress
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.accounts.virtual_key import digest_of
+from gateway.accounts.keys.virtual_key import digest_of
 from gateway.errors import RequestError
 
 TENANT = web.RequestKey("tenant", str)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import hdrs, web
 
-from gateway.accounts import limit_headers
+from gateway.accounts.limits import limit_headers
 
 _EXPOSED = ", ".join(("x-request-id", "request-id", "Retry-After", *limit_headers.NAMES))
 _MAX_AGE_SECONDS = 3600

@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.accounts.accounts import Accounts
 from gateway.accounts.errors import LimitReached
-from gateway.accounts.key_limits import KeyLimits
+from gateway.accounts.limits.key_limits import KeyLimits
 from gateway.http.middleware.auth import TENANT
 from gateway.telemetry.metrics import count_limited
 

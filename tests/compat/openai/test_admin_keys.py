@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from compat.openai.admin_keys import CreateKeyRequest, RotateKeyRequest, UpdateKeyRequest
-from gateway.accounts.periods import PERIOD_PATTERN
+from gateway.accounts.limits.periods import PERIOD_PATTERN
 
 
 def test_a_limit_that_is_left_out_does_not_apply() -> None:

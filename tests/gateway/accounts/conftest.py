@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.accounts.ledger import LedgerStorage
-from gateway.accounts.postgres_ledger import PostgresLedger
-from gateway.accounts.sqlite_ledger import SqliteLedger
+from gateway.accounts.ledger.ledger import LedgerStorage
+from gateway.accounts.ledger.postgres_ledger import PostgresLedger
+from gateway.accounts.ledger.sqlite_ledger import SqliteLedger
 from gateway.journal import PostgresStorage
 from tests.fakes.postgres_server import PostgresServer
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.accounts.spend import CallSpend
+from gateway.accounts.ledger.spend import CallSpend
 
 
 def spend(id: str, **fields: Any) -> CallSpend:

@@ -7,9 +7,9 @@ import pytest
 from engine.sampling_params import SamplingParams
 from gateway.accounts.accounts import Accounts
 from gateway.accounts.errors import KeyEnded, LimitReached
+from gateway.accounts.keys.virtual_key import KeyRecord
+from gateway.accounts.ledger.spend import FREE
 from gateway.accounts.prices import Price, Prices
-from gateway.accounts.spend import FREE
-from gateway.accounts.virtual_key import KeyRecord
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.segments import Slot, Text

@@ -8,13 +8,13 @@ import pytest
 
 from gateway.accounts.accounts import Accounts
 from gateway.accounts.errors import KeyStoreError, LimitReached, QuotaReached
-from gateway.accounts.key_admin import KeyAdmin
-from gateway.accounts.key_limits import KeyLimits, WaitingRule
 from gateway.accounts.key_sync import KeySync
-from gateway.accounts.postgres_key_store import PostgresKeyStore
+from gateway.accounts.keys.key_admin import KeyAdmin
+from gateway.accounts.keys.postgres_key_store import PostgresKeyStore
+from gateway.accounts.ledger.spend import FREE
+from gateway.accounts.limits.key_limits import KeyLimits, WaitingRule
+from gateway.accounts.limits.shared_usage import SharedUsage
 from gateway.accounts.prices import Prices
-from gateway.accounts.shared_usage import SharedUsage
-from gateway.accounts.spend import FREE
 from gateway.journal import PostgresStorage
 from tests.fakes.postgres_cluster import PostgresCluster
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from gateway.accounts.virtual_key import MAX_PREVIOUS
+from gateway.accounts.keys.virtual_key import MAX_PREVIOUS
 from gateway.http.middleware.key_limits import MODEL_ROUTES
 from tests.fakes.keyed_gateway import KeyedGateway, keyed_gateway
 

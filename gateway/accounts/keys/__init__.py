@@ -1,0 +1,1 @@
+"""Virtual API keys: their records, their storage, and their changes."""

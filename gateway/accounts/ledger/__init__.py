@@ -1,0 +1,1 @@
+"""The ledger: what each call has used, and what that costs."""
