@@ -2,6 +2,7 @@
 // be tested on a CPU without AMX.
 
 #pragma once
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -52,19 +53,23 @@ static float amx_widen(uint16_t x) {
     memcpy(&y, &bits, 4);
     return y;
 }
+// The order of the additions is the hardware's (Intel's manual, TDPBF16PS): even and odd elements apart, from zero.
 EMULATED void tile_dpbf16ps(int c, int a, int b) {
     const int inner = amx_shape.bytes[a] / 4, columns = amx_shape.bytes[c] / 4;
     for (int m = 0; m < amx_shape.rows[c]; m++) {
-        float sums[16];
+        float sums[16], even[16] = {0}, odd[16] = {0};
         memcpy(sums, amx_tile[c][m], 64);
         for (int k = 0; k < inner; k++) {
             uint16_t left[2], right[32];
             memcpy(left, amx_tile[a][m] + k * 4, 4);
             memcpy(right, amx_tile[b][k], 64);
             const float first = amx_widen(left[0]), second = amx_widen(left[1]);
-            for (int n = 0; n < columns; n++)
-                sums[n] += first * amx_widen(right[2 * n]) + second * amx_widen(right[2 * n + 1]);
+            for (int n = 0; n < columns; n++) {
+                even[n] = fmaf(first, amx_widen(right[2 * n]), even[n]);
+                odd[n] = fmaf(second, amx_widen(right[2 * n + 1]), odd[n]);
+            }
         }
+        for (int n = 0; n < columns; n++) sums[n] += even[n] + odd[n];
         memcpy(amx_tile[c][m], sums, columns * 4);
     }
 }

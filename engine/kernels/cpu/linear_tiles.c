@@ -149,7 +149,82 @@ static void multiply_block(int64_t rows, int fetch_panel, Inputs x, const bf16 *
     }
 }
 
+#ifdef __AVX512F__
+#define FEW_ROWS 2    // maximum rows that are multiplied by the vector units: their speed is that of memory
+#define FEW_PANELS 2  // panels at a time: more loads that do not wait for each other
+
+// Does what the tiles do, addition by addition, so that a row has the same result alone and among many.
+INLINE void multiply_few(const int rows, const int panels, const bf16 *x, const bf16 *w, int64_t k, float *sums) {
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000u);
+    const int vectors = panels * 2;
+    const int64_t stride = PANEL * k;
+    __m512 sum[FEW_ROWS * FEW_PANELS * 2];
+#pragma GCC unroll 8
+    for (int j = 0; j < rows * vectors; j++) sum[j] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < k; i += 32) {
+        __m512 even[FEW_ROWS * FEW_PANELS * 2], odd[FEW_ROWS * FEW_PANELS * 2];
+#pragma GCC unroll 8
+        for (int j = 0; j < rows * vectors; j++) even[j] = odd[j] = _mm512_setzero_ps();
+        for (int pair = 0; pair < 16; pair++, w += 2 * PANEL) {
+            __m512 before[FEW_ROWS], after[FEW_ROWS];
+#pragma GCC unroll 2
+            for (int r = 0; r < rows; r++) {
+                int32_t both;
+                memcpy(&both, x + r * k + i + 2 * pair, 4);
+                const __m512i inputs = _mm512_set1_epi32(both);
+                before[r] = _mm512_castsi512_ps(_mm512_slli_epi32(inputs, 16));
+                after[r] = _mm512_castsi512_ps(_mm512_and_si512(inputs, high));
+            }
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) {
+                const bf16 *from = w + v / 2 * stride + v % 2 * 2 * LANES;
+                prefetch_near((const char *)from + 1536);
+                const __m512i weights = _mm512_loadu_si512(from);
+                const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(weights, 16));
+                const __m512 second = _mm512_castsi512_ps(_mm512_and_si512(weights, high));
+#pragma GCC unroll 2
+                for (int r = 0; r < rows; r++) {
+                    even[r * vectors + v] = _mm512_fmadd_ps(before[r], first, even[r * vectors + v]);
+                    odd[r * vectors + v] = _mm512_fmadd_ps(after[r], second, odd[r * vectors + v]);
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < rows * vectors; j++) sum[j] = _mm512_add_ps(sum[j], _mm512_add_ps(even[j], odd[j]));
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < rows * vectors; j++) _mm512_storeu_ps(sums + j * LANES, sum[j]);
+}
+
+static void linear_few(const bf16 *x, const Weight *w, void *y, int64_t m, int y_is_float) {
+    const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL;
+    const unsigned before = _mm_getcsr();
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < panels; p += FEW_PANELS) {
+        const bf16 *panel = (const bf16 *)w->data + p * PANEL * k;
+        const int count = panels - p < FEW_PANELS ? 1 : FEW_PANELS;
+        float sums[FEW_ROWS * FEW_PANELS * PANEL] __attribute__((aligned(64)));
+#ifndef MYNA_EMULATE_AMX
+        _mm_setcsr(before | 0x8040);  // tiles treat denormal numbers as zero
+#endif
+        if (m == 1 && count == 2) multiply_few(1, 2, x, panel, k, sums);
+        else if (m == 1) multiply_few(1, 1, x, panel, k, sums);
+        else if (count == 2) multiply_few(2, 2, x, panel, k, sums);
+        else multiply_few(2, 1, x, panel, k, sums);
+        _mm_setcsr(before);
+        finish(sums, m, count * PANEL, w, p * PANEL, y, 0, y_is_float);
+    }
+}
+#else
+#define FEW_ROWS 0
+static void linear_few(const bf16 *x, const Weight *w, void *y, int64_t m, int y_is_float) {}
+#endif
+
 void linear_tiles(const bf16 *x, const Weight *w, InputRoom *room, void *y, int64_t m, int y_is_float) {
+    if (m <= FEW_ROWS) {
+        linear_few(x, w, y, m, y_is_float);
+        return;
+    }
     const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL;
     const Blocks blocks = blocks_of(m);
     const int64_t rows = blocks.rows, is_packed = blocks.count > 1, chunks = is_packed ? (k + CHUNK - 1) / CHUNK : 1;
