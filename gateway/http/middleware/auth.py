@@ -72,7 +72,7 @@ class ApiKeys:
         if tenant is not None:
             return tenant
         if digest in self._admin_digests:
-            raise _key_error("This is an admin key: only /v1/admin/keys and /v1/usage accept it. Send an API key")
+            raise _key_error("This is an admin key, which runs no models. Send an API key")
         raise _unknown_key_error(key)
 
     def authenticate_admin(self, key: str) -> str:
