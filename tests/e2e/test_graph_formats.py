@@ -87,7 +87,7 @@ async def test_the_commands_print_sessions_and_graphs(server: GatewayHarness, ap
     [
         (("graph", "nowhere"), "there is no session 'nowhere'"),
         (("sessions", "--url", "http://127.0.0.1:9/v1"), "does not answer"),
-        (("sessions", "--url", "nonsense"), "does not answer"),
+        (("sessions", "--url", "nonsense"), "is not a URL"),
     ],
 )
 def test_the_commands_report_errors(server: GatewayHarness, arguments: tuple[str, ...], words: str) -> None:
