@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from gateway.graph.call import Call
+from gateway.runtime.name_pattern import matches
 
 _MILLION = 1_000_000
 _MAX_PRICE = 1e9
@@ -53,7 +53,7 @@ class Prices:
 
     def _find_pattern(self, model: str) -> Price:
         for pattern, price in self._patterns:
-            if fnmatchcase(model, pattern.replace("[", "[[]").replace("?", "[?]")):
+            if matches(pattern, model):
                 return price
         return _FREE
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError, field_path
 from gateway.prompts.builder import PromptBuilder
+from gateway.runtime.name_pattern import matches
 
 _BUILT_IN_NAMES = "claude-"
 """Beginning of the names of models that clients of Anthropic's API use on their own."""
@@ -112,7 +113,7 @@ class ServedModels:
             return None
         target = self._aliases.get(name)
         if target is None and name not in self._served:
-            target = next((model for pattern, model in self._patterns.items() if _matches(pattern, name)), None)
+            target = next((model for pattern, model in self._patterns.items() if matches(pattern, name)), None)
         return self._served.get(target or name)
 
     def fallbacks_of(self, model: ServedModel) -> list[ServedModel]:
@@ -198,17 +199,3 @@ class _RestrictedModels(ServedModels):
     async def _ready(self) -> None:
         await self._models._ready()
         self._refresh()
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """Return whether a name matches a pattern in which `*` stands for any text. It takes linear time."""
-    first, *middle, last = pattern.split("*")
-    if not name.startswith(first) or not name.endswith(last) or len(name) < len(first) + len(last):
-        return False
-    position, end = len(first), len(name) - len(last)
-    for part in middle:
-        position = name.find(part, position, end)
-        if position < 0:
-            return False
-        position += len(part)
-    return True

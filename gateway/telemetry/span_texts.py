@@ -157,7 +157,7 @@ def _content_parts(content: Any) -> Iterator[str | _Part]:
             image = part.get("image_url")
             uri = str(image.get("url") if isinstance(image, Mapping) else image)
             head, comma, data = uri.partition(",")
-            if uri.startswith("data:"):  # the data is left out, because nobody can read a part of an image
+            if uri.startswith("data:"):  # without its data: a part of an image cannot be shown
                 uri = f"{head[:100]}{comma}{_MARK if data else ''}"
             yield {"type": "uri", "modality": "image", "uri": uri}
         else:  # only its type: the rest is audio or a file

@@ -1,13 +1,13 @@
 """Virtual API keys: their records, their secrets, and the ids that logs name in place of a key."""
 
 import secrets
-from collections.abc import Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
 
 from gateway.graph.ids import new_id
+from gateway.runtime.name_pattern import matches
 
 _SECRET_PREFIX = "sk-myna-"
 _SECRET_BYTES = 30
@@ -62,7 +62,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def may_use(self, model: str) -> bool:
         """Return whether the key may use a model, given by the model's own name."""
-        return self.models is None or any(_matches(pattern, model) for pattern in self.models)
+        return self.models is None or any(matches(pattern, model) for pattern in self.models)
 
     def rotated(self, digest: str, now: float, grace: float) -> "KeyRecord":
         """Return the record with the digest of another key. The previous key is accepted for `grace` more seconds."""
@@ -102,25 +102,3 @@ def key_id_of(tenant: str) -> str:
     It is empty if the server has no API keys. A static key has an id that follows from its digest.
     """
     return tenant if not tenant or is_key_id(tenant) else f"static_{tenant[:12]}"
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """Return whether a name matches a pattern in which `*` stands for any text. It takes linear time."""
-    first, *rest = pattern.split("*")
-    if not rest:
-        return name == pattern
-    return name.startswith(first) and len(name) >= len(first) and _ends_with(rest, name, len(first))
-
-
-def _ends_with(parts: Sequence[str], name: str, position: int) -> bool:
-    """Return whether the name contains the parts in this order from the position on, and ends with the last."""
-    *middle, last = parts
-    end = len(name) - len(last)
-    if end < position or not name.endswith(last):
-        return False
-    for part in middle:
-        position = name.find(part, position, end)
-        if position < 0:
-            return False
-        position += len(part)
-    return True

@@ -42,7 +42,7 @@ class LedgerStorage(Protocol):
     """Database of the ledger. Each method raises LedgerError if the database cannot be used."""
 
     async def insert(self, rows: Iterable[CallSpend]) -> None:
-        """Store rows, except those whose ids are stored. After an error, some may be stored."""
+        """Store rows, except those whose ids the database has. If this raises an error, it may have stored a part."""
 
     async def delete_before(self, when: float, limit: int) -> int:
         """Delete at most `limit` rows of calls that ended before `when`. Return their number."""
@@ -208,6 +208,9 @@ class Ledger:
             except LedgerError as error:
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
                 log.error("%s; the next attempt is in %.0f s", error, pause)
+            except Exception:  # otherwise no row would ever be stored again
+                pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+                log.exception("the ledger cannot store its rows; the next attempt is in %.0f s", pause)
 
     async def close(self) -> None:
         """Store the last rows, and close the database. Rows that cannot be stored stay in the file."""

@@ -118,7 +118,7 @@ def test_a_reservation_alone_uses_nothing_up() -> None:
     meter.reserve(20)
     assert not meter.has_room(0.0)
     assert not meter.is_used_up(0.0)
-    assert meter.seconds_to_room(0.0) == math.inf, "nobody knows when the request ends"
+    assert meter.seconds_to_room(0.0) == math.inf, "the end of the request is unknown"
     meter.settle(20, 3, 0.0)
     assert meter.used_at(0.0) == 3
     assert meter.remaining(0.0) == 7
