@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.accounts.ledger import ledger as ledger_module
 from gateway.accounts.ledger.ledger import Ledger, LedgerStorage
 from gateway.accounts.ledger.spend import CallSpend
 from gateway.accounts.ledger.sqlite_ledger import SqliteLedger
@@ -247,3 +248,23 @@ async def test_a_tenant_sees_its_own_rows(ledger_storage: LedgerStorage) -> None
     assert [row.groups[0] for row in await ledger.sums(query)] == ["key_a", "key_b"]
     assert [row.groups[0] for row in await ledger.sums_of("key_a", query)] == ["key_a"]
     assert await ledger.sums_of("key_a", UsageQuery(("key",), 0, 1e12, key="key_b")) == []
+
+
+async def test_an_unknown_error_does_not_end_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class BrokenOnce(FailingStorage):
+        async def insert(self, rows: Iterable[CallSpend]) -> None:
+            if not self.up.is_set():
+                self.up.set()
+                raise OverflowError("unknown")
+            await super().insert(rows)
+
+    monkeypatch.setattr(ledger_module, "_FLUSH_SECONDS", 0.001)
+    storage = BrokenOnce()
+    ledger = Ledger(storage, PRICES, tmp_path / "log", 1e9)
+    ledger.record(spend("a"))
+    ledger.start()
+    async with asyncio.timeout(20):
+        while not storage.rows:
+            await asyncio.sleep(0.001)
+    assert [row.id for row in storage.rows] == ["a"]
+    await ledger.close()

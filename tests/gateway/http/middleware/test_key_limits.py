@@ -4,6 +4,7 @@ import asyncio
 import re
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -208,24 +209,29 @@ async def test_a_deferred_call_counts_until_its_answer_only() -> None:
         release.set()
 
 
+async def turn(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    """Ask for a response over a WebSocket, and return its last event."""
+    await socket.send_json({"type": "response.create", "model": "fake", "input": "hi"})
+    while True:
+        event: dict[str, Any] = await socket.receive_json()
+        if event["type"] in ("response.completed", "error"):
+            return event
+
+
 async def test_a_websocket_counts_each_turn() -> None:
     async with keyed_gateway() as gateway:
         id, key = await gateway.make_key(rpm=2)
         headers = {"Authorization": f"Bearer {key}"}
         async with gateway.client.ws_connect("/v1/responses", headers=headers) as socket:
-
-            async def turn() -> dict[str, Any]:
-                await socket.send_json({"type": "response.create", "model": "fake", "input": "hi"})
-                while True:
-                    event: dict[str, Any] = await socket.receive_json()
-                    if event["type"] in ("response.completed", "error"):
-                        return event
-
-            assert [(await turn())["type"] for _ in range(3)] == ["response.completed", "response.completed", "error"]
-            event = await turn()
+            assert [(await turn(socket))["type"] for _ in range(3)] == [
+                "response.completed",
+                "response.completed",
+                "error",
+            ]
+            event = await turn(socket)
             assert (event["status"], event["error"]["code"]) == (429, "rate_limit_exceeded")
             await gateway.admin("DELETE", f"/{id}")
-            event = await turn()
+            event = await turn(socket)
             assert (event["status"], event["error"]["code"]) == (401, "invalid_api_key")
 
 
@@ -236,20 +242,12 @@ async def test_a_websocket_of_a_rotated_key_is_refused(header: str, limits: dict
         id, key = await gateway.make_key(**limits)
         headers = {header: f"Bearer {key}" if header == "Authorization" else key}
         async with gateway.client.ws_connect("/v1/responses", headers=headers) as socket:
-
-            async def turn() -> dict[str, Any]:
-                await socket.send_json({"type": "response.create", "model": "fake", "input": "hi"})
-                while True:
-                    event: dict[str, Any] = await socket.receive_json()
-                    if event["type"] in ("response.completed", "error"):
-                        return event
-
-            assert (await turn())["type"] == "response.completed"
+            assert (await turn(socket))["type"] == "response.completed"
             await gateway.admin("POST", f"/{id}/rotate", {"grace_seconds": 60})
-            assert (await turn())["type"] == "response.completed"
+            assert (await turn(socket))["type"] == "response.completed"
             for _ in range(MAX_PREVIOUS + 1):  # more than the earlier keys that are accepted at a time
                 await gateway.admin("POST", f"/{id}/rotate", {"grace_seconds": 60})
-            event = await turn()
+            event = await turn(socket)
             assert (event["status"], event["error"]["code"]) == (401, "invalid_api_key")
 
 
