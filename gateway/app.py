@@ -40,7 +40,7 @@ from gateway.http.middleware.admission import ADMISSION, AdmissionGate, admissio
 from gateway.http.middleware.auth import METRICS_ROUTE, OPEN_ROUTES, ApiKeys, authentication, tenant_of
 from gateway.http.middleware.cors import cors_headers
 from gateway.http.middleware.errors import errors
-from gateway.http.middleware.key_limits import add_limit_headers, key_limits
+from gateway.http.middleware.key_limits import key_limits
 from gateway.http.websocket import MAX_SOCKETS, WEBSOCKETS, WebSockets
 from gateway.journal import Journal, PostgresStorage
 from gateway.prompts.served_models import ServedModels
@@ -77,8 +77,11 @@ def build_services(
         spend = None if ledger is None or not call.spec.model else ledger.observe(call)
         limits = accounts.limits_of(call.session.tenant)
         if limits is not None:
-            prompt, _, completion = call.spent_tokens
-            limits.settle(call.id, prompt + completion, prices.cost_of_call(call) if spend is None else spend.cost)
+            if spend is None:
+                prompt, _, completion = call.spent_tokens
+                limits.settle(call.id, prompt + completion, prices.cost_of_call(call))
+            else:
+                limits.settle(call.id, spend.prompt + spend.completion, spend.cost)
         if recorder is not None:
             recorder.observe(call)
         if exporter is not None:
@@ -211,8 +214,6 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     )
     if settings.cors_origin:
         app.on_response_prepare.append(cors_headers(settings.cors_origin))
-    if admin:
-        app.on_response_prepare.append(add_limit_headers)
     app[SERVICES] = services
     app[ADMISSION] = gate
     app[LARGE_BODY_GATE] = FairGate()

@@ -128,7 +128,7 @@ class Accounts:
         if limits is None:
             if is_key_id(tenant) and ((record := self.directory.get(tenant)) is None or record.disabled):
                 raise self._end_error(tenant)  # the key ended after the request was authenticated
-        elif not limits.take_check() and any(spec.model for spec in specs):
+        elif specs[0].model or any(spec.model for spec in specs):
             limits.check()
 
     def reserve(self, call: Call) -> None:
@@ -155,7 +155,6 @@ class Accounts:
         id, limits = f"relay_{new_id(16)}", self._limits.get(tenant)
         if limits is not None:
             await limits.make_room()
-            limits.take_check()
             limits.reserve(id, *self.bounds.of_prompt(model, tokens))
         try:
             with self._lifetime(tenant) as lifetime:

@@ -37,11 +37,12 @@ class Prices:
         self._prices = {name: price for name, price in prices.items() if "*" not in name}
         patterns = [(name, price) for name, price in prices.items() if "*" in name]
         self._patterns = sorted(patterns, key=lambda item: len(item[0]), reverse=True)
+        self._has_prices = bool(prices)
         self._find = lru_cache(10_000)(self._find_pattern)
 
     def __bool__(self) -> bool:
         """Return whether any model has a price."""
-        return bool(self._prices or self._patterns)
+        return self._has_prices
 
     def of(self, model: str) -> Price:
         """Return the price of a model."""
@@ -49,7 +50,7 @@ class Prices:
 
     def cost_of_call(self, call: Call) -> float:
         """Return the cost of a call so far."""
-        return self.of(call.model or call.spec.model).cost(*call.spent_tokens) if self else 0.0
+        return self.of(call.model or call.spec.model).cost(*call.spent_tokens) if self._has_prices else 0.0
 
     def _find_pattern(self, model: str) -> Price:
         for pattern, price in self._patterns:

@@ -170,7 +170,7 @@ async def respond(
     """
     request, scope, scheduler = target.request, target.scope, target.services.scheduler
     limits = target.services.accounts.limits_of(scope.session.tenant)
-    if limits is not None:
+    if limits is not None and not limits.can_start():
         await limits.make_room()
     addition = scope.session.add_all(specs)
     serializer.calls = calls = addition.calls

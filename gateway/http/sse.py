@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from aiohttp import hdrs, web
 
 from gateway.http.anthropic import request_id_headers
+from gateway.http.rate_headers import add_limit_headers
 from gateway.http.slow_client import STREAM_SECONDS, wait_written
 from gateway.http.warnings import warning_headers
 from gateway.runtime.json_codec import encode_json
@@ -172,6 +173,7 @@ class EventStream:
 
     async def _send_headers(self) -> None:
         if not self._has_started:
+            add_limit_headers(self._request, self._response.headers)
             await self._response.prepare(self._request)
             self._has_started = True
             self._transport = self._request.transport

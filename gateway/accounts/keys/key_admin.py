@@ -71,8 +71,7 @@ class KeyAdmin:
         except LedgerError as error:
             raise KeyStoreError(f"what the key {record.id} has used is unknown: {error}") from error
         for kind in kinds:
-            if (meter := limits.meters.get(kind)) is not None:
-                meter.settle(0.0, cost if kind == "budget_cost" else tokens, self._clock())
+            limits.count_past_use(kind, cost if kind == "budget_cost" else tokens)
 
     def get(self, id: str) -> KeyRecord:
         """Return a key. Raises RequestError 404 if there is none."""

@@ -18,7 +18,7 @@ class CallBounds:
     def __init__(self, window_of: Callable[[str], int | None], prices: Prices) -> None:
         """`window_of` returns the window of a model in tokens; None if it is unknown."""
         self._window_of = window_of
-        self._prices = prices
+        self._prices = prices if prices else None
 
     def of_call(self, spec: CallSpec) -> _Bound:
         """Return the tokens and the cost that the call has at most.
@@ -37,7 +37,7 @@ class CallBounds:
     def _of_prompt_and_answer(self, model: str, segments: Sequence[Segment]) -> _Bound:
         prompt = completion = unknown = 0
         for segment in segments:
-            if isinstance(segment, Text):  # most segments; their weights are estimates of time
+            if type(segment) is Text:  # most segments; their weights are estimates of time
                 prompt += len(segment.tokens)
             elif isinstance(segment, Slot):
                 length = segment.sampling.max_tokens
@@ -53,11 +53,14 @@ class CallBounds:
         if window is None:
             completion += unknown * _UNKNOWN_TOKENS
         else:
-            prompt = min(prompt, window)
-            completion = window - prompt if unknown else min(completion, window - prompt)
-        cost = self._prices.of(model).cost(prompt, 0, completion) if self._prices else 0.0
-        return prompt + completion, cost
+            prompt = prompt if prompt < window else window
+            rest = window - prompt
+            completion = rest if unknown or completion > rest else completion
+        return prompt + completion, 0.0 if self._prices is None else self._cost(model, prompt, completion)
+
+    def _cost(self, model: str, prompt: int, completion: int) -> float:
+        return 0.0 if self._prices is None else self._prices.of(model).cost(prompt, 0, completion)
 
     def of_prompt(self, model: str, tokens: int) -> _Bound:
         """Return tokens and cost of a request that generates nothing, such as an embedding."""
-        return tokens, self._prices.of(model).cost(tokens, 0, 0)
+        return tokens, self._cost(model, tokens, 0)

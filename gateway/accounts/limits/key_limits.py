@@ -8,13 +8,13 @@ of the event loop as `reserve`, so that no other call comes between. `make_room`
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from gateway.accounts.errors import KeyStoreError, LimitReached, QuotaReached
 from gateway.accounts.keys.virtual_key import KeyRecord
-from gateway.accounts.limits.limit_headers import limit_headers
+from gateway.accounts.limits.known_room import KnownRoom
+from gateway.accounts.limits.limit_headers import set_limit_headers
 from gateway.accounts.limits.meter import LocalMeter, Meter
 from gateway.accounts.limits.shared_meter import SharedMeter
 
@@ -25,7 +25,6 @@ _RECHECK_SECONDS = 0.25
 _OUTAGE_SECONDS = 1.0
 """Time for which a failure of the database holds, in seconds."""
 _MAX_RETRY_SECONDS = 3_600.0
-_NO_HEADERS: Mapping[str, str] = {}
 
 CountedMeter = LocalMeter | SharedMeter
 
@@ -34,12 +33,9 @@ _Meters = Sequence[tuple[str, CountedMeter]]
 """Meters with their kinds."""
 
 
-class _Reserved(NamedTuple):
-    """Amounts that an unfinished call has reserved of some meters."""
-
-    meters: _Meters
-    tokens: int
-    cost: float
+_Reserved = tuple[_Meters, int, float]
+"""Meters of which an unfinished call has reserved, and its tokens and cost."""
+_NOTHING_RESERVED: _Reserved = ((), 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -72,10 +68,15 @@ class KeyLimits:
         self._entry_meters: _Meters = ()
         self._call_meters: _Meters = ()
         """Meters with room for a request to enter, and for calls to start."""
+        self._room = KnownRoom()
+        """Room that the meters have; always none if other gateways share them."""
+        self._requests: CountedMeter | None = None
+        self._tokens: CountedMeter | None = None
+        self._parallel: CountedMeter | None = None
+        self.counts_calls = False
+        """Whether the key has limits of tokens or budgets."""
         self._reservations: dict[str, _Reserved] = {}
         """Reservations of unfinished calls, by the call's id."""
-        self._is_checked = False
-        """Whether `make_room` has just found room; see `take_check`."""
         self._entry = asyncio.Lock()
         self._calls = asyncio.Lock()
         """Locks that requests hold while they are the next to enter, and to start calls. Others wait in order."""
@@ -108,7 +109,10 @@ class KeyLimits:
             self._set(kind, limit, period=period, unit=unit)
         self._entry_meters = [(kind, self.meters[kind]) for kind in _ENTRY if kind in self.meters]
         self._call_meters = [(kind, self.meters[kind]) for kind in _CALLS if kind in self.meters]
+        self._requests, self._tokens, self._parallel = map(self.meters.get, ("requests", "tokens", "parallel"))
+        self.counts_calls = bool(self._call_meters)
         self._end = None
+        self._room.forget()
         self.notify()
         return new
 
@@ -133,7 +137,12 @@ class KeyLimits:
     def close(self, end: Callable[[], Exception]) -> None:
         """Refuse all requests from now on, also those that wait, with the error that `end` returns."""
         self._end = end
+        self._room.forget()
         self.notify()
+
+    @property
+    def _local_meters(self) -> Iterator[tuple[str, LocalMeter]]:
+        return ((kind, meter) for kind, meter in self.meters.items() if isinstance(meter, LocalMeter))
 
     @property
     def shared_meters(self) -> list[SharedMeter]:
@@ -154,63 +163,68 @@ class KeyLimits:
     def can_enter(self) -> bool:
         """Return whether a request may enter now, without a wait. Raises the reason why the key is not accepted any
         more."""
-        return not self.waiting_requests and self._find_refusal(self._entry_meters) is None
+        if self.waiting_requests:
+            return False
+        room = self._room
+        has_room = room.requests >= 1.0 and room.tokens >= 1.0 and room.cost > 0.0
+        return has_room or self._find_refusal(self._entry_meters) is None
 
     def take_place(self) -> CountedMeter | None:
         """Count a request that may enter, and take a parallel place. See `enter`."""
-        if (requests := self.meters.get("requests")) is not None:
+        self._room.requests -= 1.0
+        if (requests := self._requests) is not None:
             requests.settle(0.0, 1.0, self._clock())
-        if (parallel := self.meters.get("parallel")) is not None:
-            parallel.reserve(1.0)
+        if (parallel := self._parallel) is not None:
+            parallel.reserved += 1.0
         return parallel
 
     def leave(self, parallel: CountedMeter | None) -> None:
         """Release the parallel place of a request that is answered."""
         if parallel is not None:
-            parallel.settle(1.0, 0.0, self._clock())
+            parallel.settle(1.0, 0.0, 0.0)  # nothing is used, so the time does not matter
             if self.waiting_requests:
                 self.notify()
 
-    def headers(self) -> Mapping[str, str]:
-        """Return the headers that describe the limits of a minute."""
-        requests, tokens = self.meters.get("requests"), self.meters.get("tokens")
-        return _NO_HEADERS if requests is tokens is None else limit_headers(requests, tokens, self._clock())
+    def set_headers(self, headers: MutableMapping[str, str]) -> None:
+        """Set the headers that describe the limits of a minute."""
+        requests, tokens = self._requests, self._tokens
+        if not (requests is tokens is None):
+            set_limit_headers(headers, requests, tokens, self._clock())
 
     # calls
 
     async def make_room(self) -> None:
         """Wait until calls may start, if requests may wait. Raises LimitReached. Call `check` in the same turn of the
         event loop."""
-        if self.waiting_requests or self._find_refusal(self._call_meters) is not None:
+        if not self.can_start():
             await self._wait(self._calls)
-        self._is_checked = True
 
-    def take_check(self) -> bool:
-        """Return whether `make_room` has just found room, so that `check` need not look again. It is so only once."""
-        is_checked, self._is_checked = self._is_checked, False
-        return is_checked
-
-    @property
-    def counts_calls(self) -> bool:
-        """Whether the key has limits of tokens or budgets."""
-        return bool(self._call_meters)
+    def can_start(self) -> bool:
+        """Return whether calls may start now, without a wait. Raises the reason why the key is not accepted any
+        more."""
+        if self.waiting_requests:
+            return False
+        room = self._room
+        return (room.tokens >= 1.0 and room.cost > 0.0) or self._find_refusal(self._call_meters) is None
 
     def check(self) -> None:
         """Raise LimitReached if no call may start now."""
-        refusal = self._find_refusal(self._call_meters)
-        if refusal is not None:
-            raise refusal
+        room = self._room
+        if room.tokens < 1.0 or room.cost <= 0.0:
+            refusal = self._find_refusal(self._call_meters)
+            if refusal is not None:
+                raise refusal
 
     def reserve(self, call: str, tokens: int, cost: float) -> None:
         """Reserve what a call may use. `call`: its id."""
         if call in self._reservations:
             return
-        for kind, meter in self._call_meters:
-            if kind != "budget_cost":
-                meter.reserve(tokens)
-            elif cost:
-                meter.reserve(cost)
-        self._reservations[call] = _Reserved(self._call_meters, tokens, cost)
+        room, meters = self._room, self._call_meters
+        room.tokens -= tokens
+        room.cost -= cost
+        for kind, meter in meters:
+            meter.reserved += cost if kind == "budget_cost" else tokens
+        self._reservations[call] = meters, tokens, cost
 
     def is_reserved(self, call: str) -> bool:
         """Return whether a call has a reservation."""
@@ -224,21 +238,26 @@ class KeyLimits:
     def settle(self, call: str, tokens: int, cost: float) -> None:
         """Count what a call has used, in place of its reservation."""
         now = self._clock()
-        reserved = self._reservations.pop(call, None)
-        if reserved is not None and reserved.meters is self._call_meters:
-            for kind, meter in reserved.meters:
-                if kind == "budget_cost":
-                    meter.settle(reserved.cost, cost, now)
-                else:
-                    meter.settle(reserved.tokens, tokens, now)
-        else:  # the limits have changed since the call began
-            if reserved is not None:
-                for kind, meter in reserved.meters:
-                    meter.settle(reserved.cost if kind == "budget_cost" else reserved.tokens, 0.0, now)
-            for kind, meter in self._call_meters:
-                meter.settle(0.0, cost if kind == "budget_cost" else tokens, now)
+        meters, reserved_tokens, reserved_cost = self._reservations.pop(call, _NOTHING_RESERVED)
+        if tokens > reserved_tokens or cost > reserved_cost:
+            self._room.forget()
+        if meters is not self._call_meters:  # the limits have changed since the call began
+            for kind, meter in meters:
+                meter.settle(reserved_cost if kind == "budget_cost" else reserved_tokens, 0.0, now)
+            meters, reserved_tokens, reserved_cost = self._call_meters, 0, 0.0
+        for kind, meter in meters:
+            if kind == "budget_cost":
+                meter.settle(reserved_cost, cost, now)
+            else:
+                meter.settle(reserved_tokens, tokens, now)
         if self.waiting_requests:
             self.notify()
+
+    def count_past_use(self, kind: str, amount: float) -> None:
+        """Count what the key has used before this process knew it. `kind`: see `meters`."""
+        if (meter := self.meters.get(kind)) is not None:
+            meter.settle(0.0, amount, self._clock())
+            self._room.forget()
 
     # waiting
 
@@ -250,7 +269,10 @@ class KeyLimits:
         now = self._clock()
         for kind, meter in meters:
             if not meter.has_room(now):
+                self._room.forget()
                 return _refusal(kind, meter, now)
+        if self._exchange is None:
+            self._room.measure(self._local_meters, now)
         return None
 
     def _needed(self, turn: asyncio.Lock) -> _Meters:

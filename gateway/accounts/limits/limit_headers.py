@@ -1,7 +1,7 @@
 """The headers `x-ratelimit-*`, as OpenAI sends them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 
 from gateway.accounts.limits.meter import Meter
 
@@ -11,16 +11,20 @@ NAMES = tuple(
 """Names of all these headers."""
 
 
-def limit_headers(requests: Meter | None, tokens: Meter | None, now: float) -> Mapping[str, str]:
-    """Return the headers that describe the limits of a minute; none for a limit that the key does not have."""
-    headers = {}
-    for meter, (limit, remaining, reset) in ((requests, NAMES[:3]), (tokens, NAMES[3:])):
-        if meter is not None:
-            headers[limit] = str(int(meter.limit))
-            left, seconds = meter.state(now)
-            headers[remaining] = str(int(left))
-            headers[reset] = duration_text(seconds) if seconds else "0s"
-    return headers
+def set_limit_headers(
+    headers: MutableMapping[str, str], requests: Meter | None, tokens: Meter | None, now: float
+) -> None:
+    """Set the headers that describe the limits of a minute; none for a limit that the key does not have."""
+    if requests is not None:
+        left, seconds = requests.state(now)
+        headers["x-ratelimit-limit-requests"] = requests.limit_text
+        headers["x-ratelimit-remaining-requests"] = str(int(left))
+        headers["x-ratelimit-reset-requests"] = duration_text(seconds) if seconds else "0s"
+    if tokens is not None:
+        left, seconds = tokens.state(now)
+        headers["x-ratelimit-limit-tokens"] = tokens.limit_text
+        headers["x-ratelimit-remaining-tokens"] = str(int(left))
+        headers["x-ratelimit-reset-tokens"] = duration_text(seconds) if seconds else "0s"
 
 
 def duration_text(seconds: float) -> str:

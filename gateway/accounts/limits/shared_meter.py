@@ -65,6 +65,7 @@ class SharedMeter:
         "_used",
         "is_active",
         "limit",
+        "limit_text",
         "reserved",
     )
 
@@ -73,6 +74,7 @@ class SharedMeter:
     ) -> None:
         """`kind`: name of the limit in the database. For the others, see `LocalMeter`."""
         self.limit = limit
+        self.limit_text = str(int(limit))
         self.reserved = 0.0
         self.is_active = False
         """Whether requests used the meter since the last exchange."""
@@ -92,6 +94,7 @@ class SharedMeter:
     def set_limit(self, limit: float) -> None:
         """Change the limit. What is used stays used."""
         self.limit = limit
+        self.limit_text = str(int(limit))
         if self._used.rate:
             self._used.rate = limit / _MINUTE
         self._denied_until = 0.0
@@ -105,11 +108,6 @@ class SharedMeter:
         """Return whether some of the allotment is left. See `Meter.has_room`."""
         self.is_active = True
         return self._spare >= self._unit - _EPSILON if self._unit else self._spare > _EPSILON
-
-    def reserve(self, amount: float) -> None:
-        """Reserve an amount. See `Meter.reserve`."""
-        self.is_active = True
-        self.reserved += amount
 
     def settle(self, reserved: float, amount: float, now: float) -> None:
         """Replace a reservation by what was used. See `Meter.settle`."""

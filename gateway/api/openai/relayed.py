@@ -22,6 +22,7 @@ from gateway.graph.call import CallState
 from gateway.http.json_body import read_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
+from gateway.http.rate_headers import add_limit_headers
 from gateway.http.slow_client import STREAM_SECONDS, wait_written
 from gateway.http.sse import REQUEST_ID
 from gateway.http.upload import Upload
@@ -168,6 +169,7 @@ async def _stream(request: web.Request, relayed: RelayedRequest, span: RequestSp
                 length = answer.headers.get("content-length", "")
                 if length.isascii() and length.isdecimal():
                     response.content_length = int(length)
+                add_limit_headers(request, response.headers)
                 await response.prepare(request)
                 size, head, tail = 0, b"", b""
                 while chunk := await answer.next_chunk():

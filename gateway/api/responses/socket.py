@@ -169,7 +169,7 @@ class _Connection:
         if limits is None:
             await self._create(content, lane)
         else:
-            await run_limited(limits, lambda: self._create(content, lane))
+            await run_limited(limits, self._create, content, lane)
 
     async def _create(self, content: dict[str, Any], lane: str | None) -> None:
         """Answer a message with the events of a response. Raises RequestError and GraphError."""

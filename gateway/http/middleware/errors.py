@@ -15,6 +15,7 @@ from gateway.graph.ids import new_id
 from gateway.http.anthropic import anthropic_error_body, anthropic_status, request_id_headers, speaks_anthropic
 from gateway.http.compression import compress
 from gateway.http.json_body import BODY_BYTES, release_body
+from gateway.http.rate_headers import LIMITS
 from gateway.http.slow_client import SlowClient
 from gateway.http.sse import REQUEST_ID
 from gateway.http.warnings import WARNINGS, warning_headers
@@ -91,6 +92,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = offered if offered and _REQUEST_ID.fullmatch(offered) else f"req_{new_id(24)}"
     request[REQUEST_ID] = request_id
     request[WARNINGS] = ""
+    request[LIMITS] = None
     request[BODY_BYTES] = 0  # as the warnings: a lookup of a key that is missing costs ten times as much
     began = time.monotonic()
     try:
@@ -109,6 +111,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response.headers["x-request-id"] = request_id
         if speaks_anthropic(request):
             response.headers["request-id"] = request_id
+        if (limits := request[LIMITS]) is not None:
+            limits.set_headers(response.headers)
         if request[WARNINGS]:
             response.headers.update(warning_headers(request))
         compress(request, response)

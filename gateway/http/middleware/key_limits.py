@@ -1,8 +1,7 @@
 """Apply the limits of API keys to the requests that run models."""
 
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -11,10 +10,11 @@ from gateway.accounts.accounts import Accounts
 from gateway.accounts.errors import LimitReached
 from gateway.accounts.limits.key_limits import KeyLimits
 from gateway.http.middleware.auth import TENANT
+from gateway.http.rate_headers import LIMITS
 from gateway.telemetry.metrics import count_limited
 
+_Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
-_LIMITS = web.RequestKey("key_limits", KeyLimits)
 
 MODEL_ROUTES = frozenset(
     {
@@ -24,7 +24,8 @@ MODEL_ROUTES = frozenset(
         *("/v1/images/generations", "/v1/images/edits"),
     }
 )
-"""Routes whose POST requests run models. Requests to other routes are not limited."""
+"""Paths of routes whose POST requests run models. Requests to other routes are not limited. None has a parameter, so
+a request that aiohttp routes there has this path; aiohttp has computed it already."""
 
 
 def key_limits(accounts: Accounts) -> Middleware:
@@ -34,36 +35,24 @@ def key_limits(accounts: Accounts) -> Middleware:
     @web.middleware
     def limit(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
         limits = accounts.limits_of(request[TENANT])
-        if limits is None or request.method != hdrs.METH_POST or not _runs_model(request):
+        if limits is None or request.rel_url.path_safe not in MODEL_ROUTES or request.method != hdrs.METH_POST:
             return handler(request)
-        request[_LIMITS] = limits
-        return run_limited(limits, partial(handler, request))
+        request[LIMITS] = limits
+        return run_limited(limits, handler, request)
 
     return limit
 
 
-def _runs_model(request: web.Request) -> bool:
-    resource = request.match_info.route.resource
-    return resource is not None and resource.canonical in MODEL_ROUTES
-
-
-async def run_limited(limits: KeyLimits, work: Callable[[], Awaitable[_Result]]) -> _Result:
-    """Return the result of the work for a request once the limits admit it. Raises LimitReached."""
+async def run_limited(
+    limits: KeyLimits, work: Callable[[*_Arguments], Awaitable[_Result]], *arguments: *_Arguments
+) -> _Result:
+    """Return the result of `work(*arguments)` once the limits admit the request. Raises LimitReached."""
     try:
         place = limits.take_place() if limits.can_enter() else await limits.enter()
         try:
-            return await work()
+            return await work(*arguments)
         finally:
             limits.leave(place)
     except LimitReached as error:
         count_limited(limits.id, error.code)
         raise
-
-
-async def add_limit_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Add the headers that describe the limits of the request's key. For `on_response_prepare`."""
-    limits = request.get(_LIMITS)
-    if limits is not None and (headers := limits.headers()):
-        found = response.headers
-        for name, value in headers.items():  # faster than `update`
-            found[name] = value

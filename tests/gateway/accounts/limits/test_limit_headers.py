@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gateway.accounts.limits.limit_headers import NAMES, duration_text, limit_headers
+from gateway.accounts.limits.limit_headers import NAMES, duration_text, set_limit_headers
 from gateway.accounts.limits.meter import LocalMeter
 
 
@@ -32,15 +32,21 @@ def test_an_infinite_duration_has_a_text() -> None:
     assert duration_text(math.inf).endswith("s")
 
 
+def headers_of(requests: LocalMeter | None, tokens: LocalMeter | None) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    set_limit_headers(headers, requests, tokens, 100.0)
+    return headers
+
+
 def test_only_limits_that_exist_have_headers() -> None:
     requests, tokens = LocalMeter(60, per_minute=True), LocalMeter(1_000, per_minute=True)
-    assert limit_headers(None, None, 0.0) == {}
+    assert headers_of(None, None) == {}
     requests.settle(0, 6, 100.0)
-    tokens.reserve(400)
-    headers = limit_headers(requests, tokens, 100.0)
+    tokens.reserved += 400
+    headers = headers_of(requests, tokens)
     assert set(headers) == set(NAMES)
     assert headers["x-ratelimit-limit-requests"] == "60"
     assert headers["x-ratelimit-remaining-requests"] == "54"
     assert headers["x-ratelimit-reset-requests"] == "6s"
     assert headers["x-ratelimit-remaining-tokens"] == "600", "a reservation counts as used"
-    assert set(limit_headers(requests, None, 100.0)) == {name for name in NAMES if name.endswith("requests")}
+    assert set(headers_of(requests, None)) == {name for name in NAMES if name.endswith("requests")}

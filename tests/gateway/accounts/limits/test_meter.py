@@ -33,7 +33,7 @@ def test_a_rate_admits_what_a_simple_model_admits(limit: int, requests: list[tup
         if abs(level + 1 - limit) > Fraction(1, 10**6):  # at the limit itself, fractions are rounded
             assert meter.has_room(float(now)) == (level + 1 <= limit)
         if meter.has_room(float(now)):
-            meter.reserve(bound)
+            meter.reserved += bound
             running.append((bound, amount))
         assert meter.reserved == sum(reserved for reserved, _ in running)
         expected = limit - used - sum(reserved for reserved, _ in running)
@@ -91,7 +91,7 @@ def test_a_budget_is_exceeded_by_at_most_one_request(
         level = used.get(start, 0) + sum(reserved for reserved, _ in running)
         assert meter.has_room(now) == (level < limit)
         if meter.has_room(now):
-            meter.reserve(bound)
+            meter.reserved += bound
             running.append((bound, min(amount, bound)))
     assert all(amount < limit + 30 + 30 for amount in used.values())
 
@@ -115,7 +115,7 @@ def test_a_budget_of_zero_admits_nothing() -> None:
 
 def test_a_reservation_alone_uses_nothing_up() -> None:
     meter = LocalMeter(10, period="1h")
-    meter.reserve(20)
+    meter.reserved += 20
     assert not meter.has_room(0.0)
     assert not meter.is_used_up(0.0)
     assert meter.seconds_to_room(0.0) == math.inf, "the end of the request is unknown"

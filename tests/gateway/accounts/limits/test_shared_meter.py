@@ -59,7 +59,7 @@ def test_gateways_exceed_a_limit_by_one_request_each_at_most(
             if not meter.has_room(0.0):
                 exchange(meter, model, gateway, 1)
             if meter.has_room(0.0):
-                meter.reserve(bound)
+                meter.reserved += bound
                 running[gateway].append(bound)
         elif kind == "end" and running[gateway]:
             reserved = running[gateway].pop()
@@ -121,7 +121,7 @@ def test_a_failed_exchange_loses_no_report() -> None:
 def test_what_ends_during_an_exchange_is_reported_by_the_next_one() -> None:
     model, meter = SharedLimitModel(100), SharedMeter("budget_tokens", 100)
     exchange(meter, model, waiting=1)
-    meter.reserve(10)
+    meter.reserved += 10
     report = meter.report("key_1", 0.0, 1)
     meter.settle(10, 4, 0.0)
     meter.apply(report, model.exchange(0, report), 0.0)
