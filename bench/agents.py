@@ -329,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--agents", type=_count, default=6, help="number of concurrent sessions (default: 6)")
     parser.add_argument("--turns", type=_count, default=6, help="maximum number of requests of a session (default: 6)")
-    parser.add_argument("--rounds", type=_count, default=3, help="number of replays on each server (default: 3)")
+    parser.add_argument("--rounds", type=_count, default=2, help="number of replays on each server (default: 2)")
     parser.add_argument("--tokens", type=_positive, default=64.0, help="divisor of recorded tokens (default: 64)")
     parser.add_argument("--seconds", type=_positive, default=20.0, help="divisor of recorded tool times (default: 20)")
     parser.add_argument(
