@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-_WORDS = re.findall(
+WORDS = re.findall(
     r"\w+",
     "river stone window garden letter morning engine mountain silver paper music harbour winter bridge candle forest "
     "market ladder copper island voice shadow kitchen signal thread meadow planet hammer basket ocean",
@@ -21,7 +21,7 @@ _WORDS = re.findall(
 def prompt(words: int, seed: int) -> str:
     """Return a text of `words` words, about as many tokens, that shares no beginning with an earlier prompt."""
     pick = random.Random(seed)
-    return f"{seed} " + " ".join(pick.choice(_WORDS) for _ in range(words))
+    return f"{seed} " + " ".join(pick.choice(WORDS) for _ in range(words))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class TokenSequence:
         self._path_length = 0
         self._announced: list[tuple[Node, bool]] = []
         """Nodes that the planned step completes, each with whether this sequence inserted it into the tree."""
+        self._longest = 0
+        """Maximum of `computed_tokens` before blocks were given back. Tokens before it were counted already."""
         self._return_node: Node | None = None
         """Last tree node of the blocks that it gave back and will come back for."""
         self.fill_tokens = 0
@@ -169,7 +171,7 @@ class TokenSequence:
             self._path_length += 1
             self.computed_tokens += size
             if self.pending_fills:
-                self.cached_tokens += size
+                self.cached_tokens += min(size, max(0, self.computed_tokens - self._longest))
         return True
 
     def reserve(self, end: int) -> list[tuple[int, int]] | None:
@@ -223,6 +225,7 @@ class TokenSequence:
     def truncate(self, length: int) -> None:
         """Delete all tokens after the first `length`, and their KV."""
         del self.tokens[length:]
+        self._longest = min(self._longest, length)
         if length >= self.computed_tokens:
             return
         size = self._cache.block_size
@@ -297,5 +300,6 @@ class TokenSequence:
         self.table_version = next(_versions)
         self.has_own_blocks = False
         self._cache.release(reversed(blocks))
+        self._longest = max(self._longest, self.computed_tokens)
         self.computed_tokens = 0
         self._tip, self._path_length = self._cache.root(self.scope), 0

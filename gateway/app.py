@@ -43,6 +43,7 @@ from gateway.http.middleware.errors import errors
 from gateway.http.middleware.key_limits import key_limits
 from gateway.http.websocket import MAX_SOCKETS, WEBSOCKETS, WebSockets
 from gateway.journal import Journal, PostgresStorage
+from gateway.prompts.normalize import NormalizePrompts
 from gateway.prompts.served_models import ServedModels
 from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
@@ -147,6 +148,7 @@ def build_services(
         exporter=exporter,
         ledger=ledger,
         prices=prices,
+        normalize_prompts=NormalizePrompts(settings.normalize_prompts),
     )
 
 

@@ -15,6 +15,7 @@ from gateway.graph.budget import Limits
 from gateway.graph.call import CallState
 from gateway.graph.session_store import SessionStore
 from gateway.http.middleware.auth import TENANT
+from gateway.prompts.normalize import NormalizePrompts
 from gateway.prompts.served_models import ServedModels
 from gateway.relay import Embedder, Relay
 from gateway.responses import ResponseStore
@@ -51,6 +52,7 @@ class Services:
     prices: Prices = field(default_factory=lambda: Prices({}))
     ledger: Ledger | None = None
     """Record of the tokens and the cost of each call, if there is one."""
+    normalize_prompts: NormalizePrompts = NormalizePrompts.AGENTS
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
     def settle_request(
@@ -77,6 +79,11 @@ class Services:
 
 
 SERVICES = web.AppKey("services", Services)
+
+
+def normalizes_prompt(request: web.Request) -> bool:
+    """Return whether the prompt of a request is normalized; see `gateway.prompts.normalize`."""
+    return request.app[SERVICES].normalize_prompts.applies_to(request.headers)
 
 
 def models_of(request: web.Request) -> ServedModels:

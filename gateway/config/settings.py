@@ -189,6 +189,12 @@ class ServeSettings(EngineOptions):
         [], description="MODEL=OTHER: model to use while no engine of MODEL is available; may be repeated, in order"
     )
 
+    normalize_prompts: Literal["on", "off", "agents"] = Field(
+        "agents",
+        description="remove Claude Code's attribution line, which differs from turn to turn, from system prompts; "
+        "agents: in requests with headers of known agents",
+    )
+
     order: Literal["need", "arrival"] = Field(
         "need", description="scheduling policy; need: by deadline and dependencies, arrival: first come, first served"
     )

@@ -97,7 +97,7 @@ def _message_keys(key: int, segment: Messages) -> list[tuple[int, int]]:
     """Return the length of each beginning of the messages that follow `key`, and its key. All keys differ."""
     found, length = [], 0
     digests = iter(segment.json_digests())
-    if segment.fields:
+    if segment.prompt_fields:
         key = hash((key, crc32(next(digests))))
     for index, message in enumerate(segment.messages):
         if index or not segment.continues:

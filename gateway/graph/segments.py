@@ -50,6 +50,10 @@ class Characters:
         return len(self.text) if self.weight is None else self.weight
 
 
+_HINTS = frozenset({"cache_control"})
+"""Fields that no model reads. Clients move them from turn to turn, so digests and prefix keys do not contain them."""
+
+
 @dataclass(frozen=True)
 class Messages:
     """Known messages of a prompt, for an engine that accepts messages instead of tokens.
@@ -67,8 +71,15 @@ class Messages:
     size: int = 0
     weight: int | None = None
     digests: Sequence[bytes] | None = field(default=None, compare=False, repr=False)
-    """Digests of the JSON beside the texts, in order: of the fields, of each message without its content, and of each
-    part that is not text. None if the journal has restored the segment: `json_digests` computes them then."""
+    """Digests of the JSON beside the texts, in order: of `prompt_fields`, of each message without its content, and of
+    each part that is not text. None if the journal has restored the segment: `json_digests` computes them then."""
+
+    @property
+    def prompt_fields(self) -> Mapping[str, Any]:
+        """The fields that may change what the model reads."""
+        if _HINTS.isdisjoint(self.fields):
+            return self.fields
+        return {name: value for name, value in self.fields.items() if name not in _HINTS}
 
     def json_digests(self) -> Sequence[bytes]:
         """Return `digests`. Long JSON would block the event loop, so who builds a segment computes them in a thread."""
@@ -204,7 +215,7 @@ def update_digest(digest: Digest, content: PromptContent) -> None:
         digest.update(array("i", content).tobytes())
     else:
         digests = iter(content.json_digests())
-        if content.fields:
+        if content.prompt_fields:
             digest.update(b"\xfff" + next(digests))
         for index, message in enumerate(content.messages):
             if index or not content.continues:
@@ -223,8 +234,8 @@ def update_digest(digest: Digest, content: PromptContent) -> None:
 
 def json_of(segment: Messages) -> Iterator[Mapping[str, Any]]:
     """Yield what a segment has beside texts, in the order of `Messages.digests`."""
-    if segment.fields:
-        yield segment.fields
+    if fields := segment.prompt_fields:
+        yield fields
     for index, message in enumerate(segment.messages):
         if index or not segment.continues:
             yield {name: value for name, value in message.items() if name != "content"}

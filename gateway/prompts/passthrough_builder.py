@@ -130,8 +130,8 @@ def _segment(
     """Return a segment, with its size: three characters for each message, and all texts and JSON in it."""
     size, discount = -is_open, 0
     digests: list[bytes] = []
-    if fields:
-        encoded = encode_json(fields)
+    if read := Messages([], fields).prompt_fields:
+        encoded = encode_json(read)
         size += 1 + len(encoded.decode())
         digests.append(json_digest(encoded))
     for index, message in enumerate(messages):

@@ -124,3 +124,23 @@ def test_fast_path_needs_a_private_block_with_room(cache: KVCache) -> None:
     sequence.tokens += [6, 7]
     compute(sequence)
     assert not sequence.fits_last_block, "the next token fills the block"
+
+
+def test_blocks_count_as_cached_only_once(cache: KVCache) -> None:
+    tokens = list(range(3 * SIZE))
+    other, sequence = sequence_of(cache, tokens), sequence_of(cache, tokens[: 2 * SIZE], 2)
+    sequence.pending_fills.append(3 * SIZE)
+    compute(sequence)
+    sequence.tokens = [*tokens]
+    compute(other)
+    for _ in range(3):  # a preempted sequence finds its own blocks again
+        sequence.drop_blocks()
+        assert sequence.adopt_cached()
+        assert (sequence.computed_tokens, sequence.cached_tokens) == (3 * SIZE, SIZE)
+    sequence.truncate(SIZE)
+    sequence.tokens += tokens[SIZE:]
+    assert sequence.adopt_cached()
+    assert sequence.cached_tokens == 3 * SIZE, "tokens after a truncation are new ones"
+    sequence.free()
+    other.free()
+    cache.check_integrity([])

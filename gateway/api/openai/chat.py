@@ -14,12 +14,14 @@ from gateway.api.sampling import answer_slot, named_slots, request_sampling
 from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import CALL_HEADERS, NO_EXTENSION
 from gateway.api.serializers.chat import ChatSerializer
+from gateway.api.services import normalizes_prompt
 from gateway.errors import RequestError, field_path
 from gateway.graph.call import CallSpec
 from gateway.graph.segments import Slot
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.warnings import add_warning
+from gateway.prompts.normalize import normalize_messages
 from gateway.prompts.prompt import ChatInput, Prompt
 from gateway.prompts.served_models import ServedModel
 
@@ -42,7 +44,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ChatCompletionRequest)
     target = await pipeline.admit(request, body.model, body.semantic)
     model, scope = target.model, target.scope
-    builder = ChatSpecBuilder(body, references=scope.references, deferred=scope.is_deferred)
+    builder = ChatSpecBuilder(
+        body, references=scope.references, deferred=scope.is_deferred, normalizes=normalizes_prompt(request)
+    )
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
     add_warning(request, builder.warning)
     parser_factory = tool_call_parser_factory(body, model)
@@ -64,7 +68,8 @@ class ChatSpecBuilder:
 
     `references`: names for which `<<name>>` is a reference. `where`: path of the request in a larger one. `field`: the
     field with the conversation; `places`: paths of the messages' contents, if these are not the usual ones.
-    `upstream_hints`: further fields for an upstream server, which drops those that it does not support.
+    `upstream_hints`: further fields for an upstream server, which drops those that it does not support. `normalizes`:
+    whether the prompt is normalized; see `gateway.prompts.normalize`.
     """
 
     body: ChatCompletionRequest
@@ -74,6 +79,7 @@ class ChatSpecBuilder:
     field: str = "messages"
     places: Sequence[str] = ()
     upstream_hints: Mapping[str, Any] | None = None
+    normalizes: bool = False
     warning: str = ""
     """Part of the request that does not apply, once the call is built."""
 
@@ -95,6 +101,7 @@ class ChatSpecBuilder:
             model,
             body.messages,
             answer_slot(semantic, sampling, where, heals=bool(body.continue_final_message)),
+            normalizes=self.normalizes,
             references=self.references,
             slots=named_slots(semantic, sampling, where),
             tools=tools,
@@ -114,13 +121,19 @@ def forwarded_fields(body: ChatCompletionRequest, model: ServedModel) -> dict[st
     return body.upstream_fields if model.is_passthrough else {}
 
 
-def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **options: Any) -> Prompt:
+def chat_prompt(
+    model: ServedModel, messages: Sequence[Message], answer: Slot, *, normalizes: bool = False, **options: Any
+) -> Prompt:
     """Return the prompt of a conversation. `options`: other fields of ChatInput. See `PromptBuilder.chat` for errors.
+
+    `normalizes`: whether to remove what no model should read; see `gateway.prompts.normalize`.
 
     The template gets the arguments of a tool call as an object, or as text if they are not a JSON object. If the
     template fails because it reads keys of such a text, the text is wrapped: `{"arguments": text}`.
     """
     rendered = [_template_message(message) for message in messages]
+    if normalizes:
+        rendered = [*normalize_messages(rendered)]
     try:
         return model.prompts.chat(ChatInput(rendered, **options), answer)
     except (RequestError, TypeError):  # a template that reads the keys of a text raises either

@@ -14,6 +14,7 @@ from gateway.api.responses.item_references import resolve_references
 from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import find_agent_session
 from gateway.api.serializers.responses import ResponseSerializer
+from gateway.api.services import normalizes_prompt
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.http.json_body import json_response, reserve_bytes, validate_async
@@ -70,7 +71,14 @@ async def build_call(
             message = f"tools of earlier turns: {error}"
             raise RequestError(400, message, code="invalid_value", param="tools") from None
     chat = body.chat.model_copy(update={"messages": messages})
-    builder = ChatSpecBuilder(chat, scope.references, scope.is_deferred, field="input", places=places)
+    builder = ChatSpecBuilder(
+        chat,
+        scope.references,
+        scope.is_deferred,
+        field="input",
+        places=places,
+        normalizes=normalizes_prompt(request),
+    )
     length = len(raw) + sum([message.length for message in messages])
     try:
         spec = await pipeline.build_spec(builder, model, target.fallbacks, length)

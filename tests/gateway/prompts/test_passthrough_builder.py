@@ -191,3 +191,14 @@ def test_a_completion_forwards_the_text() -> None:
     prompt = PROMPTS.completion("Say <<a>>!", ANSWER, references=EVERY_NAME)
     assert prompt.segments == [Characters("Say "), Input(Reference("a"), "prompt"), Characters("!"), ANSWER]
     assert PROMPTS.unbounded() is PROMPTS, "the upstream server limits the length"
+
+
+def test_a_cache_control_changes_no_prefix_key() -> None:
+    keys = []
+    for fields in ({}, {"cache_control": True}, {"effort": "low"}, {"effort": "low", "cache_control": True}):
+        segments = PassthroughPromptBuilder().chat(ChatInput(user("Hi"), upstream_fields=fields), ANSWER).segments
+        assert isinstance(segments[0], Messages)
+        assert segments[0].fields == fields, "servers with Anthropic's API get it"
+        call = Session("", "t", 0.0, 60.0).add(CallSpec(model="m", segments=segments))
+        keys.append(prefix_keys(call, own=False))
+    assert keys[0] == keys[1] != keys[2] == keys[3]

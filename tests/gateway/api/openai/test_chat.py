@@ -18,8 +18,8 @@ from gateway.prompts.served_models import ServedModel
 from gateway.prompts.template_builder import TemplatePromptBuilder
 from tests.fakes.checkpoints import write_byte_tokenizer
 from tests.fakes.hostile_values import VALUES, places, with_value
-from tests.fakes.in_process_gateway import ScriptedGateway
-from tests.fakes.scripted_server import says
+from tests.fakes.in_process_gateway import ScriptedGateway, gateway_before
+from tests.fakes.scripted_server import ScriptedServer, says
 
 CALL = "{% for m in messages %}{% for call in m.tool_calls %}{% set f = call.function %}"
 ENDS = "{% endfor %}{% endfor %}{% if tools %}{% endif %}"
@@ -175,3 +175,28 @@ async def test_hints_change_nothing_and_the_answer_says_so(scripted_gateway: Scr
         told = await answer.json()
     assert ChatCompletion.model_validate(told).service_tier == "default"
     assert server.asked[-1] == plain
+
+
+@pytest.mark.parametrize(
+    ("option", "headers", "removes"),
+    [
+        ("agents", {"X-Claude-Code-Session-Id": "1"}, True),
+        ("agents", {}, False),
+        ("on", {}, True),
+        ("off", {"X-Claude-Code-Session-Id": "1"}, False),
+    ],
+)
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+async def test_the_attribution_line_of_an_agent_is_removed(
+    path: str, option: str, headers: dict[str, str], removes: bool
+) -> None:
+    line = "x-anthropic-billing-header: cc_version=2.1; cch=1;\n"
+    messages = [{"role": "system", "content": f"{line}Be brief."}, {"role": "user", "content": f"{line}Hello"}]
+    async with ScriptedServer() as server, gateway_before(server, normalize_prompts=option) as (client, _):
+        server.always = says("Hi")
+        body = {"model": "fake", "input" if path == "responses" else "messages": messages}
+        async with client.post(f"/v1/{path}", json=body, headers=headers) as answer:
+            assert answer.status == 200, await answer.text()
+        system, user = server.asked[-1]["messages"]
+    assert system["content"] == ("Be brief." if removes else f"{line}Be brief.")
+    assert user["content"] == f"{line}Hello"

@@ -1,0 +1,216 @@
+"""bench/agents.py and bench/agent_sessions.py: recorded sessions of agents become conversations over HTTP."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.agent_sessions import (
+    TOOLS,
+    AgentSession,
+    BadSessions,
+    Conversation,
+    Scale,
+    choose,
+    peak_tokens,
+    read_sessions,
+    tool_for,
+    tools_of,
+)
+from bench.agents import Run, main, pool_tokens, summary, table
+from gateway.programs.prompt_difference import first_difference
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
+
+SCALE = Scale(tokens=64, seconds=20, longest=2, turns=9)
+
+
+def _request(tokens: int, of: int, keep: int, **more: Any) -> dict[str, Any]:
+    fields = {"t": 0.0, "in": tokens * 64, "out": 640, "of": of, "keep": keep, "stop": "tool_use", "think": 1.0}
+    return {**fields, **more}
+
+
+def _line(name: str, *requests: dict[str, Any]) -> dict[str, Any]:
+    return {"id": name, "tools": 9600, "system": 2560, "model": "m", "requests": list(requests)}
+
+
+SESSIONS = [
+    _line(
+        "grows", *(_request(300 + 90 * index, index - 1, 298 + 90 * (index - 1) if index else 0) for index in range(4))
+    ),
+    _line(
+        "is cut",
+        _request(600, -1, 0),
+        _request(700, 0, 599, stop="end_turn", out=320),
+        _request(500, 1, 330),
+        _request(560, 2, 498, think=900.0),
+        _request(400, 3, 20),
+    ),
+    _line(
+        "has a sub-agent",
+        _request(300, -1, 0),
+        _request(260, 0, 190, agent="sub"),
+        _request(420, 0, 299),
+        _request(340, 1, 259, agent="sub"),
+    ),
+]
+"""Three sessions whose conversations grow, are cut and continued, and run beside that of a sub-agent."""
+
+
+def _file(folder: Path, *lines: Any) -> Path:
+    path = folder / "sessions.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    return path
+
+
+def _sessions(folder: Path, *lines: Any, scale: Scale = SCALE) -> list[AgentSession]:
+    return list(read_sessions(_file(folder, *(lines or SESSIONS)), scale))
+
+
+def _replayed(session: AgentSession, salt: str = "") -> list[list[dict[str, Any]]]:
+    """Return the messages of each request. Each answer is as long as a server's answer would be."""
+    conversation, found = Conversation(session, salt), []
+    for index, turn in enumerate(session.turns):
+        found.append(conversation.messages(index))
+        call = {"id": f"call {index}", "type": "function", "function": {"name": "read_file", "arguments": "{}"}}
+        answer = {"content": None, "tool_calls": [call]} if turn.calls_tool else {"content": f"Answer {index}."}
+        conversation.record(index, answer, conversation.estimate(index), turn.answer_tokens)
+    return found
+
+
+def _words(messages: list[dict[str, Any]]) -> list[str]:
+    return [word for message in messages for word in (message["role"], *message["content"].split(" "))]
+
+
+def test_reads_and_scales_a_recording(tmp_path: Path) -> None:
+    grows, cut, sub = _sessions(tmp_path)
+    assert [turn.prompt for turn in grows.turns] == [300, 390, 480, 570]
+    assert (grows.system, grows.tools) == (40, 150)
+    assert [turn.extends for turn in cut.turns] == [False, True, False, True, False]
+    assert (cut.turns[1].completion, cut.turns[1].calls_tool) == (5, False)
+    assert [turn.think for turn in cut.turns] == [0.05, 0.05, 0.05, 2.0, 0.05]
+    assert [turn.agent for turn in sub.turns] == ["", "sub", "", "sub"]
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(json.dumps(SESSIONS[0]))
+    assert list(read_sessions(plain, SCALE)) == [grows]
+
+
+def test_a_session_ends_before_the_window_is_full(tmp_path: Path) -> None:
+    sessions = _sessions(tmp_path, scale=Scale(window=800, turns=3))
+    assert [(session.name, len(session.turns)) for session in sessions] == [("grows", 3), ("has a sub-agent", 3)]
+    assert _sessions(tmp_path, scale=Scale(window=400)) == []
+
+
+@pytest.mark.parametrize(
+    "line", [7, {}, _line("x", {"in": 1}), _line("x", _request(9, 0, 0)), _line("x", _request(9, -1, 0, think="long"))]
+)
+def test_a_line_that_is_no_session_is_refused_with_its_number(tmp_path: Path, line: Any) -> None:
+    with pytest.raises(BadSessions, match=r"sessions\.jsonl\.gz, line 2: not a session"):
+        _sessions(tmp_path, SESSIONS[0], line)
+    with pytest.raises(SystemExit, match="line 2"):
+        main([str(_file(tmp_path, SESSIONS[0], line))])
+    with pytest.raises(SystemExit, match="No such file"):
+        main([str(tmp_path / "missing")])
+
+
+def test_conversations_share_their_beginnings_as_recorded(tmp_path: Path) -> None:
+    for session in _sessions(tmp_path):
+        tools = len(json.dumps(tools_of(session))) // 4
+        replayed = _replayed(session)
+        for index, turn in enumerate(session.turns):
+            if turn.of < 0:
+                continue
+            if turn.extends:
+                assert first_difference(replayed[turn.of], replayed[index]) is None
+                assert len(replayed[index]) == len(replayed[turn.of]) + 2
+                continue
+            before, after = _words(replayed[turn.of]), _words(replayed[index])
+            common = next(
+                (place for place, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]),
+                min(len(before), len(after)),
+            )
+            answers = sum(message["role"] == "assistant" for message in replayed[index])
+            shared = tools + common + 4 * len(replayed[index]) + answers * session.turns[0].answer_tokens
+            assert max(tools, turn.shared) - 60 <= shared <= max(tools, turn.shared) + 60, (session.name, index)
+
+
+def test_every_tool_call_in_a_conversation_has_its_result(tmp_path: Path) -> None:
+    for session in _sessions(tmp_path):
+        for messages in _replayed(session):
+            assert messages[-1]["role"] in ("user", "tool")
+            for message, following in pairwise(messages):
+                called = [call["id"] for call in message.get("tool_calls", ())]
+                assert called == ([following["tool_call_id"]] if following["role"] == "tool" else [])
+
+
+def test_texts_depend_on_salt_and_session_only(tmp_path: Path) -> None:
+    first, second, *_ = choose(_sessions(tmp_path, SESSIONS[0]), 2, 4, 1)
+    assert first.turns == second.turns
+    assert _replayed(first) == _replayed(first)
+    assert tools_of(first) == tools_of(second)
+    assert _replayed(first)[0][0] == _replayed(second)[0][0], "equal numbers of the system prompt mean equal texts"
+    assert _replayed(first)[0][1] != _replayed(second)[0][1]
+    assert _replayed(first)[0][0] != _replayed(first, "other")[0][0]
+
+
+@given(st.integers(1, 400))
+def test_a_tool_is_about_as_long_as_the_recorded_answer(tokens: int) -> None:
+    distance = {name: abs(length - 4 * tokens) for name, length in TOOLS.items()}
+    assert distance[tool_for(tokens)] == min(distance.values())
+
+
+def test_the_pool_is_smaller_than_the_sessions_but_fits_each(tmp_path: Path) -> None:
+    sessions = choose(_sessions(tmp_path), 9, 4, 1)
+    peaks = [peak_tokens(session) for session in sessions]
+    assert all(
+        peak >= max(turn.prompt for turn in session.turns) for peak, session in zip(peaks, sessions, strict=True)
+    )
+    assert abs(pool_tokens(sessions, 2.0) - sum(peaks) / 2) <= 16
+    assert pool_tokens(sessions, 100.0) > max(peaks)
+
+
+def test_the_summary_has_medians_and_ratios_of_rounds() -> None:
+    def run(seconds: float, cached: int | None) -> Run:
+        return Run([seconds, 3 * seconds], [seconds], 1.0, 9.0, 100, cached, 10, 90)
+
+    found = {"one": [run(1.0, 80), run(2.0, 60), run(1.5, 70)], "two": [run(2.0, None), run(3.0, None), run(6.0, None)]}
+    first, second = (summary(runs, found["one"]) for runs in found.values())
+    assert (first["session_seconds"], first["session_p99_seconds"], first["ratio"]) == (3.0, 4.5, 1.0)
+    assert (first["hit_rate"], first["uncached_tokens"]) == (0.7, 30)
+    assert (second["ratio"], second["lowest_ratio"], second["hit_rate"]) == (2.0, 1.5, None)
+    assert table(found).splitlines()[-1] == "| two | 6.00 s | 9.00 s | 3.00 s |  |  | 2.00 | 1.50 |"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of a server with a random model whose tokens are bytes."""
+    folder = write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=16384)
+    with GatewayHarness("--model", str(folder), "--kv-tokens", "65536") as server:
+        yield server.address
+
+
+@pytest.mark.slow
+def test_replays_sessions_directly_and_through_a_gateway(
+    tiny: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = str(_file(tmp_path, *SESSIONS))
+    options = ["--agents", "3", "--turns", "4", "--rounds", "1", "--seconds", "200", "--url", f"tiny={tiny}/v1"]
+    main([file, *options, "--through", "vllm", "--json"])
+    found = json.loads(capfd.readouterr().out)
+    assert (found["agents"], found["requests"]) == (3, 12)
+    assert list(found["servers"]) == ["gateway before tiny", "tiny"]
+    for server in found["servers"].values():
+        (run,) = server["runs"]
+        assert (len(run["sessions"]), len(run["requests"])) == (3, 12)
+        assert 0 < run["cached"] < run["prompt"]
+        assert server["hit_rate"] > 0.5, "every request but the first of a session extends an earlier one"
+    main([file, *options, "--no-own"])
+    assert "| tiny |" in capfd.readouterr().out
+    with pytest.raises(SystemExit, match=r"bench\.agents: tiny: 404: .*missing"):
+        main([file, *options, "--no-own", "--model", "missing"])
