@@ -146,7 +146,7 @@ def _short(id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProgramFacts:
-    """What a request shows of its program: its messages, the session that it names, and ids of the client."""
+    """Facts of a request about its program: its messages, the session that it names, and ids of the client."""
 
     messages: Sequence[PromptMessage] = ()
     session: str | None = None
@@ -155,7 +155,7 @@ class ProgramFacts:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFacts:
-    """What is known of a call that has ended. `tool_calls`: names and arguments, as JSON. `state`: final state."""
+    """Facts about a call that has ended. `tool_calls`: names and arguments, as JSON. `state`: final state."""
 
     text: str = ""
     tool_calls: Sequence[tuple[str, str]] = ()

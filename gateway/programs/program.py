@@ -1,19 +1,20 @@
 """A program: the calls of one run of an application, as far as its requests show it."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from gateway.graph.call import Call, CallState, Times, Usage
+from gateway.graph.errors import Failure
 from gateway.programs.facts import AnswerKeys
 
 EdgeKind = Literal["extends", "answer", "spawns"]
 """Relation of two calls: the prompt extends the other's prompt and answer; holds its answer, whole or in part; or is
 the first prompt of an agent that the other's answer or session started."""
 Evidence = Literal["session", "id", "content", "text", "none"]
-"""What connected the last call with its program: a named session, an id of the client, its messages, a text that it has
-in common with an answer; or nothing, because it began the program."""
+"""Evidence that connected a call with its program: a named session, an id of the client, its messages, a text that it
+has in common with an answer; or none, because it began the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,13 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """What is kept of a call that has ended."""
+    """Record of a call that has ended."""
 
     model: str
     state: CallState
     engine: str | None
     finish_reason: str | None
-    code: str | None
-    """Code of the failure, if the call has failed."""
+    failure: Failure | None
     times: Times
     usage: Usage
     cost: float | None
@@ -74,6 +74,8 @@ class ProgramCall:
     is_done: bool = False
     """Whether it has ended with an answer."""
     is_forgotten: bool = False
+    parser_factory: Callable[[], Any] | None = None
+    """Creates a parser that finds tool calls in the answer, for the gateway, while the call runs."""
     call: Call | None = None
     """The call while it runs, if the gateway has attached it."""
     record: CallRecord | None = None
@@ -84,7 +86,7 @@ class ProgramCall:
 
     @property
     def program_id(self) -> str:
-        """Id of its program, which changes if that program turns out to be part of another."""
+        """Id of its program. It changes if that program turns out to be part of another."""
         return self.program.id
 
     @property

@@ -165,6 +165,30 @@ class ProgramIndex:
         self._make_room(program)
         return call
 
+    def begin_beside(self, first: ProgramCall, now: float, *, call_id: str | None = None) -> ProgramCall:
+        """Return the place of another call of the same request, with the same prompt. Pair it with `end`."""
+        call = ProgramCall(
+            id=call_id or f"call_{new_id(16)}",
+            program=first.program,
+            begun=now,
+            chain=first.chain,
+            depth=first.depth,
+            system=first.system,
+            has_answers=first.has_answers,
+            weak=first.weak,
+            parent=first.parent,
+            evidence=first.evidence,
+            edges=first.edges,
+            prompt=first.prompt,
+        )
+        held = self._tenants.get(first.program.tenant)
+        if first.is_forgotten or held is None:
+            call.is_forgotten = True
+            first.program.running += 1
+        else:
+            self._add_call(held, first.program, call)
+        return call
+
     def _new_texts(self, held: _Tenant, conversation: Conversation, depth: int) -> list[str]:
         """Return the texts of a prompt that were not in the prompt which it extends, without the answer to that."""
         texts: list[str] = []
@@ -232,7 +256,7 @@ class ProgramIndex:
         if call.ended is not None:
             return
         program, prompt = call.program, call.prompt
-        call.ended, call.prompt, call.call, call.record = now, (), None, record
+        call.ended, call.prompt, call.call, call.parser_factory, call.record = now, (), None, None, record
         program.running -= 1
         if record is not None:
             program.prompt_tokens += record.usage.prompt

@@ -8,6 +8,7 @@ from compat.openai.responses import ResponseRequest
 from gateway.api import pipeline
 from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.openai.tools import tool_call_parser_factory
+from gateway.api.program_tracker import RequestFacts
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.conversations import LocalTurns, Turn
 from gateway.api.responses.item_references import resolve_references
@@ -34,6 +35,8 @@ class ResponseCall:
     raw: bytes
     turn: Turn
     spec: CallSpec
+    facts: RequestFacts | None
+    """Facts of the request about its program; None if the gateway looks for no programs."""
 
 
 async def build_call(
@@ -70,7 +73,10 @@ async def build_call(
             message = f"tools of earlier turns: {error}"
             raise RequestError(400, message, code="invalid_value", param="tools") from None
     chat = body.chat.model_copy(update={"messages": messages})
-    builder = ChatSpecBuilder(chat, scope.references, scope.is_deferred, field="input", places=places)
+    has_programs = services.programs is not None
+    builder = ChatSpecBuilder(
+        chat, scope.references, scope.is_deferred, field="input", places=places, has_programs=has_programs
+    )
     length = len(raw) + sum([message.length for message in messages])
     try:
         spec = await pipeline.build_spec(builder, model, target.fallbacks, length)
@@ -78,7 +84,8 @@ async def build_call(
         error.param = _PARAMS.get(error.param or "", error.param)
         raise
     add_warning(request, builder.warning)
-    return ResponseCall(target, body, raw, turn, spec)
+    facts = builder.facts(body.prompt_cache_key, body.user, tool_call_parser_factory(body.chat, model))
+    return ResponseCall(target, body, raw, turn, spec, facts)
 
 
 async def create_response(
@@ -94,7 +101,7 @@ async def create_response(
     call = await build_call(request, body, raw, local)
     target, body, model, scope = call.target, call.body, call.target.model, call.target.scope
     if body.background:
-        running = await request.app[BACKGROUND].start(call.raw, body, model, scope, call.turn, call.spec)
+        running = await request.app[BACKGROUND].start(call.raw, body, target, call.turn, call.spec, call.facts)
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
     parser_factory = tool_call_parser_factory(body.chat, model)
     checker = answer_checker_of(
@@ -105,4 +112,6 @@ async def create_response(
         checks_inputs=model.is_passthrough,
     )
     serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local)
-    return await pipeline.respond(target, [call.spec], serializer, streamed=body.is_streamed, stream=stream)
+    return await pipeline.respond(
+        target, [call.spec], serializer, streamed=body.is_streamed, stream=stream, facts=call.facts
+    )
