@@ -53,9 +53,10 @@ async def list_programs(request: web.Request) -> web.Response:
     """
     services, tenant = request.app[SERVICES], request[TENANT]
     limit = int_param(request, "limit", _DEFAULT_PAGE, minimum=1, maximum=_MAX_PAGE)
-    wanted = request.query.get("q", "").strip().lower()
-    if len(wanted) > _MAX_QUERY:
+    query = request.query.get("q", "")
+    if len(query) > _MAX_QUERY:
         raise RequestError(400, f"q is longer than {_MAX_QUERY} characters", code="invalid_value", param="q")
+    wanted = query.strip().lower()
     index = _index_of(services)
     found: Iterator[Program] = iter(()) if index is None else index.of_tenant(tenant)
     after = request.query.get("after")

@@ -40,16 +40,15 @@ class Conversation:
             if is_answer:
                 self.has_answers = True
                 if not follows_answer:
-                    self._add_place(key, index, message.answer)
+                    self.chain.append(key)
+                    self.depths.append(index)
+                    self.answers.append(message.answer)
             key = hash((key, message.key))
             follows_answer = is_answer
         self.system = system
-        self._add_place(key, len(messages), None)
-
-    def _add_place(self, key: int, depth: int, answer: AnswerKeys | None) -> None:
         self.chain.append(key)
-        self.depths.append(depth)
-        self.answers.append(answer)
+        self.depths.append(len(messages))
+        self.answers.append(None)
 
     @property
     def key(self) -> int:

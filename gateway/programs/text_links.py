@@ -9,7 +9,7 @@ character.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, KeysView, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -223,14 +223,14 @@ class TextLinks(Generic[Source]):
     ) -> None:
         """Add the links of one text. `work`: number of comparisons that are left."""
         windows = held.windows
-        known = _known_keys(windows.keys(), text)
+        keys = _searched_keys(text)
+        known = windows.keys() & set(keys)
         if not known:
             return
-        for index in _searched_positions(len(text)):
-            key = hash(text[index : index + _WINDOW])
+        for number, key in enumerate(keys):
             if key not in known:
                 continue
-            entry = windows[key]
+            entry, index = windows[key], number * _STEP
             is_shared = isinstance(entry, tuple)
             for answer in reversed(entry) if isinstance(entry, tuple) else (entry,):
                 before = found.get(answer.source)
@@ -266,13 +266,9 @@ def _indexed_keys(text: str, end: int, copied: bytearray | None = None) -> set[i
     return keys
 
 
-def _searched_positions(length: int) -> range:
-    return range(0, length - _WINDOW + 1, _STEP)
-
-
-def _known_keys(known: KeysView[int] | set[int], text: str) -> set[int]:
-    """Return the hashes at which a text is looked up that are known."""
-    return known & set(map(hash, [text[index : index + _WINDOW] for index in _searched_positions(len(text))]))
+def _searched_keys(text: str) -> list[int]:
+    """Return the hashes at which a text is looked up, one for each `_STEP` characters."""
+    return list(map(hash, [text[index : index + _WINDOW] for index in range(0, len(text) - _WINDOW + 1, _STEP)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,13 +341,15 @@ def _copied_ranges(answer: str, indexed: set[int], prompt: Sequence[str]) -> Ite
         if left <= 0:
             return
         text, left = whole[:left], left - len(whole)
-        keys = _known_keys(indexed, text)
-        if not keys:
+        keys = _searched_keys(text)
+        known = indexed.intersection(keys)
+        if not known:
             continue
         end = -1
-        for index in _searched_positions(len(text)):
-            if index + _WINDOW <= end or hash(text[index : index + _WINDOW]) not in keys:
-                continue  # inside the range before
+        for number, key in enumerate(keys):
+            index = number * _STEP
+            if key not in known or index + _WINDOW <= end:  # inside the range before
+                continue
             common = _common_range(answer, text, index, work)
             if common is not None:
                 yield common.start, common.end

@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 
 from gateway.api.programs import phases_of
+from gateway.api.services import SERVICES
 from gateway.graph.call import Times
 from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
 from tests.fakes.keyed_gateway import keyed_gateway
@@ -17,13 +18,13 @@ REPORT = "There are three such tests: one in the journal, one in the cluster, an
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "task", "parameters": {"type": "object"}}}
 
 
-def calls_tool(name: str, arguments: str) -> Behaviour:
-    """Return an answer that is a tool call."""
+def calls_tool(name: str, arguments: str, text: str = "") -> Behaviour:
+    """Return an answer that ends in a tool call."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         call = {"index": 0, "id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
         delta = {"id": "x", "model": body["model"], "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
-        return await stream(request, [delta, chunk(body, None, "tool_calls")])
+        return await stream(request, [chunk(body, text), delta, chunk(body, None, "tool_calls")])
 
     return behave
 
@@ -94,6 +95,32 @@ async def test_turns_of_each_endpoint_are_one_program(scripted_gateway: Scripted
     await post(client, path, **{field: [user("Something else")]}, **options)
     sizes = [program["usage"]["calls"] for program in (await get(client))["data"]]
     assert sizes == [1, 2]
+
+
+async def test_answers_with_text_and_tool_calls_are_continued(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    looks = calls_tool("look", '{"path": "a.py"}', "I look at it.")
+    server.script = [looks, says("Done."), looks, says("Done.")]
+    tool: dict[str, Any] = {"name": "look", "parameters": {"type": "object"}, "type": "function"}
+    first = await post(client, "/v1/responses", input="Make it fast.", tools=[tool])
+    result = {"type": "function_call_output", "call_id": first["output"][-1]["call_id"], "output": "text"}
+    await post(client, "/v1/responses", input=[user("Make it fast."), *first["output"], result], tools=[tool])
+    options: dict[str, Any] = {"max_tokens": 50, "tools": [{"name": "look", "input_schema": {"type": "object"}}]}
+    answer = await post(client, "/v1/messages", messages=[user("Make it small.")], **options)
+    result = {"type": "tool_result", "tool_use_id": answer["content"][-1]["id"], "content": "text"}
+    turns = [user("Make it small."), {"role": "assistant", "content": answer["content"]}]
+    await post(client, "/v1/messages", messages=[*turns, {"role": "user", "content": [result]}], **options)
+    for program in (await get(client))["data"]:
+        graph = await get(client, f"/{program['id']}")
+        assert [link["kind"] for link in graph["links"]] == ["extends"]
+    assert client.app is not None
+    tracker = client.app[SERVICES].programs
+    assert tracker is not None
+    programs = list(tracker.index.of_tenant(""))
+    assert len(programs) == 2
+    for found in programs:
+        first_call, second_call = sorted(found.calls.values(), key=lambda call: call.begun)
+        assert (first_call.tool_names, second_call.follows_tools) == (("look",), True)
 
 
 async def test_a_response_that_continues_another_is_in_its_program(scripted_gateway: ScriptedGateway) -> None:
