@@ -13,12 +13,13 @@ from gateway.accounts.keys.key_store import KeyStore
 from gateway.accounts.ledger.ledger import Ledger
 from gateway.accounts.limits.key_limits import WaitingRule
 from gateway.accounts.limits.shared_usage import SharedUsage
-from gateway.api import health, live_page, status, usage
+from gateway.api import health, live_page, programs, status, usage
 from gateway.api.admin import keys as admin_keys
 from gateway.api.anthropic import count_tokens, messages
 from gateway.api.openai import chat, completions, embeddings, models, relayed
 from gateway.api.openai import tokenize as tokens
 from gateway.api.parrot import routes as parrot
+from gateway.api.program_tracker import ProgramTracker
 from gateway.api.responses import conversation_routes, derived_routes, socket
 from gateway.api.responses import routes as responses
 from gateway.api.responses.background import BACKGROUND, Background
@@ -43,6 +44,7 @@ from gateway.http.middleware.errors import errors
 from gateway.http.middleware.key_limits import key_limits
 from gateway.http.websocket import MAX_SOCKETS, WEBSOCKETS, WebSockets
 from gateway.journal import Journal, PostgresStorage
+from gateway.programs import ProgramIndex
 from gateway.prompts.normalize import NormalizePrompts
 from gateway.prompts.served_models import ServedModels
 from gateway.relay import Embedder, Relay
@@ -83,11 +85,14 @@ def build_services(
                 limits.settle(call.id, prompt + completion, prices.cost_of_call(call))
             else:
                 limits.settle(call.id, spend.prompt + spend.completion, spend.cost)
+        if tracker is not None:
+            tracker.observe(call)
         if recorder is not None:
             recorder.observe(call)
         if exporter is not None:
             exporter.observe(call)
 
+    tracker: ProgramTracker | None = None  # set below, once it is known whether there can be several keys
     models = ServedModels(settings.engine_wait)
     waiting = WaitingRule(settings.over_limit_wait if settings.over_limit == "wait" else 0.0)
     accounts = Accounts(models.window_of, prices, waiting, shared_usage)
@@ -97,6 +102,8 @@ def build_services(
     priorities = Priorities(CostModel(), Order(settings.order), accounts.weights)
     has_virtual_keys = bool(settings.admin_keys())
     several = len(accounts.weights) > 1 or has_virtual_keys
+    if settings.programs:
+        tracker = ProgramTracker(ProgramIndex(several_tenants=several), prices.cost_of_call if prices else None)
     scheduler = Scheduler(
         pool,
         settings.max_calls,
@@ -126,6 +133,8 @@ def build_services(
         scheduler.cancel_tenant(id, Failure("cancelled", f"the API key of this call was {reason}"))
         if is_deleted:
             store.delete_all_of(id)
+            if tracker is not None:
+                tracker.index.forget_tenant(id)
 
     accounts.on_end = end_key
     if isinstance(sink, Journal):
@@ -149,6 +158,7 @@ def build_services(
         ledger=ledger,
         prices=prices,
         normalize_prompts=NormalizePrompts(settings.normalize_prompts),
+        programs=tracker,
     )
 
 
@@ -199,7 +209,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         tokens,
         models,
     ]
-    resources += [sessions, variables, graphs, events, usage, status, health]
+    resources += [sessions, variables, graphs, events, programs, usage, status, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH, *live_page.OPEN_ROUTES}
     if not settings.open_metrics:
         open_routes.discard(METRICS_ROUTE)

@@ -146,6 +146,64 @@ class GraphObject(TypedDict):
     edges: list[Edge]
 
 
+class ProgramUsage(TypedDict):
+    """Sums over all calls of a program. `cost` is there if the server has prices."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    calls: int
+    cost: NotRequired[float]
+
+
+class ProgramObject(TypedDict):
+    """A program: requests that belong to one run of an application. Times are seconds of the Unix clock. `session`: the
+    session that it stands for, if the client named one."""
+
+    id: str
+    object: Literal["program"]
+    created_at: int
+    last_used_at: int
+    state: Literal["running", "idle"]
+    session: str | None
+    usage: ProgramUsage
+
+
+class ProgramList(TypedDict):
+    """A page of programs."""
+
+    object: Literal["list"]
+    data: list[ProgramObject]
+    has_more: bool
+
+
+ProgramLink = TypedDict(
+    "ProgramLink",
+    {
+        "from": str,
+        "to": str,
+        "kind": Literal["extends", "answer", "spawns"],
+        "characters": int,
+        "gap_ms": float | None,
+        "program": str,
+    },
+)
+"""A link from an earlier call to a later one. `characters`: text of an answer that the later prompt has in one piece.
+`gap_ms`: time between the end of the earlier call and the request of the later one, if known: a tool's run, or a
+person. `program`: program of the earlier call."""
+
+
+class ProgramGraph(ProgramObject):
+    """A program with its remembered calls. `variables`: the answers, without values; `edges`: as in a session's
+    graph."""
+
+    last_event_id: int
+    calls: list[CallObject]
+    variables: list[VariableObject]
+    edges: list[Edge]
+    links: list[ProgramLink]
+
+
 class GraphAnswer(TypedDict):
     """Response to a graph that was run in one request. `errors`: errors of outputs without a value."""
 

@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 
 from compat.openai import Semantic
+from gateway.api.program_tracker import RequestFacts
 from gateway.api.sampling import with_seed_offset
 from gateway.api.semantic.extension import COST_HEADER, Scope, scope_of
 from gateway.api.serializers.base import Serializer, check_done
@@ -155,6 +156,13 @@ def join_trace(request: web.Request, services: Services, calls: Sequence[Call]) 
             call.trace = trace
 
 
+def join_program(target: Target, calls: Sequence[Call], facts: RequestFacts | None) -> None:
+    """Give the calls of a request their place in a program. `facts`: None if the gateway looks for no programs."""
+    tracker = target.services.programs
+    if tracker is not None and facts is not None:
+        tracker.begin(calls, facts, target.request.headers, is_named=target.scope.is_named)
+
+
 async def respond(
     target: Target,
     specs: Sequence[CallSpec],
@@ -162,9 +170,10 @@ async def respond(
     *,
     streamed: bool,
     stream: EventStream | None = None,
+    facts: RequestFacts | None = None,
 ) -> web.StreamResponse:
     """Submit the calls and answer with their texts; if they are deferred, answer immediately with references to
-    their outputs. `stream`: writer of the events, if it is not that of the request.
+    their outputs. `stream`: writer of the events, if it is not that of the request. `facts`: see `join_program`.
 
     If the client disconnects meanwhile, calls that only it waits for are cancelled; see `gateway/api/subscription.py`.
     """
@@ -177,6 +186,7 @@ async def respond(
     if COST_HEADER in request.headers and parse_bool(request.headers[COST_HEADER].lower(), COST_HEADER):
         serializer.cost_of = target.services.prices.cost_of_call
     join_trace(target.request, target.services, calls)
+    join_program(target, calls, facts)
     if specs[0].deferred:
         await scheduler.start(scope.session, addition, promised=True)
         if streamed:
@@ -199,7 +209,7 @@ async def respond(
         return json_response(await serializer.whole_response())
 
 
-async def generate(target: Target, spec: CallSpec) -> Call:
+async def generate(target: Target, spec: CallSpec, facts: RequestFacts | None = None) -> Call:
     """Submit a call, and return it once it is done: the answer is not its text. Raises FailedCall. If the client
     disconnects meanwhile, the call is cancelled, as in `respond`."""
     scope, scheduler = target.scope, target.services.scheduler
@@ -207,6 +217,7 @@ async def generate(target: Target, spec: CallSpec) -> Call:
     addition = scope.session.add_all([spec])
     (call,) = addition.calls
     join_trace(target.request, target.services, addition.calls)
+    join_program(target, addition.calls, facts)
     on_end = None if scope.is_named else scope.session.dissolve
     with subscribed(scheduler, [call.output], after_response=True, on_end=on_end):
         await scheduler.start(scope.session, addition)

@@ -10,6 +10,7 @@ from gateway.accounts.keys.key_admin import KeyAdmin
 from gateway.accounts.ledger.ledger import Ledger
 from gateway.accounts.ledger.spend import FREE
 from gateway.accounts.prices import Prices
+from gateway.api.program_tracker import ProgramTracker
 from gateway.errors import RequestError
 from gateway.graph.budget import Limits
 from gateway.graph.call import CallState
@@ -53,6 +54,8 @@ class Services:
     ledger: Ledger | None = None
     """Record of the tokens and the cost of each call, if there is one."""
     normalize_prompts: NormalizePrompts = NormalizePrompts.AGENTS
+    programs: ProgramTracker | None = None
+    """Programs of the requests, unless the settings turn them off."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
     def settle_request(

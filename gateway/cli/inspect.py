@@ -1,4 +1,4 @@
-"""The commands `myna sessions` and `myna graph SESSION`: show the state of a running server."""
+"""The commands `myna sessions`, `myna programs` and `myna graph SESSION`: show the state of a running server."""
 
 import argparse
 import json
@@ -26,6 +26,17 @@ def graph(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     path = f"/sessions/{urllib.parse.quote(options.session, safe='')}/graph"
     return _print(options, path, graph_as_text)
+
+
+def programs(arguments: Sequence[str]) -> int:
+    """Print the programs of the API key, or one of them as a tree. Return the exit status."""
+    parser = _parser("myna programs", "List the programs of a running server, or print one as a tree.")
+    parser.add_argument("program", nargs="?", help="id of a program, to print its calls as a tree")
+    parser.add_argument("--limit", type=int, default=100, help="maximum number of programs in the list (default: 100)")
+    options = parser.parse_args(arguments)
+    if options.program is not None:
+        return _print(options, f"/programs/{urllib.parse.quote(options.program, safe='')}", graph_as_text)
+    return _print(options, f"/programs?limit={options.limit}", lambda answer: programs_as_text(answer["data"]))
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -62,6 +73,24 @@ def sessions_as_text(found: Sequence[Mapping[str, Any]]) -> str:
                 _clock(session["expires_at"]),
                 *(str(usage[key]) for key in ("calls_run", "calls_shared")),
                 *(str(usage[f"{key}_tokens"]) for key in ("prompt", "cached", "completion")),
+            )
+        )
+    return as_table(rows)
+
+
+def programs_as_text(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the programs as a table."""
+    rows = [("program", "state", "since", "last request", "session", "calls", "prompt", "cached", "completion")]
+    for program in found:
+        usage = program["usage"]
+        rows.append(
+            (
+                program["id"],
+                program["state"],
+                _clock(program["created_at"]),
+                _clock(program["last_used_at"]),
+                program["session"] or "-",
+                *(str(usage[key]) for key in ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")),
             )
         )
     return as_table(rows)

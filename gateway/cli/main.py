@@ -10,6 +10,7 @@ commands:
   serve      serve a model with an OpenAI-compatible API (myna serve --help)
   engine     run an engine for gateways on other machines (myna engine --help)
   sessions   list the sessions of a running server
+  programs   list the programs of a running server, or print one as a tree (myna programs PROGRAM)
   graph      print a session's graph as a tree, with states and times (myna graph SESSION)
   keys       make, list, change, rotate and delete virtual API keys (myna keys --help)
   simulate   compare scheduling policies on modelled engines in virtual time (myna simulate --help)
@@ -37,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
             from gateway.cli.inspect import sessions
 
             return sessions(rest)
+        case "programs":
+            from gateway.cli.inspect import programs
+
+            return programs(rest)
         case "graph":
             from gateway.cli.inspect import graph
 

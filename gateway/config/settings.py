@@ -200,6 +200,10 @@ class ServeSettings(EngineOptions):
     )
     fill_ahead: bool = Field(True, description="prefill the known part of a prompt while its other inputs are missing")
 
+    programs: bool = Field(
+        True, description="find out which requests belong to one application run, for clients that declare nothing"
+    )
+
     api_key: Annotated[list[str], NoDecode] = Field([], description="API key that clients must use; may be repeated")
     api_key_file: Path | None = Field(None, description="file with one API key per line, optionally with its weight")
     open_metrics: bool = Field(True, description="answer GET /metrics without an API key")

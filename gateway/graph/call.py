@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.graph.errors import Failure
 from gateway.graph.segments import Input, Segment, Slot
@@ -166,6 +166,14 @@ class FailedAttempt:
     times: Times
 
 
+class ProgramMember(Protocol):
+    """Place of a call in the program that it belongs to. See `gateway/programs`."""
+
+    @property
+    def program_id(self) -> str:
+        """Id of the program."""
+
+
 @dataclass(eq=False, slots=True)
 class Call:
     """Owner of a call's state. Only the scheduler's coroutine for the call changes the state.
@@ -211,6 +219,8 @@ class Call:
     """Number of followers that have not ended."""
     trace: TraceContext | None = None
     """Span that the call's request belongs to, if the request names one and traces are exported."""
+    program: ProgramMember | None = None
+    """Place in a program, if the gateway looks for programs and the call is of a request of its own."""
     awaits: "Variable | None" = None
     """Variable that the call's coroutine waits for now; None if it waits for none."""
     outputs: list[Variable] = field(init=False)

@@ -176,6 +176,8 @@ def _attributes(call: Call, operation: str) -> str:
     if call.session.id:
         pieces.append(text_attribute("gen_ai.conversation.id", call.session.id))
         pieces.append(text_attribute("myna.output", call.output.name))
+    elif call.program is not None:
+        pieces.append(text_attribute("gen_ai.conversation.id", call.program.program_id))
     if usage.reasoning:
         pieces.append(number_attribute("gen_ai.usage.reasoning.output_tokens", usage.reasoning))
     if call.leader is not None:

@@ -90,6 +90,7 @@ export function cleanSession(value) {
   const metadata =
     value.metadata !== null && typeof value.metadata === "object" ? Object.entries(value.metadata) : [];
   return {
+    kind: "session",
     id: cleanText(value.id),
     state: cleanText(value.state),
     created: cleanNumber(value.created_at),
@@ -102,4 +103,27 @@ export function cleanSession(value) {
     completion: usage.completion_tokens ?? 0,
     cost: cleanNumber(usage.cost),
   };
+}
+
+/** Return a program of the list, in the form of a session, or null if it has no id. */
+export function cleanProgram(value) {
+  const program = cleanSession(value);
+  if (program === null) return null;
+  return {
+    ...program,
+    kind: "program",
+    calls: cleanNumbers(value.usage).calls ?? 0,
+    session: cleanText(value.session, null),
+    lastUsed: cleanNumber(value.last_used_at),
+  };
+}
+
+const LINK_KINDS = ["extends", "answer", "spawns"];
+
+/** Return a link between calls of a program, or null if it cannot be understood. */
+export function cleanLink(value) {
+  if (value === null || typeof value !== "object" || !LINK_KINDS.includes(value.kind)) return null;
+  const [from, to] = [cleanText(value.from), cleanText(value.to)];
+  if (from === "" || to === "") return null;
+  return { from, to, kind: value.kind, gap: cleanNumber(value.gap_ms) };
 }

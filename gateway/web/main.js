@@ -53,15 +53,15 @@ let isAsking = false;
 function route() {
   const [, place = "", id = "", part = ""] = location.hash.split("/");
   for (const [index, link] of links.entries()) {
-    const isCurrent = index === 0 ? place === "" : place === "sessions" || place === "session";
+    const isCurrent = index === 0 ? place === "" : ["sessions", "session", "program"].includes(place);
     setAttribute(link, "aria-current", isCurrent ? "page" : null);
   }
-  const session = place === "session" ? decoded(id) : null;
-  if (session !== null && view?.id === session) view.show(viewName(part));
+  const session = place === "session" || place === "program" ? decoded(id) : null;
+  if (session !== null && view?.id === session && view.kind === place) view.show(viewName(part));
   else {
     view?.close();
     if (session !== null) {
-      view = sessionView(context, session);
+      view = sessionView(context, session, place);
       view.show(viewName(part));
     } else view = place === "sessions" ? sessionList(context) : overview(context);
     fill(main, view.element);

@@ -1,4 +1,4 @@
-/** One session: its figures, its graph, its timeline, and the panel of the selected call. */
+/** One session or program: its figures, its graph, its timeline, and the panel of the selected call. */
 
 import { cleanSession } from "./clean.js";
 import { confirmed } from "./dialogs.js";
@@ -6,6 +6,7 @@ import { announce, fill, h, oncePerFrame, setAttribute, setText } from "./dom.js
 import { compact, cost, count, duration, label, percent, plural } from "./format.js";
 import { graphView } from "./graph_view.js";
 import { stackedBar } from "./legend.js";
+import { ProgramFeed } from "./program_feed.js";
 import { SessionFeed } from "./session_feed.js";
 import { summarize } from "./session_state.js";
 import { timeline } from "./timeline.js";
@@ -23,18 +24,20 @@ export function viewName(text) {
 }
 
 /**
- * Return the view of a session.
+ * Return the view of a session, or of a program, which has no values and cannot be deleted.
  *
  * @param {{ api: import("./api.js").Api, presence: import("./presence.js").Presence, now: () => number, onError:
  *   (text: string) => void }} context
  * @param {string} id
+ * @param {"session" | "program"} kind
  */
-export function sessionView({ api, presence, now, onError }, id) {
+export function sessionView({ api, presence, now, onError }, id, kind = "session") {
+  const isProgram = kind === "program";
   const figures = h("dl", { class: "figures" });
   const bar = stackedBar("state", "Calls by state");
   const banner = h("p", { class: "banner", hidden: true });
   const tabs = Object.entries(VIEWS).map(([name, [title]]) =>
-    h("a", { href: `#/session/${encodeURIComponent(id)}/${name}`, data: { name } }, title),
+    h("a", { href: `#/${kind}/${encodeURIComponent(id)}/${name}`, data: { name } }, title),
   );
   const remove = h(
     "button",
@@ -75,7 +78,7 @@ export function sessionView({ api, presence, now, onError }, id) {
   const panel = valuePanel({
     api,
     presence,
-    session: id,
+    session: isProgram ? null : id,
     now,
     select: (target) => panel.show(target),
     onError,
@@ -98,7 +101,7 @@ export function sessionView({ api, presence, now, onError }, id) {
   const draw = oncePerFrame(() => {
     const { state } = feed;
     const summary = summarize(state);
-    drawFigures(figures, state, summary, described, now());
+    drawFigures(figures, state, summary, isProgram ? feed.described : described, now());
     bar.update(
       ["done", "running", "waiting", "failed", "cancelled"].map((key) => ({
         key,
@@ -107,7 +110,7 @@ export function sessionView({ api, presence, now, onError }, id) {
       })),
     );
     drawBanner(banner, feed);
-    remove.hidden = state.ended !== null;
+    remove.hidden = isProgram || state.ended !== null;
     element.dataset.connection = feed.connection;
     element.dataset.events = String(state.events);
     element.dataset.lastEvent = String(state.lastEventId);
@@ -119,7 +122,7 @@ export function sessionView({ api, presence, now, onError }, id) {
     const isDone = summary.total > 0 && summary.waiting + summary.running === 0;
     const states =
       feed.state.ended !== null
-        ? `The session has ${feed.state.ended === "expired" ? "expired" : "been deleted"}.`
+        ? endText(feed.state.ended)
         : isDone
           ? `All ${plural(summary.total, "call")} ended, ${summary.failed} failed.`
           : summary.failed > 0
@@ -128,7 +131,9 @@ export function sessionView({ api, presence, now, onError }, id) {
     if (states !== "" && states !== lastStates) announce(states);
     lastStates = states;
   };
-  const feed = new SessionFeed(api, presence, id, draw);
+  const feed = isProgram
+    ? new ProgramFeed(api, presence, id, draw)
+    : new SessionFeed(api, presence, id, draw);
   const deleteSession = async () => {
     const text = "Its unfinished calls are cancelled, and its values are lost.";
     if (!(await confirmed({ title: `Delete the session ${label(id, 60)}?`, text, confirm: "Delete" })))
@@ -157,12 +162,13 @@ export function sessionView({ api, presence, now, onError }, id) {
     if (!document.hidden && feed.connection !== "ended" && hasUnfinished(feed.state)) draw();
   }, TICK);
   feed.start();
-  void loadSession();
+  if (!isProgram) void loadSession();
   draw();
   return {
     element,
     title: label(id, 60),
     id,
+    kind,
     show,
     close: () => {
       feed.stop();
@@ -173,6 +179,15 @@ export function sessionView({ api, presence, now, onError }, id) {
       panel.close();
     },
   };
+}
+
+const ENDS = new Map([
+  ["expired", "This session has expired."],
+  ["forgotten", "The server has forgotten this program, because it was idle."],
+]);
+
+function endText(ended) {
+  return ENDS.get(ended) ?? "This session was deleted.";
 }
 
 function hasUnfinished(state) {
@@ -204,11 +219,10 @@ function drawFigures(list, state, summary, session, now) {
 function drawBanner(banner, feed) {
   const { state, connection, error } = feed;
   let text = "";
-  if (state.ended !== null)
-    text = state.ended === "expired" ? "This session has expired." : "This session was deleted.";
+  if (state.ended !== null) text = endText(state.ended);
   else if (connection === "failed") text = error.message;
   else if (connection === "lost") text = `Connection lost: ${label(error.message, 200)}. Connecting again.`;
-  else if (connection === "loading") text = "Loading the session.";
+  else if (connection === "loading") text = "Loading.";
   else if (state.dropped > 0)
     text = `${plural(state.dropped, "event or object", "events or objects")} of the server could not be understood.`;
   banner.hidden = text === "";

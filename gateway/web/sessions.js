@@ -1,6 +1,6 @@
-/** The list of sessions of the API key. */
+/** The list of sessions and programs of the API key. */
 
-import { cleanList, cleanSession } from "./clean.js";
+import { cleanList, cleanProgram, cleanSession } from "./clean.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { age, compact, cost, count, label, plural } from "./format.js";
 import { stateBadge } from "./legend.js";
@@ -10,6 +10,8 @@ const INTERVAL = 3_000;
 /** Part of the time that requests may take: a long list is requested less often. */
 const LOAD_SHARE = 0.1;
 const MOST = 50_000;
+/** Number of programs that the list shows: the newest. */
+const PROGRAMS = 1_000;
 
 /**
  * Return the sessions that match a search, the newest first.
@@ -25,6 +27,17 @@ export function selectSessions(sessions, text) {
     session.metadata.some(([name, value]) => `${name}=${value}`.toLowerCase().includes(wanted));
   const chosen = wanted === "" ? [...sessions] : sessions.filter(has);
   return chosen.sort((one, other) => (other.created ?? 0) - (one.created ?? 0));
+}
+
+/**
+ * Return sessions and programs as one list, without the programs of sessions that are in it.
+ *
+ * @param {any[]} sessions
+ * @param {any[]} programs
+ */
+export function joinPrograms(sessions, programs) {
+  const ids = new Set(sessions.map((session) => session.id));
+  return [...sessions, ...programs.filter((program) => program.session === null || !ids.has(program.session))];
 }
 
 /**
@@ -60,7 +73,7 @@ export function sessionList({ api, now, onError }) {
     head,
     createRow: () => sessionRow(now),
     onOpen: (session) => {
-      location.hash = `#/session/${encodeURIComponent(session.id)}/graph`;
+      location.hash = `#/${session.kind}/${encodeURIComponent(session.id)}/graph`;
     },
     keyOf: (session) => session.id,
   });
@@ -98,10 +111,18 @@ export function sessionList({ api, now, onError }) {
   const load = async () => {
     const began = performance.now();
     try {
-      const answer = await api.get(["sessions"], {}, abort.signal);
-      sessions = cleanList(answer?.data, MOST)
-        .map(cleanSession)
-        .filter((session) => session !== null);
+      const [answer, found] = await Promise.all([
+        api.get(["sessions"], {}, abort.signal),
+        api.get(["programs"], { limit: String(PROGRAMS) }, abort.signal),
+      ]);
+      sessions = joinPrograms(
+        cleanList(answer?.data, MOST)
+          .map(cleanSession)
+          .filter((session) => session !== null),
+        cleanList(found?.data, PROGRAMS)
+          .map(cleanProgram)
+          .filter((program) => program !== null),
+      );
       hasLoaded = true;
       draw();
     } catch (error) {
@@ -148,7 +169,9 @@ function sessionRow(now) {
     setAttribute(idCell, "title", label(session.id, 128));
     setText(
       metadata,
-      session.metadata.map(([name, value]) => `${label(name, 30)}=${label(value, 40)}`).join(" "),
+      session.kind === "program"
+        ? "program, found from its requests"
+        : session.metadata.map(([name, value]) => `${label(name, 30)}=${label(value, 40)}`).join(" "),
     );
     badge.update(session.state === "running" ? "streaming" : session.state);
     setText(badge.element.lastChild, label(session.state, 20));

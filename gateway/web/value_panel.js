@@ -17,13 +17,18 @@ const SHOWN_VALUES = 4;
 /** Number of values that the panel reads together: a browser opens six connections to a server, for all of its tabs. */
 const OPEN_STREAMS = 2;
 
+/** Return how a call of a program follows an earlier one: the kind of the link, the call, and the time in between. */
+export function followText({ kind, gap }, call) {
+  return `${kind} ${call.output}${gap === null ? "" : `, ${duration(gap / 1_000)} later`}`;
+}
+
 /**
  * Return the panel.
  *
  * @param {object} context
  * @param {import("./api.js").Api} context.api
  * @param {import("./presence.js").Presence} context.presence
- * @param {string} context.session
+ * @param {string | null} context.session Session that has the values; null if there are none, as in programs.
  * @param {() => number} context.now Time of the server.
  * @param {(target: { kind: "call" | "variable", key: string }) => void} context.select Shows another call or variable.
  * @param {() => void} context.onClose
@@ -182,6 +187,16 @@ export function valuePanel(context) {
           ? null
           : link("call", call.sharedWith, state.calls.get(call.sharedWith)?.output ?? call.sharedWith),
       ],
+      [
+        "Follows",
+        (call.links ?? []).length === 0
+          ? null
+          : links(
+              call.links
+                .filter(({ from }) => state.calls.has(from))
+                .map((follow) => ["call", follow.from, followText(follow, state.calls.get(follow.from))]),
+            ),
+      ],
       ["Created", clock(call.created)],
       [
         "Time",
@@ -222,7 +237,7 @@ export function valuePanel(context) {
 
   /** Show the value of a variable, and follow it while it grows. */
   const showValue = (name) => {
-    if (streams.has(name) || !state.variables.has(name)) return;
+    if (context.session === null || streams.has(name) || !state.variables.has(name)) return;
     if (streams.size >= SHOWN_VALUES || open >= OPEN_STREAMS) return;
     const abort = new AbortController();
     const all = streams;
@@ -258,6 +273,7 @@ export function valuePanel(context) {
       });
   };
   const drawActions = (name, isUnfinished) => {
+    if (context.session === null) return;
     if (actions.dataset.name === name && actions.childElementCount > 0) return;
     actions.dataset.name = name;
     const text = isUnfinished

@@ -100,7 +100,7 @@ class Ledger:
             call.id,
             call.times.finished or time.time(),
             key_id_of(tenant),
-            call.session.id,
+            call.session.id or (call.program.program_id if call.program is not None else ""),
             call.model or call.spec.model,
             call.engine or "",
             call.state,

@@ -8,10 +8,11 @@ class CallSpend(NamedTuple):
     """A row of the ledger: the spend of one call, or of one request that was passed on to an upstream server.
 
     `id`: the call's id; a row is stored once for each id. `ended`: seconds of the Unix clock. `key`: id of the API key,
-    never the key; see `key_id_of`. `session` is empty if the call has none that can be named. `prompt` includes
-    `cached`, and `completion` includes `reasoning`. `lost`: completion tokens of attempts whose engine was lost; they
-    are in no answer and cost nothing. A call that an identical one serves has no tokens and costs nothing: the other
-    call's row has them. `cost`: in the currency of the prices.
+    never the key; see `key_id_of`. `session`: if the call has none that can be named, the id of its program at the time
+    of its end; empty if it has neither. `prompt` includes `cached`, and `completion` includes `reasoning`. `lost`:
+    completion tokens of attempts whose engine was lost; they are in no answer and cost nothing. A call that an
+    identical one serves has no tokens and costs nothing: the other call's row has them. `cost`: in the currency of the
+    prices.
     """
 
     id: str

@@ -39,7 +39,10 @@ async def create(request: web.Request) -> web.StreamResponse:
     model, scope = target.model, target.scope
     chat = chat_of(body)
     signer = ThinkingSigner(scope.session.tenant)
-    builder = MessagesSpecBuilder(body, chat, signer.verify, references=scope.references, deferred=scope.is_deferred)
+    has_programs = target.services.programs is not None
+    builder = MessagesSpecBuilder(
+        body, chat, signer.verify, scope.references, scope.is_deferred, has_programs=has_programs
+    )
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
     if types := body.built_in_types:
         add_warning(request, f"this server does not have tools of the type {', '.join(types)}")
@@ -47,4 +50,5 @@ async def create(request: web.Request) -> web.StreamResponse:
     parser_factory = tool_call_parser_factory(chat, model)
     checker = answer_checker_of(chat, parser_factory, target.services.schema_check_gate, scope.session.tenant)
     serializer = MessageSerializer(body, model, scope, parser_factory, checker, request[REQUEST_ID])
-    return await pipeline.respond(target, [spec], serializer, streamed=body.is_streamed)
+    facts = builder.facts(parser_factory)
+    return await pipeline.respond(target, [spec], serializer, streamed=body.is_streamed, facts=facts)

@@ -13,9 +13,12 @@ from compat.openai.response_formats import JsonSchema, ResponseFormat
 from gateway.api.anthropic.conversation import VerifySignature, to_chat_messages
 from gateway.api.anthropic.token_estimate import estimate_tokens
 from gateway.api.openai.chat import ChatSpecBuilder
+from gateway.api.openai.tools import ToolCallParserFactory
+from gateway.api.program_tracker import RequestFacts
 from gateway.graph.call import CallSpec
 from gateway.graph.references import NO_NAME
 from gateway.graph.segments import Segment, Slot
+from gateway.programs import PromptMessage
 from gateway.prompts.served_models import ServedModel
 
 _MIN_ANSWER_SHARE = 8
@@ -78,7 +81,8 @@ def _tool(tool: ClientTool) -> ToolDefinition:
 class MessagesSpecBuilder:
     """Builder of the call that a Messages request asks for.
 
-    `chat`: what `chat_of` returns for it. `references`: names for which `<<name>>` is a reference.
+    `chat`: what `chat_of` returns for it. `references`: names for which `<<name>>` is a reference. `has_programs`:
+    whether the gateway looks for the program of the request.
     """
 
     body: CountTokensRequest
@@ -86,14 +90,25 @@ class MessagesSpecBuilder:
     verify: VerifySignature
     references: Container[str] = NO_NAME
     deferred: bool = False
+    has_programs: bool = False
     warning: str = ""
     """Part of the request that does not apply, once the call is built."""
+    program_messages: Sequence[PromptMessage] = ()
+    """Hashes of the messages, once the call is built."""
+
+    def facts(self, parser_factory: ToolCallParserFactory | None = None) -> RequestFacts | None:
+        """Return what the request shows of its program, once the call is built; None if that is not looked for."""
+        if not self.has_programs:
+            return None
+        metadata = self.body.metadata if isinstance(self.body, MessagesRequest) else None
+        user_id = None if metadata is None else metadata.user_id
+        return RequestFacts([self.program_messages], user_id=user_id, parser_factory=parser_factory)
 
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
         builder = self.builder_for(model)
         spec = builder.build(model)
-        self.warning = builder.warning
+        self.warning, self.program_messages = builder.warning, builder.program_messages
         if model.window is None:
             return spec
         limit = model.window - estimate_tokens(spec.segments)
@@ -111,7 +126,15 @@ class MessagesSpecBuilder:
         hints = None
         if model.is_passthrough:
             hints = {**(thinking or {}), **_hints(self.body)}
-        return ChatSpecBuilder(chat, self.references, self.deferred, places=paths, upstream_hints=hints)
+        return ChatSpecBuilder(
+            chat,
+            self.references,
+            self.deferred,
+            places=paths,
+            upstream_hints=hints,
+            has_programs=self.has_programs,
+            program_messages=self.program_messages,
+        )
 
 
 def _hints(body: CountTokensRequest) -> dict[str, Any]:

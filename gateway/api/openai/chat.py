@@ -9,7 +9,14 @@ from aiohttp import web
 from compat.openai import ChatCompletion, ChatCompletionRequest, Message
 from gateway.api import pipeline
 from gateway.api.call_spec import new_spec
-from gateway.api.openai.tools import constrain_tool_calls, tool_call_parser_factory, tools_of, unenforced_warning
+from gateway.api.openai.tools import (
+    ToolCallParserFactory,
+    constrain_tool_calls,
+    tool_call_parser_factory,
+    tools_of,
+    unenforced_warning,
+)
+from gateway.api.program_tracker import RequestFacts, chat_messages
 from gateway.api.sampling import answer_slot, named_slots, request_sampling
 from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import CALL_HEADERS, NO_EXTENSION
@@ -21,6 +28,7 @@ from gateway.graph.segments import Slot
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.warnings import add_warning
+from gateway.programs import PromptMessage
 from gateway.prompts.normalize import normalize_messages
 from gateway.prompts.prompt import ChatInput, Prompt
 from gateway.prompts.served_models import ServedModel
@@ -44,8 +52,13 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ChatCompletionRequest)
     target = await pipeline.admit(request, body.model, body.semantic)
     model, scope = target.model, target.scope
+    has_programs = target.services.programs is not None
     builder = ChatSpecBuilder(
-        body, references=scope.references, deferred=scope.is_deferred, normalizes=normalizes_prompt(request)
+        body,
+        references=scope.references,
+        deferred=scope.is_deferred,
+        normalizes=normalizes_prompt(request),
+        has_programs=has_programs,
     )
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
     add_warning(request, builder.warning)
@@ -59,7 +72,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     )
     serializer = ChatSerializer(body, model, scope, parser_factory, checker)
     specs = pipeline.repeat(spec, body.choice_count)
-    return await pipeline.respond(target, specs, serializer, streamed=body.is_streamed)
+    facts = builder.facts(body.prompt_cache_key, body.user, parser_factory)
+    return await pipeline.respond(target, specs, serializer, streamed=body.is_streamed, facts=facts)
 
 
 @dataclass(slots=True)  # not frozen: a graph makes thousands, and setting frozen fields takes three times as long
@@ -69,7 +83,8 @@ class ChatSpecBuilder:
     `references`: names for which `<<name>>` is a reference. `where`: path of the request in a larger one. `field`: the
     field with the conversation; `places`: paths of the messages' contents, if these are not the usual ones.
     `upstream_hints`: further fields for an upstream server, which drops those that it does not support. `normalizes`:
-    whether the prompt is normalized; see `gateway.prompts.normalize`.
+    whether the prompt is normalized; see `gateway.prompts.normalize`. `has_programs`: whether the gateway looks for the
+    program of the request.
     """
 
     body: ChatCompletionRequest
@@ -80,12 +95,28 @@ class ChatSpecBuilder:
     places: Sequence[str] = ()
     upstream_hints: Mapping[str, Any] | None = None
     normalizes: bool = False
+    has_programs: bool = False
     warning: str = ""
     """Part of the request that does not apply, once the call is built."""
+    program_messages: Sequence[PromptMessage] = ()
+    """Hashes of the messages, once the call is built."""
+
+    def facts(
+        self,
+        prompt_cache_key: str | None = None,
+        user_id: str | None = None,
+        parser_factory: ToolCallParserFactory | None = None,
+    ) -> RequestFacts | None:
+        """Return what the request shows of its program, once the call is built; None if that is not looked for."""
+        if not self.has_programs:
+            return None
+        return RequestFacts([self.program_messages], prompt_cache_key, user_id, parser_factory)
 
     def build(self, model: ServedModel) -> CallSpec:
-        """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
+        """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing else."""
         body, where = self.body, self.where
+        if self.has_programs and not self.program_messages:  # here, as a long request is built in a thread
+            self.program_messages = chat_messages(body.messages)
         semantic = body.semantic or NO_EXTENSION
         sampling = request_sampling(body, model, where)
         tools = tools_of(body)

@@ -9,6 +9,7 @@ from aiohttp import web
 from compat.openai import CompletionRequest, TextCompletion
 from gateway.api import pipeline
 from gateway.api.call_spec import new_spec
+from gateway.api.program_tracker import RequestFacts, text_messages
 from gateway.api.sampling import answer_slot, check_tokens, request_sampling
 from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import CALL_HEADERS, NO_EXTENSION
@@ -48,7 +49,10 @@ async def create(request: web.Request) -> web.StreamResponse:
     )
     checker = answer_checker_of(body, None, target.services.schema_check_gate, scope.session.tenant)
     serializer = CompletionSerializer(body, model, scope, checker)
-    return await pipeline.respond(target, specs, serializer, streamed=body.is_streamed)
+    facts = None
+    if target.services.programs is not None:
+        facts = RequestFacts([text_messages(prompt) for prompt in body.prompts], user_id=body.user)
+    return await pipeline.respond(target, specs, serializer, streamed=body.is_streamed, facts=facts)
 
 
 def _specs(

@@ -16,6 +16,8 @@ from aiohttp import web
 
 from compat.openai.responses import Response, ResponseRequest
 from gateway.api.openai.tools import tool_call_parser_factory
+from gateway.api.pipeline import Target, join_program
+from gateway.api.program_tracker import RequestFacts
 from gateway.api.responses.builder import (
     Event,
     ResponseBuilder,
@@ -275,13 +277,20 @@ class Background:
         return self._recent.get((tenant, id), ())
 
     async def start(
-        self, raw: bytes, body: ResponseRequest, model: ServedModel, scope: Scope, turn: Turn, spec: CallSpec
+        self,
+        raw: bytes,
+        body: ResponseRequest,
+        target: Target,
+        turn: Turn,
+        spec: CallSpec,
+        facts: RequestFacts | None,
     ) -> BackgroundResponse:
         """Start the call. `raw`: the body of the request. Once this returns, the response will be completed, even after
         a crash.
 
         Raises GraphError or RequestError; then nothing has changed.
         """
+        model, scope = target.model, target.scope
         id, tenant = new_response_id(), scope.session.tenant
         await self._services.accounts.make_room(tenant)
         if not self._bytes_limit.has_room(tenant, 2 * len(raw)):  # the body is stored twice: as input and to resume
@@ -297,6 +306,7 @@ class Background:
             self._discard_session(scope)
             raise
         (call,) = addition.calls
+        join_program(target, addition.calls, facts)
         checker = self._create_checker(body, model, tenant)
         builder = ResponseBuilder(body, model, scope, call, id, checker=checker, is_stored=True)
         response = builder.build_response("queued")

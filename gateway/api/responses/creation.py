@@ -8,6 +8,7 @@ from compat.openai.responses import ResponseRequest
 from gateway.api import pipeline
 from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.openai.tools import tool_call_parser_factory
+from gateway.api.program_tracker import RequestFacts
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.conversations import LocalTurns, Turn
 from gateway.api.responses.item_references import resolve_references
@@ -35,6 +36,8 @@ class ResponseCall:
     raw: bytes
     turn: Turn
     spec: CallSpec
+    facts: RequestFacts | None
+    """Facts of the request about its program; None if the gateway looks for no programs."""
 
 
 async def build_call(
@@ -78,6 +81,7 @@ async def build_call(
         field="input",
         places=places,
         normalizes=normalizes_prompt(request),
+        has_programs=services.programs is not None,
     )
     length = len(raw) + sum([message.length for message in messages])
     try:
@@ -86,7 +90,8 @@ async def build_call(
         error.param = _PARAMS.get(error.param or "", error.param)
         raise
     add_warning(request, builder.warning)
-    return ResponseCall(target, body, raw, turn, spec)
+    facts = builder.facts(body.prompt_cache_key, body.user, tool_call_parser_factory(body.chat, model))
+    return ResponseCall(target, body, raw, turn, spec, facts)
 
 
 async def create_response(
@@ -102,7 +107,7 @@ async def create_response(
     call = await build_call(request, body, raw, local)
     target, body, model, scope = call.target, call.body, call.target.model, call.target.scope
     if body.background:
-        running = await request.app[BACKGROUND].start(call.raw, body, model, scope, call.turn, call.spec)
+        running = await request.app[BACKGROUND].start(call.raw, body, target, call.turn, call.spec, call.facts)
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
     parser_factory = tool_call_parser_factory(body.chat, model)
     checker = answer_checker_of(
@@ -113,4 +118,6 @@ async def create_response(
         checks_inputs=model.is_passthrough,
     )
     serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local)
-    return await pipeline.respond(target, [call.spec], serializer, streamed=body.is_streamed, stream=stream)
+    return await pipeline.respond(
+        target, [call.spec], serializer, streamed=body.is_streamed, stream=stream, facts=call.facts
+    )

@@ -69,7 +69,7 @@ async def compact(request: web.Request) -> web.Response:
     call = await _build_call(request, {**content, **limits, "input": [*items, question]})
     if call.target.scope.is_deferred:
         raise RequestError(400, "a compaction cannot be deferred", code="unsupported_with_semantic")
-    generated = await pipeline.generate(call.target, call.spec)
+    generated = await pipeline.generate(call.target, call.spec, call.facts)
     summary = (generated.output.value or "").strip()
     if not summary:
         raise FailedCall(Failure("engine_failed", "the model wrote no summary"))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Graph = Mapping[str, Any]
-"""The answer of `GET /v1/sessions/{id}/graph`."""
+"""The answer of `GET /v1/sessions/{id}/graph`, or the calls of a program with its links as edges."""
 
 _COLOURS = {
     "ready": "#d5f5d5",
@@ -25,8 +25,8 @@ def mermaid(graph: Graph) -> str:
         lines.append(f'    {call["id"]}["{_escape(_call_label(call))}"]:::{call["state"]}')
     for variable in graph["variables"]:
         lines.append(f'    var_{variable["name"]}(["{variable["name"]}"]):::{variable["state"]}')
-    for source, target in _edges(graph):
-        lines.append(f"    {source} --> {target}")
+    for source, target, kind in _edges(graph):
+        lines.append(f"    {source} -->{f'|{kind}|' if kind else ''} {target}")
     lines += [f"    classDef {state} fill:{colour},stroke:#555" for state, colour in _COLOURS.items()]
     return "\n".join(lines) + "\n"
 
@@ -39,8 +39,8 @@ def dot(graph: Graph) -> str:
     for variable in graph["variables"]:
         name = variable["name"]
         lines.append(f"    var_{name} [shape=oval, label={_quote(name)}{_fill(variable['state'])}];")
-    for source, target in _edges(graph):
-        lines.append(f"    {source} -> {target};")
+    for source, target, kind in _edges(graph):
+        lines.append(f"    {source} -> {target}{f' [label={_quote(kind)}]' if kind else ''};")
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -50,13 +50,13 @@ def _call_label(call: Mapping[str, Any]) -> str:
     return f"{model}\n{call['state']}{seconds}"
 
 
-def _edges(graph: Graph) -> Iterator[tuple[str, str]]:
-    """Yield the edges whose ends exist: a variable may have been deleted."""
+def _edges(graph: Graph) -> Iterator[tuple[str, str, str]]:
+    """Yield the edges whose ends exist, each with its kind or "": a variable may have been deleted."""
     nodes = {call["id"]: call["id"] for call in graph["calls"]}
     nodes |= {variable["name"]: f"var_{variable['name']}" for variable in graph["variables"]}
     for edge in graph["edges"]:
         if edge["from"] in nodes and edge["to"] in nodes:
-            yield nodes[edge["from"]], nodes[edge["to"]]
+            yield nodes[edge["from"]], nodes[edge["to"]], edge.get("kind", "")
 
 
 def _escape(text: str) -> str:

@@ -311,7 +311,7 @@ def _call_object(call: Call, services: Services, objective: Objective, spent: di
         "model": call.spec.model,
         "state": call.state,
         "waiting_on": call.waiting_on,
-        "why": _blocking_reason(call),
+        "why": blocking_reason(call),
         "waits_for": call.waits_for,
         "inputs": list(call.inputs),
         "output": call.output.name,
@@ -322,7 +322,7 @@ def _call_object(call: Call, services: Services, objective: Objective, spent: di
         "engine": call.engine,
         "prompt_tokens": call.usage.prompt,
         "cached_tokens": call.usage.cached,
-        "missed_tokens": _missed_tokens(call.usage),
+        "missed_tokens": missed_tokens(call.usage),
         "completion_tokens": call.usage.completion,
         "finish_reason": call.finish_reason,
         "error": describe_failure(call.failure),
@@ -339,7 +339,7 @@ def _call_object(call: Call, services: Services, objective: Objective, spent: di
     return described
 
 
-def _missed_tokens(usage: Usage) -> dict[str, int]:
+def missed_tokens(usage: Usage) -> dict[str, int]:
     """Return the tokens of the prompt that were not in the cache, by reason. They do not reveal that the
     prompt of another API key had the same tokens."""
     missed = Counter(usage.missed)
@@ -347,7 +347,7 @@ def _missed_tokens(usage: Usage) -> dict[str, int]:
     return {reason: tokens for reason, tokens in missed.items() if tokens}
 
 
-def _blocking_reason(call: Call) -> str | None:
+def blocking_reason(call: Call) -> str | None:
     """Return the reason why the call does not generate its next token; None if there is none."""
     if waiting := [call.inputs[name] for name in call.waiting_on]:
         return "; ".join(map(_missing_input, waiting))

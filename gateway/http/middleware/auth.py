@@ -24,7 +24,7 @@ OPEN_ROUTES = ("/", "/health", "/health/ready", METRICS_ROUTE)
 
 ADMIN_ROUTES = "/v1/admin/"
 """Beginning of the routes that need an admin key."""
-SHARED_ROUTES = ("/v1/usage", "/v1/status", "/v1/sessions")
+SHARED_ROUTES = ("/v1/usage", "/v1/status", "/v1/sessions", "/v1/programs")
 """Routes whose GET requests accept admin keys as well as API keys. The live page reads them."""
 ADMIN = "admin"
 """Tenant of requests to these routes. It has no sessions and no calls."""

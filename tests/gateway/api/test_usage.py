@@ -45,13 +45,15 @@ async def test_a_call_is_recorded_with_tokens_and_cost() -> None:
         answer = await ask(client)
         assert answer["usage"]["cost"] == pytest.approx(COST)
         (row,) = await usage(client, "?group_by=model,day,key,session")
+        async with client.get("/v1/programs") as listed:
+            (program,) = (await listed.json())["data"]
         day = time.strftime("%Y-%m-%d", time.gmtime())
         assert row["cost"] == pytest.approx(COST)
         assert {**row, "cost": 0} == {
             "model": "fake",
             "day": day,
             "key": "",
-            "session": "",
+            "session": program["id"],
             "calls": 1,
             "cost": 0,
             "prompt_tokens": 1_000_000,
@@ -60,6 +62,29 @@ async def test_a_call_is_recorded_with_tokens_and_cost() -> None:
             "reasoning_tokens": 100_000,
             "lost_tokens": 0,
         }
+
+
+async def test_the_spend_of_a_program_is_that_of_its_session() -> None:
+    async with ScriptedServer() as server, gateway_before(server, **PRICES) as (client, _):
+        server.always = says("a", usage=USAGE)
+        await ask(client)
+        turns = [{"role": role, "content": text} for role, text in (("user", "x"), ("assistant", "a"), ("user", "y"))]
+        await ask(client, messages=turns)
+        await ask(client, messages=[{"role": "user", "content": "z"}])
+        async with client.get("/v1/programs") as listed:
+            other, program = (await listed.json())["data"]
+        assert program["usage"]["cost"] == pytest.approx(2 * COST)
+        (row,) = await usage(client, f"?session={program['id']}")
+        assert (row["calls"], row["cost"]) == (2, pytest.approx(2 * COST))
+        (row,) = await usage(client, f"?session={other['id']}")
+        assert row["calls"] == 1
+
+
+async def test_without_programs_plain_calls_have_no_session() -> None:
+    async with ScriptedServer() as server, gateway_before(server, programs=False, **PRICES) as (client, _):
+        await ask(client)
+        (row,) = await usage(client, "?group_by=session")
+        assert row["session"] == ""
 
 
 async def test_each_api_can_include_the_cost() -> None:

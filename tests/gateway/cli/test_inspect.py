@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from gateway.cli import inspect
-from gateway.cli.inspect import graph_as_text, sessions_as_text
+from gateway.cli.inspect import graph_as_text, programs_as_text, sessions_as_text
 
 
 def call(id: str, inputs: list[str], **more: Any) -> dict[str, Any]:
@@ -43,6 +43,26 @@ def test_a_tree_has_the_inputs_below_each_result() -> None:
         "   └─ topic  ready  set by a client",
         "unread  ready  set by a client",
     ]
+
+
+def test_programs_are_a_table() -> None:
+    usage = {"calls": 3, "prompt_tokens": 50, "cached_tokens": 40, "completion_tokens": 7}
+    program = {"id": "prog_1", "state": "idle", "created_at": 0, "last_used_at": 60, "session": None, "usage": usage}
+    head, *rows = programs_as_text([program, {**program, "id": "prog_2", "session": "run-7"}]).splitlines()
+    assert head.split() == [
+        "program",
+        "state",
+        "since",
+        "last",
+        "request",
+        "session",
+        "calls",
+        "prompt",
+        "cached",
+        "completion",
+    ]
+    assert [row.split()[0] for row in rows] == ["prog_1", "prog_2"]
+    assert [row.split()[-5:] for row in rows] == [["-", "3", "50", "40", "7"], ["run-7", "3", "50", "40", "7"]]
 
 
 def test_a_repeated_result_is_not_unfolded_again() -> None:

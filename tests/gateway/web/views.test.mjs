@@ -4,11 +4,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { missName, stateKind } from "../../../gateway/web/causes.js";
-import { cleanCall } from "../../../gateway/web/clean.js";
+import { cleanCall, cleanLink, cleanProgram } from "../../../gateway/web/clean.js";
 import { RateHistory, cleanStatus, ratesBetween } from "../../../gateway/web/rates.js";
-import { selectSessions } from "../../../gateway/web/sessions.js";
+import { joinPrograms, selectSessions } from "../../../gateway/web/sessions.js";
 import { linePoints } from "../../../gateway/web/sparkline.js";
 import { tokenText } from "../../../gateway/web/timeline.js";
+import { followText } from "../../../gateway/web/value_panel.js";
 import { usageRows } from "../../../gateway/web/usage_panel.js";
 import { SHOWN, cutAt } from "../../../gateway/web/value_box.js";
 import { receive } from "../../../gateway/web/value_stream.js";
@@ -72,6 +73,36 @@ test("sessions are found by id, state and metadata", () => {
   assert.deepEqual(ids("APP=rev"), ["old"]);
   assert.deepEqual(ids("running"), ["new"]);
   assert.deepEqual(ids("x"), []);
+});
+
+test("programs join the sessions, without those of listed sessions", () => {
+  const program = (id, session) =>
+    cleanProgram({ id, session, state: "idle", created_at: 5, usage: { calls: 3, prompt_tokens: 7 } });
+  const list = joinPrograms(
+    [{ id: "s", kind: "session" }],
+    [program("a", null), program("b", "s"), program("c", "gone")],
+  );
+  assert.deepEqual(
+    list.map(({ id, kind }) => [id, kind]),
+    [
+      ["s", "session"],
+      ["a", "program"],
+      ["c", "program"],
+    ],
+  );
+  const [, a] = list;
+  assert.deepEqual([a.calls, a.prompt, a.shared, a.cost, a.created], [3, 7, 0, null, 5]);
+  assert.deepEqual(selectSessions(list.slice(1), "IDLE").length, 2);
+  for (const value of [null, 7, {}, { id: 5 }]) assert.equal(cleanProgram(value), null);
+});
+
+test("links of a program say what follows what", () => {
+  const link = cleanLink({ from: "a", to: "b", kind: "extends", gap_ms: 2_000, program: "p" });
+  assert.deepEqual(link, { from: "a", to: "b", kind: "extends", gap: 2_000 });
+  assert.match(followText(link, { output: "answer_a" }), /^extends answer_a, 2.* s later$/);
+  assert.equal(followText({ ...link, gap: null }, { output: "answer_a" }), "extends answer_a");
+  for (const value of [null, 5, {}, { from: "a", to: "b", kind: "x" }, { from: "a", kind: "answer" }])
+    assert.equal(cleanLink(value), null);
 });
 
 test("usage is sorted by cost", () => {

@@ -38,7 +38,7 @@ def test_the_smallest_limit_counts() -> None:
     )
 )
 def test_what_is_admitted_by_known_room_is_admitted_by_the_meters(steps: list[tuple[str, int, int]]) -> None:
-    """A key with a forgotten room looks at each meter, so it is the model of one with a known room."""
+    """Compare with a key whose room is forgotten: it looks at each meter."""
     now = [1_000.0]
     fields = {"rpm": 30, "parallel": 5, "tpm": 200, "budget_tokens": 300, "budget_cost": 40.0, "budget_period": "1h"}
     record = KeyRecord(id="key_1", digest="", created=0, **fields)  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""Facts about a request from which the program that it belongs to is inferred."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+from gateway.programs.text_links import MIN_CHARACTERS
+
+_FULL_CHARACTERS = 16_384
+"""Length of a text, in characters, up to which it is hashed whole."""
+_EDGE_CHARACTERS = 8_192
+"""Number of characters that are hashed at each end of a longer text, and about as many between the ends."""
+_ID_CHARACTERS = 64
+"""Length of a client's id, in characters, from which its digest replaces it."""
+_HEAD_CHARACTERS = 48
+"""Number of characters at the start of an answer that are compared if the client has rewritten the rest."""
+_MAX_TOOL_CALLS = 32
+"""Maximum number of tool calls of one answer whose arguments are remembered, and of texts in them."""
+_MAX_ARGUMENTS = 262_144
+"""Length of arguments, in characters, beyond which they are not parsed."""
+_SESSION_PART = re.compile(r"(?:^|_)session_([0-9A-Za-z-]{8,128})$|\"session_id\"\s*:\s*\"([^\"\\]{8,128})\"")
+"""The session in Anthropic's `metadata.user_id` as Claude Code writes it: a suffix of a text, or a field of JSON."""
+_ID_HEADERS = (
+    ("x-session-id", "x-parent-session-id"),
+    ("x-claude-code-session-id", ""),
+    ("x-dynamo-session-id", "x-dynamo-parent-session-id"),
+    ("session-id", ""),
+    ("thread-id", ""),
+)
+"""Headers in which agents name their session, the most specific first, each with the header of the parent session."""
+
+
+def text_hash(text: str) -> int:
+    """Return a hash of a text, which differs between processes.
+
+    A long text is hashed at its ends and at characters in equal distances, so that one message takes bounded time. Two
+    long texts of the same length that differ only elsewhere are equal for it.
+    """
+    if len(text) <= _FULL_CHARACTERS:
+        return hash(text)
+    step = len(text) // _EDGE_CHARACTERS
+    return hash((len(text), text[:_EDGE_CHARACTERS], text[-_EDGE_CHARACTERS:], text[::step]))
+
+
+class AnswerKeys(NamedTuple):
+    """Hashes of an answer: of all of it, of its first characters, and of the names of the tools that it calls.
+
+    `is_long`: whether it is long enough that two calls hardly give it by chance.
+
+    White space around the text and in the arguments, ids of tool calls and reasoning do not count: clients change them.
+    """
+
+    whole: int
+    head: int
+    tools: int
+    is_long: bool
+
+
+def answer_keys(text: str, tool_calls: Sequence[tuple[str, str]] = ()) -> AnswerKeys:
+    """Return the keys of an answer. `tool_calls`: names and arguments."""
+    text = text.strip()
+    head = hash(text[:_HEAD_CHARACTERS]) if text else 0
+    if not tool_calls:
+        return AnswerKeys(hash((text_hash(text), 0)), head, 0, len(text) >= MIN_CHARACTERS)
+    calls = tuple([(name, text_hash("".join(arguments.split()))) for name, arguments in tool_calls])
+    length = len(text) + sum([len(arguments) for _, arguments in tool_calls])
+    tools = hash(tuple([name for name, _ in tool_calls]))
+    return AnswerKeys(hash((text_hash(text), calls)), head, tools, length >= MIN_CHARACTERS)
+
+
+@dataclass(slots=True)
+class PromptMessage:
+    """A message of a prompt. `key`: hash of its role and content. `texts`: its texts, in which answers are searched.
+    `answer`: its keys, if its role is `assistant`."""
+
+    role: str
+    key: int
+    texts: Sequence[str] = ()
+    answer: AnswerKeys | None = None
+
+    @property
+    def is_system(self) -> bool:
+        """Whether it is an instruction of the application."""
+        return self.role in ("system", "developer")
+
+
+def prompt_message(
+    role: str, texts: Sequence[str], tool_calls: Sequence[tuple[str, str]] = (), media: Iterable[object] = ()
+) -> PromptMessage:
+    """Return a message with its hashes. `tool_calls`: names and arguments; `media`: parts that are not text."""
+    if role == "assistant":
+        answer = answer_keys("".join(texts), tool_calls)
+        return PromptMessage(role, answer.whole, texts, answer)
+    keys: object = text_hash(texts[0]) if len(texts) == 1 else tuple(map(text_hash, texts))
+    return PromptMessage(role, hash((role, keys, *[text_hash(repr(part)) for part in media])), texts)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIds:
+    """Ids that a client sent by itself.
+
+    `session`: names one application run; requests with the same one belong to one program. `parent`: the session that
+    started it. `weak`: an id that may stand for a whole application or user; see `ProgramIndex`.
+    """
+
+    session: str | None = None
+    parent: str | None = None
+    weak: str | None = None
+
+
+NO_IDS = ClientIds()
+"""Ids of a client that sends none."""
+
+
+def client_ids(
+    headers: Mapping[str, str], prompt_cache_key: str | None = None, user_id: str | None = None
+) -> ClientIds:
+    """Return the ids in a request's headers (with any case) and fields. Ids of any length and characters are accepted.
+
+    `headers`: by name in any case, or in lower case if the mapping distinguishes cases.
+    `user_id`: Anthropic's `metadata.user_id`. Claude Code writes its session into it; that part is a session's id.
+    """
+    session = parent = None
+    for name, parent_name in _ID_HEADERS:
+        if value := headers.get(name):
+            session = f"{name}:{_short(value)}"
+            if parent_name and (value := headers.get(parent_name)):
+                parent = f"{name}:{_short(value)}"
+            break
+    if session is None and user_id and (found := _SESSION_PART.search(user_id[-1_024:])):
+        session = f"x-claude-code-session-id:{_short(found[1] or found[2])}"
+    weak = prompt_cache_key or user_id
+    if session is None and weak is None:
+        return NO_IDS
+    return ClientIds(session, parent, _short(weak) if weak else None)
+
+
+def _short(id: str) -> str:
+    if len(id) <= _ID_CHARACTERS:
+        return id
+    return blake2b(id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramFacts:
+    """Facts of a request about its program: its messages, the session that it names, and ids of the client."""
+
+    messages: Sequence[PromptMessage] = ()
+    session: str | None = None
+    ids: ClientIds = NO_IDS
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFacts:
+    """Facts about a call that has ended. `tool_calls`: names and arguments, as JSON. `state`: final state."""
+
+    text: str = ""
+    tool_calls: Sequence[tuple[str, str]] = ()
+    state: str = "done"
+
+    @property
+    def arguments(self) -> list[str]:
+        """The texts in the arguments of the tool calls that are long enough to be found again."""
+        texts: list[str] = []
+        for _, arguments in self.tool_calls[:_MAX_TOOL_CALLS]:
+            if len(arguments) < MIN_CHARACTERS:
+                continue
+            try:
+                value = json.loads(arguments) if len(arguments) <= _MAX_ARGUMENTS else arguments
+            except (ValueError, RecursionError):
+                value = arguments
+            values = value.values() if isinstance(value, dict) else [value]
+            texts += [text for text in values if isinstance(text, str) and len(text) >= MIN_CHARACTERS]
+        return texts[:_MAX_TOOL_CALLS]

@@ -1,0 +1,457 @@
+"""The live programs of all tenants."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gateway.graph.call import Call
+from gateway.graph.ids import new_id
+from gateway.graph.limits import SharedLimit
+from gateway.programs.conversation_index import Conversation, ConversationIndex
+from gateway.programs.facts import AnswerFacts, ProgramFacts, answer_keys
+from gateway.programs.program import CallRecord, Edge, Evidence, Program, ProgramCall
+from gateway.programs.text_links import MIN_CHARACTERS, TextLink, TextLinks
+
+_PROGRAM_BYTES, _CALL_BYTES, _NAME_BYTES, _EDGE_BYTES, _TOOL_NAME_BYTES = 900, 2_000, 400, 200, 120
+"""Approximate memory of a program, of one of its calls, of a name of either's client, of an edge, and of a tool's name,
+in bytes. Texts of answers count in `TextLinks`."""
+_MAX_NAMES = 64
+"""Maximum number of the client's ids, and of former ids, that are remembered for one program."""
+_MAX_EDGES = 128
+"""Maximum number of edges to one call."""
+_MAX_TOOL_NAMES = 16
+"""Maximum number of tool names that are remembered for one answer."""
+_TOOL_NAME_CHARACTERS = 64
+"""Number of characters of a tool's name that are remembered."""
+_MAX_ABSORBED_CALLS = 16
+"""Number of calls up to which a program can turn out to be part of another."""
+_MAX_SYSTEMS = 256
+"""Number of instructions of one tenant that are remembered, because their texts were searched before."""
+_PROMPT_CHARACTERS = 65_536
+"""Maximum length of the prompt's texts that are held while a call runs, in characters."""
+_MAX_ARGUMENT = 1_024
+"""Number of characters at the start of a tool's argument in which text of a later prompt must begin: the prompt of a
+sub-agent is a whole argument, and other arguments are as long as files."""
+_JOINING_SHARE = 0.5
+"""Share of an answer that a new conversation must contain to join its program."""
+
+
+@dataclass(frozen=True)
+class ProgramLimits:
+    """Limits of what is remembered.
+
+    `programs`, `bytes`: of all tenants together. `program_calls`: calls of one program. `text_bytes`: memory for texts
+    of answers, of all tenants together. `idle_seconds`: time after its last request at which a program without running
+    calls is forgotten.
+    """
+
+    programs: int = 50_000
+    bytes: int = 128 << 20
+    program_calls: int = 512
+    text_bytes: int = 64 << 20
+    idle_seconds: float = 7_200.0
+
+
+@dataclass(eq=False, slots=True)
+class _Tenant:
+    """The programs of one tenant, the one that was used longest ago first, and the ways to them."""
+
+    programs: "OrderedDict[str, Program]" = field(default_factory=OrderedDict)
+    names: dict[str, Program] = field(default_factory=dict)
+    former: dict[str, Program] = field(default_factory=dict)
+    conversations: ConversationIndex = field(default_factory=ConversationIndex)
+    systems: "OrderedDict[int, None]" = field(default_factory=OrderedDict)
+
+
+@dataclass(frozen=True, slots=True)
+class _TextSource:
+    """A text of a call: its answer, or an argument of a tool that the answer calls."""
+
+    call: ProgramCall
+    is_argument: bool
+
+    def __hash__(self) -> int:
+        return hash((id(self.call), self.is_argument))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _TextSource) and other.call is self.call and other.is_argument == self.is_argument
+
+
+class ProgramIndex:
+    """Owner of the live programs of all tenants. It finds the program of each request, in this order:
+
+    1. A session of the gateway that the request names is one program.
+    2. A session id that the agent sends is one program; with the id of a parent, it is the parent's program. Such a
+       program may have many conversations, as Claude Code sends one id for all its agents.
+    3. A request that extends a known conversation belongs to its program. See `ConversationIndex.find`.
+    4. A new conversation that holds at least half of an answer of a program, or whose prompt a program's tool call
+       holds, belongs to that program, unless several calls gave this same answer. If it holds answers of several
+       programs, as the last call of a map-reduce does, the small ones among them that no id names become parts of the
+       first one.
+    5. Any other request begins a program.
+
+    `prompt_cache_key` and `metadata.user_id` are weak ids: applications set one for all their requests. A weak id never
+    makes two conversations one program. It only decides between programs whose conversations are equal.
+
+    A client that sends another client's id or text changes only how requests of its own key are grouped. All memory is
+    bounded; see `ProgramLimits`. What has been idle longest is forgotten first, of the tenant that has most, and at
+    once what exceeds a tenant's share. A method never fails because of what a client sent.
+    """
+
+    def __init__(self, limits: ProgramLimits | None = None, *, several_tenants: bool = True) -> None:
+        """`several_tenants`: whether there can be more than one tenant; if so, no tenant alone can use all memory."""
+        self.limits = limits or ProgramLimits()
+        self._tenants: dict[str, _Tenant] = {}
+        self._idle: OrderedDict[str, Program] = OrderedDict()
+        """All programs, the one that was used longest ago first."""
+        self._counts = SharedLimit(self.limits.programs, several=several_tenants)
+        self._bytes = SharedLimit(self.limits.bytes, several=several_tenants)
+        self._links: TextLinks[_TextSource] = TextLinks(self.limits.text_bytes, several_tenants=several_tenants)
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    @property
+    def bytes(self) -> int:
+        """Approximate memory of all programs without the texts of answers, in bytes."""
+        return sum(map(self._bytes.amount, self._tenants))
+
+    @property
+    def text_bytes(self) -> int:
+        """Approximate memory of the texts of answers, in bytes."""
+        return self._links.bytes
+
+    # requests
+
+    def begin(self, tenant: str, facts: ProgramFacts, now: float, *, call_id: str | None = None) -> ProgramCall:
+        """Return the place of a new call in its program. Pair it with `end`.
+
+        `now`: seconds of any clock that does not go back, the same for all methods. `call_id`: unique id of the call.
+        """
+        self.expire(now)
+        held = self._tenants.get(tenant)
+        if held is None:
+            held = self._tenants[tenant] = _Tenant()
+        conversation = Conversation(facts.messages)
+        match, depth = held.conversations.find(conversation, facts)
+        if match is not None and depth == len(facts.messages):  # a repetition is a branch beside the first try
+            parent, depth = match.parent, match.parent.depth if match.parent is not None else 0
+        else:
+            parent = match
+        texts = self._new_texts(held, conversation, depth)
+        links = self._links.find(tenant, texts) if texts else []
+        program, evidence, spawner = self._program_of(held, tenant, facts, match, links, now)
+        call = ProgramCall(
+            id=call_id or f"call_{new_id(16)}",
+            program=program,
+            begun=now,
+            chain=conversation.key,
+            depth=len(facts.messages),
+            system=conversation.system,
+            has_answers=conversation.has_answers,
+            weak=facts.ids.weak,
+            parent=parent,
+            evidence=evidence,
+            edges=_edges(parent, spawner, links),
+            prompt=_held_texts(texts),
+        )
+        if parent is not None:
+            parent.is_extended = True
+            self._touch(parent)
+        self._add_call(held, program, call)
+        program.last_used = now
+        held.programs.move_to_end(program.id)
+        self._idle.move_to_end(program.id)
+        self._make_room(program)
+        return call
+
+    def begin_beside(self, first: ProgramCall, now: float, *, call_id: str | None = None) -> ProgramCall:
+        """Return the place of another call of the same request, with the same prompt. Pair it with `end`."""
+        call = ProgramCall(
+            id=call_id or f"call_{new_id(16)}",
+            program=first.program,
+            begun=now,
+            chain=first.chain,
+            depth=first.depth,
+            system=first.system,
+            has_answers=first.has_answers,
+            weak=first.weak,
+            parent=first.parent,
+            evidence=first.evidence,
+            edges=first.edges,
+            prompt=first.prompt,
+        )
+        held = self._tenants.get(first.program.tenant)
+        if first.is_forgotten or held is None:
+            call.is_forgotten = True
+            first.program.running += 1
+        else:
+            self._add_call(held, first.program, call)
+        return call
+
+    def _new_texts(self, held: _Tenant, conversation: Conversation, depth: int) -> list[str]:
+        """Return the texts of a prompt that were not in the prompt which it extends, without the answer to that."""
+        texts: list[str] = []
+        is_known = conversation.system in held.systems
+        if conversation.system and not is_known:
+            held.systems[conversation.system] = None
+            if len(held.systems) > _MAX_SYSTEMS:
+                held.systems.popitem(last=False)
+        for message in conversation.messages[depth:] if depth else conversation.messages:
+            if message.role != "assistant" and not (is_known and message.is_system):
+                texts += message.texts
+        return texts
+
+    def _program_of(
+        self,
+        held: _Tenant,
+        tenant: str,
+        facts: ProgramFacts,
+        match: ProgramCall | None,
+        links: Sequence[TextLink[_TextSource]],
+        now: float,
+    ) -> tuple[Program, Evidence, ProgramCall | None]:
+        """Return the program of a request, what connects it, and the call that started its session, if one did."""
+        if facts.session is not None:
+            name = f"session\0{facts.session}"
+            program = held.names.get(name) or self._new_program(held, tenant, now, name)
+            program.session = facts.session
+            return program, "session", None
+        ids = facts.ids
+        spawner: ProgramCall | None = None
+        if ids.session is not None:
+            known = held.names.get(ids.session)
+            if known is not None:
+                return known, "id", None
+            if ids.parent is None or ids.parent == ids.session:
+                for link in links:
+                    if link.source.is_argument and _joins(link):
+                        spawner = link.source.call
+                        self._add_name(held, spawner.program, ids.session)
+                        return spawner.program, "text", spawner
+                program = self._new_program(held, tenant, now, ids.session)
+                program.is_named = True
+                return program, "id", None
+            parent = held.names.get(ids.parent)
+            if parent is None:
+                parent = self._new_program(held, tenant, now, ids.parent)
+                parent.is_named = True
+            elif parent.calls:
+                spawner = next(reversed(parent.calls.values()))
+            self._add_name(held, parent, ids.session)
+            return parent, "id", spawner
+        if match is not None:
+            return match.program, "content", None
+        linked = [link for link in links if _joins(link)]
+        if all(link.is_common for link in linked):
+            return self._new_program(held, tenant, now), "none", None
+        joined = [link.source.call.program for link in linked]
+        program = max(joined, key=lambda candidate: (candidate.is_named, candidate.call_count))
+        for other in {id(other): other for other in joined}.values():
+            self._absorb(held, program, other)
+        return program, "text", None
+
+    def end(self, call: ProgramCall, answer: AnswerFacts, now: float, record: CallRecord | None = None) -> None:
+        """Record the end of a call and its answer. Do nothing if it has ended already."""
+        if call.ended is not None:
+            return
+        program, prompt = call.program, call.prompt
+        call.ended, call.prompt, call.call, call.parser_factory, call.record = now, (), None, None, record
+        program.running -= 1
+        if record is not None:
+            program.prompt_tokens += record.usage.prompt
+            program.cached_tokens += record.usage.cached
+            program.completion_tokens += record.usage.completion
+            program.cost += record.cost or 0.0
+        call.is_done = answer.state == "done"
+        if answer.text or answer.tool_calls:
+            call.answer = answer_keys(answer.text, answer.tool_calls)
+            names = [name[:_TOOL_NAME_CHARACTERS] for name, _ in answer.tool_calls[:_MAX_TOOL_NAMES]]
+            call.tool_names = tuple(names)
+        if call.is_forgotten:
+            return
+        self._touch(call)
+        self._count_bytes(call, _TOOL_NAME_BYTES * len(call.tool_names))
+        self._tenants[program.tenant].conversations.add_answer(call)
+        program.last_used = max(program.last_used, now)
+        held = self._tenants[program.tenant]
+        held.programs.move_to_end(program.id)
+        self._idle.move_to_end(program.id)
+        if call.is_done:
+            self._links.add(program.tenant, _TextSource(call, False), [answer.text], prompt)
+            if answer.arguments:
+                self._links.add(program.tenant, _TextSource(call, True), answer.arguments, prompt, most=_MAX_ARGUMENT)
+
+    def attach(self, member: ProgramCall, call: Call) -> None:
+        """Let a place in a program show the state of its call while that runs."""
+        if member.ended is None:
+            member.call = call
+
+    # queries
+
+    def of_tenant(self, tenant: str) -> Iterator[Program]:
+        """Iterate over the tenant's programs, the one that was used last first."""
+        held = self._tenants.get(tenant)
+        return iter(()) if held is None else reversed(held.programs.values())
+
+    def find(self, tenant: str, id: str) -> Program | None:
+        """Return the tenant's program of this id, or the one that it became part of; None if there is none."""
+        held = self._tenants.get(tenant)
+        return None if held is None else held.programs.get(id) or held.former.get(id)
+
+    # memory
+
+    def expire(self, now: float) -> None:
+        """Forget programs that were idle for too long. It takes time in proportion to what it forgets."""
+        while self._idle:
+            oldest = next(iter(self._idle.values()))
+            if now - oldest.last_used <= self.limits.idle_seconds:
+                return
+            if oldest.running:
+                oldest.last_used = now  # look again later
+                self._idle.move_to_end(oldest.id)
+                self._tenants[oldest.tenant].programs.move_to_end(oldest.id)
+            else:
+                self._forget(oldest)
+
+    def forget_tenant(self, tenant: str) -> None:
+        """Forget all programs of a tenant."""
+        for program in list(self.of_tenant(tenant)):
+            self._forget(program)
+
+    def _new_program(self, held: _Tenant, tenant: str, now: float, name: str | None = None) -> Program:
+        program = Program(f"prog_{new_id(24)}", tenant, now, now)
+        held.programs[program.id] = self._idle[program.id] = program
+        self._counts.add(tenant)
+        self._bytes.add(tenant, _PROGRAM_BYTES)
+        if name is not None:
+            self._add_name(held, program, name)
+        return program
+
+    def _add_name(self, held: _Tenant, program: Program, name: str) -> None:
+        held.names[name] = program
+        program.names.append(name)
+        self._bytes.add(program.tenant, _NAME_BYTES)
+        if len(program.names) > _MAX_NAMES:
+            del held.names[program.names.pop(1)]  # the first one is its own
+            self._bytes.remove(program.tenant, _NAME_BYTES)
+
+    def _add_call(self, held: _Tenant, program: Program, call: ProgramCall) -> None:
+        program.calls[call.id] = call
+        program.call_count += 1
+        program.running += 1
+        self._count_bytes(call, _CALL_BYTES + _EDGE_BYTES * len(call.edges))
+        held.conversations.add(call)
+        if len(program.calls) > self.limits.program_calls:
+            self._forget_call(held, next(iter(program.calls.values())))
+
+    def _count_bytes(self, call: ProgramCall, size: int) -> None:
+        call.size += size
+        self._bytes.add(call.program.tenant, size)
+
+    def _touch(self, call: ProgramCall) -> None:
+        """Forget other calls of the program before this one."""
+        if not call.is_forgotten:
+            call.program.calls.move_to_end(call.id)
+
+    def _forget_call(self, held: _Tenant, call: ProgramCall) -> None:
+        call.is_forgotten = True
+        call.parent = None
+        call.prompt = ()
+        del call.program.calls[call.id]
+        held.conversations.remove(call)
+        for is_argument in (False, True):
+            self._links.remove(call.program.tenant, _TextSource(call, is_argument))
+        self._bytes.remove(call.program.tenant, call.size)
+
+    def _forget(self, program: Program) -> None:
+        tenant = program.tenant
+        held = self._tenants[tenant]
+        for call in list(program.calls.values()):
+            self._forget_call(held, call)
+        for name in program.names:
+            del held.names[name]
+        for former in program.former_ids:
+            del held.former[former]
+        self._bytes.remove(tenant, _PROGRAM_BYTES + _NAME_BYTES * (len(program.names) + len(program.former_ids)))
+        self._counts.remove(tenant)
+        del held.programs[program.id], self._idle[program.id]
+        if not held.programs:
+            del self._tenants[tenant]
+
+    def _absorb(self, held: _Tenant, program: Program, other: Program) -> None:
+        """Make another program a part of this one, if it is small and no id names it."""
+        if other is program or other.names or len(program.former_ids) + len(other.former_ids) >= _MAX_NAMES:
+            return
+        if other.call_count > _MAX_ABSORBED_CALLS or len(program.calls) + len(other.calls) > self.limits.program_calls:
+            return
+        for call in other.calls.values():
+            call.program = program
+        program.calls.update(other.calls)
+        for former in (other.id, *other.former_ids):
+            held.former[former] = program
+            program.former_ids.append(former)
+        for name in ("call_count", "running", "prompt_tokens", "cached_tokens", "completion_tokens", "cost"):
+            setattr(program, name, getattr(program, name) + getattr(other, name))
+        program.created = min(program.created, other.created)
+        del held.programs[other.id], self._idle[other.id]
+        self._counts.remove(program.tenant)
+        self._bytes.remove(program.tenant, _PROGRAM_BYTES - _NAME_BYTES)
+
+    def _make_room(self, newest: Program) -> None:
+        """Forget programs other than the newest until the limits hold: first its tenant's own beyond that share."""
+        tenant = newest.tenant
+        for limit in (self._counts, self._bytes):
+            while not limit.has_room(tenant, 0) and self._forget_oldest_of(tenant, newest):
+                pass
+            while limit.is_full and (largest := limit.largest_holder) is not None:
+                for _ in range(max(1, limit.amount(largest) // 64 if limit is self._counts else 8)):
+                    if not self._forget_oldest_of(largest, newest):
+                        break
+                else:
+                    continue
+                break
+
+    def _forget_oldest_of(self, tenant: str, newest: Program) -> bool:
+        """Forget the tenant's program that was used longest ago, if that is not the newest. Return whether it did."""
+        held = self._tenants.get(tenant)
+        oldest = None if held is None else next(iter(held.programs.values()))
+        if oldest is None or oldest is newest:
+            return False
+        self._forget(oldest)
+        return True
+
+
+def _joins(link: TextLink[_TextSource]) -> bool:
+    """Return whether a text in common makes a new conversation part of the program."""
+    if link.source.is_argument:
+        return link.is_prompt
+    return link.length >= MIN_CHARACTERS and link.share >= _JOINING_SHARE
+
+
+def _edges(
+    parent: ProgramCall | None, spawner: ProgramCall | None, links: Sequence[TextLink[_TextSource]]
+) -> tuple[Edge, ...]:
+    edges: list[Edge] = []
+    if parent is not None:
+        edges.append(Edge(parent.id, parent.program.id, "extends"))
+    if spawner is not None:
+        edges.append(Edge(spawner.id, spawner.program.id, "spawns"))
+    for link in links[:_MAX_EDGES]:
+        source = link.source.call
+        if source is parent or source is spawner:
+            continue
+        spawns = link.source.is_argument and link.is_prompt and parent is None
+        edges.append(Edge(source.id, source.program.id, "spawns" if spawns else "answer", link.length))
+    return tuple(edges)
+
+
+def _held_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts that are held while the call runs."""
+    held, left = [], _PROMPT_CHARACTERS
+    for text in texts:
+        if left <= 0:
+            break
+        held.append(text[:left])
+        left -= len(text)
+    return tuple(held)

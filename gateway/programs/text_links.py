@@ -1,0 +1,358 @@
+"""Find texts of answers again in later prompts.
+
+Two texts have 40 characters in common only if a window of 17 characters occurs in both, at each of 24 positions that
+follow each other. Answers are indexed at 4 positions of each 24, and prompts are looked up at each 4th position. One of
+the 24 positions is in both sets, however the texts are shifted against each other. So a search takes a lookup for every
+4 characters of a prompt, and no common text is missed. (The positions are a difference cover, as in Burkhardt and
+Kärkkäinen, "Fast lightweight suffix array construction and checking", CPM'03.) Each find is then compared character by
+character.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from gateway.graph.limits import SharedLimit
+
+Source = TypeVar("Source", bound=Hashable)
+
+MIN_CHARACTERS = 40
+"""Shortest part of an answer that is a link, in characters (code points)."""
+MIN_WHOLE_CHARACTERS = 16
+"""Shortest answer that is a link if it is a whole text of a prompt, in characters."""
+_STEP = 4
+"""Distance of the positions at which a prompt is looked up, and number of consecutive positions that are indexed."""
+_PERIOD = 6 * _STEP
+"""Distance of the indexed groups of positions."""
+_WINDOW = MIN_CHARACTERS - _PERIOD + 1
+"""Length of the windows that are hashed, in characters."""
+MAX_INDEXED = 32_768
+"""Maximum number of characters of one answer that are indexed: half of them at its start, half at its end."""
+_MAX_SEARCHED = 262_144
+"""Maximum number of characters of one prompt that are searched."""
+_MAX_SOURCES = 8
+"""Maximum number of answers that are remembered for one window: the newest."""
+_MAX_LINKS = 128
+"""Maximum number of links of one prompt."""
+_MAX_COMPARISONS = 4_096
+"""Maximum number of places at which the texts are compared for one prompt. Repetitive texts have more."""
+_ANSWER_BYTES, _WINDOW_BYTES = 900, 90
+"""Approximate memory of an answer beside its text, and of a window, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextLink(Generic[Source]):
+    """Text of an answer that stands in a prompt.
+
+    `length`: characters that were found in one piece. `share`: their share of the answer. `is_prompt`: whether a whole
+    text of the prompt stands in the answer, as the prompt of a sub-agent does. `is_common`: whether other sources
+    gave this part of it too, so that it says little of where the prompt has it from.
+    """
+
+    source: Source
+    length: int
+    share: float
+    is_prompt: bool
+    is_common: bool
+
+
+@dataclass(eq=False, slots=True)
+class _Answer(Generic[Source]):
+    """An indexed text. `windows`: hashes under which it is in the index. `whole`: hash of the whole text."""
+
+    source: Source
+    text: str
+    whole: int
+    windows: tuple[int, ...]
+    size: int
+    is_common: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Tenant(Generic[Source]):
+    """The answers of one tenant, oldest first, and the index of their windows."""
+
+    answers: "OrderedDict[int, _Answer[Source]]" = field(default_factory=OrderedDict)
+    windows: "dict[int, _Answer[Source] | tuple[_Answer[Source], ...]]" = field(default_factory=dict)
+    wholes: "dict[int, _Answer[Source]]" = field(default_factory=dict)
+    of_source: dict[Source, list[int]] = field(default_factory=dict)
+
+
+class TextLinks(Generic[Source]):
+    """Owner of the texts of recent answers, by tenant and source. A prompt is searched only for its tenant's answers.
+
+    The memory is bounded: the oldest answer of the tenant with the most bytes is forgotten first, so a tenant displaces
+    only its own answers unless it has less than its share. The limits of a search are constants of this module; beyond
+    them links are missed, but never invented.
+    """
+
+    def __init__(self, max_bytes: int, *, several_tenants: bool = True) -> None:
+        """`max_bytes`: maximum memory of all tenants together."""
+        self._limit = SharedLimit(max_bytes, several=several_tenants)
+        self._tenants: dict[str, _Tenant[Source]] = {}
+        self._numbers = 0
+
+    @property
+    def bytes(self) -> int:
+        """Approximate memory of all answers, in bytes."""
+        return sum(map(self._limit.amount, self._tenants))
+
+    def add(
+        self,
+        tenant: str,
+        source: Source,
+        texts: Iterable[str],
+        prompt: Sequence[str] = (),
+        *,
+        most: int = MAX_INDEXED,
+    ) -> None:
+        """Remember the texts of an answer.
+
+        `prompt`: texts of its own prompt; what the answer has copied from them is not searched for, because later
+        prompts have it from where this one had it. `most`: characters of each text in which common text must begin.
+        """
+        for text in texts:
+            stripped = text.strip()
+            if len(stripped) >= MIN_WHOLE_CHARACTERS:
+                self._add_text(tenant, source, _shortened(stripped), prompt, most)
+
+    def _add_text(self, tenant: str, source: Source, text: str, prompt: Sequence[str], most: int) -> None:
+        end = min(len(text), most)
+        keys = _indexed_keys(text, end)
+        whole = hash(text)
+        if ranges := list(_copied_ranges(text, keys, prompt)):
+            copied = bytearray(len(text))
+            for start, stop in ranges:
+                copied[start:stop] = b"\1" * (stop - start)
+            if 0 not in copied:  # the prompt has all of it
+                return
+            keys, whole = _indexed_keys(text, end, copied), 0
+        held = self._tenants.get(tenant)
+        if held is None:
+            held = self._tenants[tenant] = _Tenant()
+        size = _ANSWER_BYTES + len(text.encode(errors="surrogatepass")) + _WINDOW_BYTES * len(keys)
+        answer = _Answer(source, text, whole, tuple(keys), size)
+        self._numbers += 1
+        held.answers[self._numbers] = answer
+        held.of_source.setdefault(source, []).append(self._numbers)
+        if whole:
+            twin = held.wholes.get(whole)
+            if twin is not None and twin.source != source:
+                twin.is_common = answer.is_common = True
+            held.wholes[whole] = answer
+        windows = held.windows
+        for key in keys:
+            before = windows.setdefault(key, answer)
+            if before is not answer:
+                others = before[1 - _MAX_SOURCES :] if isinstance(before, tuple) else (before,)
+                windows[key] = (*others, answer)
+        self._limit.add(tenant, size)
+        self._make_room(tenant)
+
+    def _make_room(self, tenant: str) -> None:
+        while not self._limit.has_room(tenant, 0) and self._tenants[tenant].answers:
+            self._forget_oldest(tenant)
+            if tenant not in self._tenants:
+                return
+        while self._limit.is_full and (largest := self._limit.largest_holder) is not None:
+            for _ in range(max(1, len(self._tenants[largest].answers) // 16)):
+                self._forget_oldest(largest)
+
+    def _forget_oldest(self, tenant: str) -> None:
+        held = self._tenants[tenant]
+        number, answer = next(iter(held.answers.items()))
+        numbers = held.of_source[answer.source]
+        numbers.remove(number)
+        if not numbers:
+            del held.of_source[answer.source]
+        self._forget(tenant, held, number)
+
+    def remove(self, tenant: str, source: Source) -> None:
+        """Forget the texts of a source."""
+        held = self._tenants.get(tenant)
+        for number in held.of_source.pop(source, ()) if held is not None else ():
+            assert held is not None
+            self._forget(tenant, held, number)
+
+    def _forget(self, tenant: str, held: "_Tenant[Source]", number: int) -> None:
+        answer = held.answers.pop(number)
+        if held.wholes.get(answer.whole) is answer:
+            del held.wholes[answer.whole]
+        windows = held.windows
+        for key in answer.windows:
+            found = windows.pop(key, None)
+            if found is not answer and found is not None:
+                left = tuple([other for other in found if other is not answer]) if isinstance(found, tuple) else found
+                windows[key] = left[0] if isinstance(left, tuple) and len(left) == 1 else left
+        self._limit.remove(tenant, answer.size)
+        if not held.answers:
+            del self._tenants[tenant]
+
+    def find(self, tenant: str, texts: Iterable[str]) -> list[TextLink[Source]]:
+        """Return the answers that stand in the texts of a prompt, whole or in parts, each source once."""
+        held = self._tenants.get(tenant)
+        if held is None:
+            return []
+        found: dict[Source, TextLink[Source]] = {}
+        work = [_MAX_COMPARISONS]
+        left = _MAX_SEARCHED
+        for text in texts:
+            if len(text) < MIN_WHOLE_CHARACTERS:
+                continue
+            stripped = text.strip()
+            whole = held.wholes.get(hash(stripped))
+            if whole is not None and whole.text == stripped:
+                is_prompt = len(stripped) >= MIN_CHARACTERS
+                link = TextLink(whole.source, len(stripped), 1.0, is_prompt, whole.is_common)
+                found.setdefault(whole.source, link)
+            if left > 0 and len(text) >= MIN_CHARACTERS:
+                self._search(held, text[:left], stripped, found, work)
+                left -= len(text)
+            if len(found) >= _MAX_LINKS:
+                break
+        return list(found.values())
+
+    def _search(
+        self,
+        held: "_Tenant[Source]",
+        text: str,
+        stripped: str,
+        found: dict[Source, TextLink[Source]],
+        work: list[int],
+    ) -> None:
+        """Add the links of one text. `work`: number of comparisons that are left."""
+        windows = held.windows
+        keys = _searched_keys(text)
+        known = windows.keys() & set(keys)
+        if not known:
+            return
+        for number, key in enumerate(keys):
+            if key not in known:
+                continue
+            entry, index = windows[key], number * _STEP
+            is_shared = isinstance(entry, tuple)
+            for answer in reversed(entry) if isinstance(entry, tuple) else (entry,):
+                before = found.get(answer.source)
+                if before is not None and (not before.is_common or is_shared or answer.is_common):
+                    continue
+                if work[0] <= 0 or len(found) >= _MAX_LINKS:
+                    return
+                common = _common_range(answer.text, text, index, work)
+                if common is not None:
+                    length = common.end - common.start
+                    is_prompt = len(stripped) >= MIN_CHARACTERS and stripped in answer.text
+                    share = length / len(answer.text)
+                    is_common = is_shared or answer.is_common
+                    found[answer.source] = TextLink(answer.source, length, share, is_prompt, is_common)
+
+
+def _shortened(text: str) -> str:
+    """Return the part of a text that is indexed."""
+    return text if len(text) <= MAX_INDEXED else text[: MAX_INDEXED // 2] + "\0" + text[-MAX_INDEXED // 2 :]
+
+
+def _indexed_keys(text: str, end: int, copied: bytearray | None = None) -> set[int]:
+    """Return the hashes under which a text is indexed up to `end`. `copied`: marks characters; windows of marked ones
+    are left out."""
+    last = min(len(text) - _WINDOW + 1, end)
+    keys: set[int] = set()
+    for offset in range(_STEP):
+        positions: Iterable[int] = range(offset, last, _PERIOD)
+        if copied is not None:
+            marks = b"\1" * _WINDOW
+            positions = [index for index in positions if not copied.startswith(marks, index)]
+        keys.update(map(hash, [text[index : index + _WINDOW] for index in positions]))
+    return keys
+
+
+def _searched_keys(text: str) -> list[int]:
+    """Return the hashes at which a text is looked up, one for each `_STEP` characters."""
+    return list(map(hash, [text[index : index + _WINDOW] for index in range(0, len(text) - _WINDOW + 1, _STEP)]))
+
+
+@dataclass(frozen=True, slots=True)
+class _CommonRange:
+    """A range of an answer that a text has in common with it, and where the range ends in the text."""
+
+    start: int
+    end: int
+    text_end: int
+
+
+def _common_range(answer: str, text: str, index: int, work: list[int]) -> _CommonRange | None:
+    """Return the range of the answer that the text has in common around the window at `index`; None if it is shorter
+    than `MIN_CHARACTERS`. `work`: number of comparisons that are left.
+
+    It takes time in proportion to the range, besides the search for the window.
+    """
+    window = text[index : index + _WINDOW]
+    at = answer.find(window)
+    while at >= 0 and work[0] > 0:
+        work[0] -= 1
+        before = _common_before(answer, at, text, index)
+        after = _common_after(answer, at + _WINDOW, text, index + _WINDOW)
+        if before + _WINDOW + after >= MIN_CHARACTERS:
+            return _CommonRange(at - before, at + _WINDOW + after, index + _WINDOW + after)
+        at = answer.find(window, at + 1)
+    return None
+
+
+def _common_after(answer: str, at: int, text: str, index: int) -> int:
+    """Return how many characters are equal from these positions on."""
+    limit = min(len(answer) - at, len(text) - index)
+    found, size = 0, _PERIOD
+    while found < limit:  # compare growing pieces, then halve the one that differs
+        size = min(size, limit - found)
+        begin, start = at + found, index + found
+        if answer[begin : begin + size] == text[start : start + size]:
+            found += size
+            size *= 2
+        elif size == 1:
+            break
+        else:
+            size //= 2
+            limit = min(limit, found + 2 * size + 1)
+    return found
+
+
+def _common_before(answer: str, at: int, text: str, index: int) -> int:
+    """Return how many characters are equal before these positions."""
+    limit = min(at, index)
+    found, size = 0, _PERIOD
+    while found < limit:
+        size = min(size, limit - found)
+        end, stop = at - found, index - found
+        if answer[end - size : end] == text[stop - size : stop]:
+            found += size
+            size *= 2
+        elif size == 1:
+            break
+        else:
+            size //= 2
+            limit = min(limit, found + 2 * size + 1)
+    return found
+
+
+def _copied_ranges(answer: str, indexed: set[int], prompt: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of an answer that stand in its own prompt. `indexed`: hashes under which it is indexed."""
+    work, left = [_MAX_COMPARISONS], _MAX_SEARCHED
+    for whole in prompt:
+        if left <= 0:
+            return
+        text, left = whole[:left], left - len(whole)
+        keys = _searched_keys(text)
+        known = indexed.intersection(keys)
+        if not known:
+            continue
+        end = -1
+        for number, key in enumerate(keys):
+            index = number * _STEP
+            if key not in known or index + _WINDOW <= end:  # inside the range before
+                continue
+            common = _common_range(answer, text, index, work)
+            if common is not None:
+                yield common.start, common.end
+                end = common.text_end
+            if work[0] <= 0:
+                return

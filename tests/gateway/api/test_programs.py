@@ -1,0 +1,267 @@
+"""GET /v1/programs: calls of clients that declare nothing are shown as programs."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from gateway.api.programs import phases_of
+from gateway.api.services import SERVICES
+from gateway.graph.call import Times
+from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
+from tests.fakes.keyed_gateway import keyed_gateway
+from tests.fakes.scripted_server import Behaviour, ScriptedServer, chunk, says, stream
+
+TASK = "Find every test that waits for a timeout, and say which of them can be made faster."
+REPORT = "There are three such tests: one in the journal, one in the cluster, and one in the server."
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "task", "parameters": {"type": "object"}}}
+
+
+def calls_tool(name: str, arguments: str, text: str = "") -> Behaviour:
+    """Return an answer that ends in a tool call."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        call = {"index": 0, "id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+        delta = {"id": "x", "model": body["model"], "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
+        return await stream(request, [chunk(body, text), delta, chunk(body, None, "tool_calls")])
+
+    return behave
+
+
+async def post(client: GatewayClient, path: str, headers: Any = None, **body: Any) -> Any:
+    async with client.post(path, json={"model": "fake", **body}, headers=headers) as answer:
+        content = await answer.json()
+        assert answer.status == 200, content
+        return content
+
+
+async def chat(client: GatewayClient, *messages: dict[str, Any], headers: Any = None, **body: Any) -> Any:
+    answer = await post(client, "/v1/chat/completions", headers, messages=list(messages), **body)
+    return answer["choices"][0]["message"]
+
+
+async def get(client: GatewayClient, path: str = "", headers: Any = None, status: int = 200) -> Any:
+    async with client.get(f"/v1/programs{path}", headers=headers) as answer:
+        content = await answer.json()
+        assert answer.status == status, content
+        return content
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+async def test_an_agent_with_a_sub_agent_is_one_program(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.script = [calls_tool("task", f'{{"prompt": "{TASK}"}}'), says(REPORT), says("Done.")]
+    first = await chat(client, user("Make the tests fast."), tools=[TOOL])
+    child = await chat(client, {"role": "system", "content": "You search."}, user(TASK))
+    result = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": child["content"]}
+    history = [user("Make the tests fast."), {key: first[key] for key in ("role", "content", "tool_calls")}, result]
+    await chat(client, *history, tools=[TOOL])
+    (program,) = (await get(client))["data"]
+    assert (program["state"], program["session"], program["usage"]["calls"]) == ("idle", None, 3)
+    graph = await get(client, f"/{program['id']}")
+    one, two, three = (call["id"] for call in graph["calls"])
+    links = [(link["from"], link["to"], link["kind"]) for link in graph["links"]]
+    assert links == [(one, two, "spawns"), (one, three, "extends"), (two, three, "answer")]
+    assert all(link["gap_ms"] >= 0 and link["program"] == program["id"] for link in graph["links"])
+    assert graph["links"][2]["characters"] == len(REPORT)
+    assert [call["state"] for call in graph["calls"]] == ["done"] * 3
+    assert all(call["finished"] >= call["first_token"] >= call["started"] for call in graph["calls"])
+    outputs = {call["id"]: call["output"] for call in graph["calls"]}
+    assert graph["calls"][2]["inputs"] == [outputs[one], outputs[two]]
+    assert {variable["name"]: variable["consumers"] for variable in graph["variables"]} == {
+        outputs[one]: [two, three],
+        outputs[two]: [three],
+        outputs[three]: [],
+    }
+    async with client.get(f"/v1/programs/{program['id']}?format=mermaid") as answer:
+        assert f"{one} -->|spawns| {two}" in await answer.text()
+    async with client.get(f"/v1/programs/{program['id']}?format=dot") as answer:
+        assert f'{two} -> {three} [label="answer"];' in await answer.text()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_turns_of_each_endpoint_are_one_program(scripted_gateway: ScriptedGateway, path: str) -> None:
+    client, server, _ = scripted_gateway
+    server.script = [says("Hello to you."), says("I am well.")]
+    field = "input" if path == "/v1/responses" else "messages"
+    options = {"max_tokens": 50} if path == "/v1/messages" else {}
+    await post(client, path, **{field: [user("hello")]}, **options)
+    turns = [user("hello"), {"role": "assistant", "content": "Hello to you."}, user("How are you?")]
+    await post(client, path, **{field: turns}, **options)
+    await post(client, path, **{field: [user("Something else")]}, **options)
+    sizes = [program["usage"]["calls"] for program in (await get(client))["data"]]
+    assert sizes == [1, 2]
+
+
+async def test_answers_with_text_and_tool_calls_are_continued(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    looks = calls_tool("look", '{"path": "a.py"}', "I look at it.")
+    server.script = [looks, says("Done."), looks, says("Done.")]
+    tool: dict[str, Any] = {"name": "look", "parameters": {"type": "object"}, "type": "function"}
+    first = await post(client, "/v1/responses", input="Make it fast.", tools=[tool])
+    result = {"type": "function_call_output", "call_id": first["output"][-1]["call_id"], "output": "text"}
+    await post(client, "/v1/responses", input=[user("Make it fast."), *first["output"], result], tools=[tool])
+    options: dict[str, Any] = {"max_tokens": 50, "tools": [{"name": "look", "input_schema": {"type": "object"}}]}
+    answer = await post(client, "/v1/messages", messages=[user("Make it small.")], **options)
+    result = {"type": "tool_result", "tool_use_id": answer["content"][-1]["id"], "content": "text"}
+    turns = [user("Make it small."), {"role": "assistant", "content": answer["content"]}]
+    await post(client, "/v1/messages", messages=[*turns, {"role": "user", "content": [result]}], **options)
+    for program in (await get(client))["data"]:
+        graph = await get(client, f"/{program['id']}")
+        assert [link["kind"] for link in graph["links"]] == ["extends"]
+    assert client.app is not None
+    tracker = client.app[SERVICES].programs
+    assert tracker is not None
+    programs = list(tracker.index.of_tenant(""))
+    assert len(programs) == 2
+    for found in programs:
+        first_call, second_call = sorted(found.calls.values(), key=lambda call: call.begun)
+        assert (first_call.tool_names, second_call.follows_tools) == (("look",), True)
+
+
+async def test_a_response_that_continues_another_is_in_its_program(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.script = [says("Hello to you."), says("I am well."), says("Yes.")]
+    first = await post(client, "/v1/responses", input="hello")
+    await post(client, "/v1/responses", input="How are you?", previous_response_id=first["id"])
+    await post(client, "/v1/responses", input="Sure?", previous_response_id=first["id"], background=True)
+    (program,) = (await get(client))["data"]
+    assert program["usage"]["calls"] == 3
+
+
+async def test_completions_are_linked_by_their_texts(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+
+    async def completes(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        events = [{"id": "x", "model": "fake", "choices": [{"index": 0, "text": REPORT, "finish_reason": "stop"}]}]
+        return await stream(request, events)
+
+    server.always = completes
+    await post(client, "/v1/completions", prompt=["Report.", "Something else."], n=2)
+    sizes = [program["usage"]["calls"] for program in (await get(client))["data"]]
+    assert sizes == [2, 2]  # the choices for one prompt are in one program
+    for prompt in ("Report on the tests.", f"Summarise this: {REPORT}"):
+        await post(client, "/v1/completions", prompt=prompt)
+    sizes = [program["usage"]["calls"] for program in (await get(client))["data"]]
+    assert sizes == [1, 1, 2, 2]  # several calls gave this answer, so it connects nothing
+    newest = (await get(client))["data"][0]
+    (call,) = (await get(client, f"/{newest['id']}"))["calls"]
+    links = (await get(client, f"/{newest['id']}"))["links"]
+    assert {link["kind"] for link in links} == {"answer"}
+    assert {link["to"] for link in links} == {call["id"]}
+
+
+async def test_headers_of_agents_name_programs(scripted_gateway: ScriptedGateway) -> None:
+    client, _, _ = scripted_gateway
+    await chat(client, user("one"), headers={"X-Session-Id": "a"})
+    await chat(client, user("two"), headers={"X-Session-Id": "b", "X-Parent-Session-Id": "a"})
+    await chat(client, user("three"), headers={"X-Claude-Code-Session-Id": "a"})
+    await post(
+        client,
+        "/v1/messages",
+        max_tokens=5,
+        messages=[user("four")],
+        metadata={"user_id": "user_0_account__session_0f8b8a0e-1111"},
+    )
+    assert [program["usage"]["calls"] for program in (await get(client))["data"]] == [1, 1, 2]
+
+
+async def test_a_named_session_is_one_program(scripted_gateway: ScriptedGateway) -> None:
+    client, _, _ = scripted_gateway
+    for text in ("one", "two"):
+        await chat(client, user(text), headers={"X-Semantic-Session": "run-7"})
+    (program,) = (await get(client))["data"]
+    assert (program["session"], program["usage"]["calls"]) == ("run-7", 2)
+    assert (await get(client, "?q=RUN"))["data"] == [program]
+    assert (await get(client, "?q=other"))["data"] == []
+
+
+async def test_a_running_call_is_shown_with_its_state(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
+    reached, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def waits(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        reached.set()
+        await goes_on.wait()
+        return await says("Yes.")(request, body)
+
+    server.script = [waits]
+    asking = asyncio.create_task(chat(client, user("Is it running?")))
+    await reached.wait()
+    (program,) = (await get(client))["data"]
+    assert program["state"] == "running"
+    (call,) = (await get(client, f"/{program['id']}"))["calls"]
+    assert call["state"] in ("queued", "prefill")
+    assert (call["finished"], call["waits_for"]) == (None, {"queued": "queue", "prefill": "prompt"}[call["state"]])
+    goes_on.set()
+    await asking
+    graph = await get(client, f"/{program['id']}")
+    assert (graph["state"], graph["calls"][0]["state"]) == ("idle", "done")
+    assert unfinished() == 0
+
+
+async def test_a_failed_call_is_shown_with_its_error(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+
+    async def fails(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "no", "code": "invalid_value"}}, status=400)
+
+    server.script = [fails]
+    async with client.post("/v1/chat/completions", json={"model": "fake", "messages": [user("x")]}) as answer:
+        assert answer.status >= 400
+    (program,) = (await get(client))["data"]
+    (call,) = (await get(client, f"/{program['id']}"))["calls"]
+    assert call["state"] == "failed"
+    assert call["error"]["code"]
+
+
+async def test_pages_go_from_the_newest_to_the_oldest(scripted_gateway: ScriptedGateway) -> None:
+    client, _, _ = scripted_gateway
+    for number in range(5):
+        await chat(client, user(f"question {number}"))
+    every = (await get(client))["data"]
+    page = await get(client, "?limit=2")
+    assert (page["data"], page["has_more"]) == (every[:2], True)
+    page = await get(client, f"?limit=3&after={every[1]['id']}")
+    assert (page["data"], page["has_more"]) == (every[2:], False)
+    for query in ("?limit=0", "?limit=1001", "?after=prog_unknown", f"?q={'x' * 201}"):
+        assert (await get(client, query, status=400))["error"]["code"] == "invalid_value"
+    assert (await get(client, "/prog_unknown", status=404))["error"]["code"] == "program_not_found"
+    assert (await get(client, f"/{every[0]['id']}?format=png", status=400))["error"]["param"] == "format"
+
+
+async def test_programs_can_be_turned_off() -> None:
+    async with ScriptedServer() as server, gateway_before(server, programs=False) as (client, _):
+        await chat(client, user("one"))
+        assert (await get(client))["data"] == []
+        await get(client, "/prog_unknown", status=404)
+
+
+async def test_keys_see_only_their_own_programs() -> None:
+    async with keyed_gateway() as gateway:
+        ids, keys = zip(*[await gateway.make_key() for _ in range(2)], strict=True)
+        for key in keys:
+            status, _, _ = await gateway.chat(key)
+            assert status == 200
+        headers = [{"Authorization": f"Bearer {key}"} for key in keys]
+        lists = [(await get(gateway.client, headers=header))["data"] for header in headers]
+        assert [len(found) for found in lists] == [1, 1]
+        await get(gateway.client, f"/{lists[0][0]['id']}", headers=headers[1], status=404)
+        await get(gateway.client, f"/{lists[0][0]['id']}", headers=headers[0])
+        assert (await gateway.admin("DELETE", f"/{ids[0]}"))[0] == 200
+        tracker = gateway.services.programs
+        assert tracker is not None
+        assert len(tracker.index) == 1
+
+
+def test_phases_add_up_to_the_life_of_a_call() -> None:
+    times = Times(created=0.0, queued=1.0, started=2.0, first_token=5.0, finished=9.0, held=0.5, starved=1.0)
+    phases = phases_of(times, 20.0)
+    assert phases == {"inputs": 0.0, "tool": 0.0, "queue": 2.5, "memory": 1.0, "prompt": 1.5, "answer": 4.0}
+    assert sum(phases.values()) == 9.0
+    assert phases_of(Times(created=0.0), 3.0)["queue"] == 3.0
+    assert phases_of(Times(created=0.0, started=1.0), 3.0)["prompt"] == 2.0

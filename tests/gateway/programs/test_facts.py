@@ -1,0 +1,102 @@
+"""gateway/programs/facts.py: keys ignore what clients rewrite, and ids of any form are accepted."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.programs.facts import NO_IDS, AnswerFacts, answer_keys, client_ids, prompt_message, text_hash
+
+CLAUDE_SESSION = "0f8b8a0e-1111-4222-8333-944455556666"
+
+
+def test_answers_are_equal_without_white_space_and_reasoning() -> None:
+    sent = answer_keys("\n\nI look at it. ", [("read", '{"path": "a.py", "lines": [1, 2]}')])
+    assert answer_keys("I look at it.", [("read", '{"path":"a.py","lines":[1,2]}')]) == sent
+    other = answer_keys("I look at it.", [("read", '{"path":"b.py","lines":[1,2]}')])
+    assert other.whole != sent.whole
+    assert (other.head, other.tools) == (sent.head, sent.tools)
+    assert answer_keys("I look at it.").tools != sent.tools
+
+
+def test_messages_differ_in_role_texts_and_media() -> None:
+    keys = {
+        prompt_message("user", ["a"]).key,
+        prompt_message("tool", ["a"]).key,
+        prompt_message("user", ["a", "b"]).key,
+        prompt_message("user", ["b", "a"]).key,
+        prompt_message("user", ["a"], media=[{"type": "image_url"}]).key,
+        prompt_message("user", []).key,
+    }
+    assert len(keys) == 6
+    assert prompt_message("user", ["a", "b"]).key == prompt_message("user", ["a", "b"]).key
+
+
+def test_long_texts_differ_at_their_ends_and_in_length() -> None:
+    text = "x" * 1_000_000
+    assert text_hash(text) == text_hash("x" * 1_000_000)
+    assert len({text_hash(other) for other in (text, text + "x", "y" + text[1:], text[:-1] + "y")}) == 4
+    assert text_hash("x" * 16_384) != text_hash("x" * 16_383 + "y")
+
+
+@pytest.mark.parametrize(
+    ("headers", "session", "parent"),
+    [
+        ({"x-session-id": "a"}, "x-session-id:a", None),
+        ({"x-session-id": "a", "x-parent-session-id": "b"}, "x-session-id:a", "x-session-id:b"),
+        ({"x-claude-code-session-id": "a"}, "x-claude-code-session-id:a", None),
+        (
+            {"x-dynamo-session-id": "a", "x-dynamo-parent-session-id": "b"},
+            "x-dynamo-session-id:a",
+            "x-dynamo-session-id:b",
+        ),
+        ({"session-id": "a", "thread-id": "b"}, "session-id:a", None),
+        ({"thread-id": "b"}, "thread-id:b", None),
+        ({"x-session-id": ""}, None, None),
+        ({"x-parent-session-id": "b"}, None, None),
+    ],
+)
+def test_headers_name_sessions(headers: dict[str, str], session: str | None, parent: str | None) -> None:
+    ids = client_ids(headers)
+    assert (ids.session, ids.parent, ids.weak) == (session, parent, None)
+
+
+@pytest.mark.parametrize(
+    "user_id",
+    [
+        f"user_{'0' * 64}_account__session_{CLAUDE_SESSION}",
+        json.dumps({"device_id": "d", "account_uuid": "", "session_id": CLAUDE_SESSION}),
+    ],
+)
+def test_the_session_in_a_user_id_of_claude_code_names_a_session(user_id: str) -> None:
+    assert client_ids({}, user_id=user_id).session == f"x-claude-code-session-id:{CLAUDE_SESSION}"
+
+
+def test_other_fields_are_weak_ids() -> None:
+    assert client_ids({}) is NO_IDS
+    assert client_ids({}, "cache", "user-1").weak == "cache"
+    assert client_ids({}, None, "user-1").weak == "user-1"
+    assert client_ids({}, None, "user-1").session is None
+
+
+@given(st.text(min_size=1), st.text())
+def test_ids_of_any_length_and_characters_are_short_and_differ(id: str, other: str) -> None:
+    for value in (id, id * 1_000):
+        ids = client_ids({"x-session-id": value, "x-parent-session-id": other}, value, value)
+        assert ids.session is not None
+        assert len(ids.session) <= 80
+    same = client_ids({"x-session-id": id}) == client_ids({"x-session-id": other})
+    assert same == (id == other)
+
+
+def test_texts_in_arguments_of_tools_are_searched() -> None:
+    prompt = "Find every place where\nthe cache is cleared, and say why."
+    calls = [
+        ("task", json.dumps({"prompt": prompt, "kind": "search", "depth": 3})),
+        ("bad", "{" + "x" * 50),
+        ("list", json.dumps(["x" * 50])),
+        ("short", "{}"),
+    ]
+    assert AnswerFacts("", calls).arguments == [prompt, "{" + "x" * 50]
+    assert len(AnswerFacts("", [("task", json.dumps({str(n): "x" * 50 for n in range(100)}))] * 100).arguments) == 32

@@ -1,0 +1,342 @@
+"""gateway/programs/program_index.py: which program a request belongs to, and how much is remembered."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.graph.call import CallState, Times, Usage
+from gateway.programs import (
+    AnswerFacts,
+    CallRecord,
+    ClientIds,
+    ProgramFacts,
+    ProgramIndex,
+    ProgramLimits,
+    client_ids,
+    prompt_message,
+)
+from gateway.programs.program import ProgramCall
+from tests.gateway.programs.conversations import Agent, run_sessions
+
+PROMPT = "Find every test that waits for a timeout, and say which of them can be made faster."
+REPORT = "There are three such tests: one in the journal, one in the cluster, and one in the engine's server."
+
+
+def facts(*texts: str, session: str | None = None, ids: ClientIds | None = None) -> ProgramFacts:
+    messages = [prompt_message("user", [text]) for text in texts]
+    return ProgramFacts(messages, session, ids or ClientIds())
+
+
+def single(index: ProgramIndex, text: str, answer: str, now: float = 0.0, tenant: str = "t") -> ProgramCall:
+    call = index.begin(tenant, facts(text), now)
+    index.end(call, AnswerFacts(answer), now)
+    return call
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1 << 30), st.integers(1, 8), st.integers(1, 25))
+def test_conversations_are_programs_by_their_content_alone(seed: int, sessions: int, turns: int) -> None:
+    index = ProgramIndex()
+    programs: dict[int, set[str]] = {}
+    for number, call, extends in run_sessions(index, seed, sessions, turns):
+        programs.setdefault(number, set()).add(call.program_id)
+        assert (call.parent is not None) == extends
+        assert call.evidence == ("content" if extends else "none")
+    assert all(len(ids) == 1 for ids in programs.values())
+    assert len(index) == len(programs)
+
+
+def test_edges_name_the_extended_call_and_tools_in_between() -> None:
+    index = ProgramIndex()
+    agent = Agent("a", index)
+    agent.messages.append(prompt_message("user", ["look"]))
+    first = agent.send(0.0, AnswerFacts("", [("read", "{}"), ("list", "{}")]))
+    second = agent.ask(9.0, "tool")
+    assert [(edge.source, edge.kind) for edge in second.edges] == [(first.id, "extends")]
+    assert (first.tool_names, second.follows_tools, first.follows_tools) == (("read", "list"), True, False)
+    assert second.begun - (first.ended or 0.0) == 9.0
+    assert first.is_extended
+
+
+def test_a_repeated_turn_is_a_branch_beside_the_first_one() -> None:
+    index = ProgramIndex()
+    agent = Agent("a", index)
+    first, second = agent.ask(0.0), agent.ask(1.0)
+    agent.messages.pop()
+    again = agent.send(2.0)
+    assert again.program is first.program
+    assert again.parent is first
+    assert [edge.source for edge in again.edges] == [edge.source for edge in second.edges] == [first.id]
+
+
+def test_a_session_of_the_gateway_is_one_program() -> None:
+    index = ProgramIndex()
+    calls = [index.begin("t", facts(f"text {n}", session="s", ids=ClientIds("other")), n) for n in range(3)]
+    assert {call.program_id for call in calls} == {calls[0].program_id}
+    assert (calls[0].program.session, calls[0].evidence) == ("s", "session")
+    assert index.begin("t", facts("text", ids=ClientIds("s")), 3.0).program is not calls[0].program
+
+
+def test_a_session_id_of_the_agent_is_one_program_with_many_conversations() -> None:
+    index = ProgramIndex()
+    ids = ClientIds("x-session-id:a")
+    main, other = Agent("main", index), Agent("other", index)
+    calls = [agent.ask(float(turn), facts=ProgramFacts(ids=ids)) for turn in range(2) for agent in (main, other)]
+    assert {call.program_id for call in calls} == {calls[0].program_id}
+    assert {call.evidence for call in calls} == {"id"}
+    assert [call.parent for call in calls] == [None, None, *calls[:2]]
+
+
+def test_a_child_session_joins_its_parent() -> None:
+    index = ProgramIndex()
+    parent = index.begin("t", facts("main", ids=ClientIds("a")), 0.0)
+    child = index.begin("t", facts("child", ids=ClientIds("b", parent="a")), 1.0)
+    later = index.begin("t", facts("child again", ids=ClientIds("b")), 2.0)
+    assert child.program is parent.program is later.program
+    assert [(edge.source, edge.kind) for edge in child.edges] == [(parent.id, "spawns")]
+    early = index.begin("t", facts("early", ids=ClientIds("d", parent="c")), 3.0)
+    assert index.begin("t", facts("late", ids=ClientIds("c")), 4.0).program is early.program
+    assert index.begin("t", facts("own", ids=ClientIds("e", parent="e")), 5.0).evidence == "id"
+
+
+@pytest.mark.parametrize("ids", [ClientIds(), ClientIds("child")])
+def test_a_sub_agent_joins_the_call_whose_tool_has_its_prompt(ids: ClientIds) -> None:
+    index = ProgramIndex()
+    main = Agent("main", index)
+    main.messages.append(prompt_message("user", ["make the tests fast"]))
+    first = main.send(0.0, AnswerFacts("I start an agent.", [("task", f'{{"prompt": "{PROMPT}"}}')]))
+    child = index.begin("t", facts("<reminder>", PROMPT, ids=ids), 1.0)
+    index.end(child, AnswerFacts(REPORT), 2.0)
+    assert child.program is first.program
+    assert [(edge.source, edge.kind) for edge in child.edges] == [(first.id, "spawns")]
+    back = main.ask(3.0, "tool", REPORT)
+    assert [(edge.source, edge.kind) for edge in back.edges] == [(first.id, "extends"), (child.id, "answer")]
+    assert back.edges[1].length == len(REPORT)
+
+
+def test_the_last_call_of_a_map_reduce_makes_its_calls_one_program() -> None:
+    index = ProgramIndex()
+    parts = [
+        single(index, f"Summarise part {n}", f"Part {n}: {random.Random(n).random()} and other things")
+        for n in range(9)
+    ]
+    unrelated = single(index, "Another question", "Another answer, which is long enough to be found in a prompt.")
+    former = {call.program_id for call in parts}
+    assert len(former) == 9
+    answers = "\n".join(f"Part {n}: {random.Random(n).random()} and other things" for n in range(9))
+    last = index.begin("t", facts(f"Join these summaries:\n{answers}"), 5.0)
+    assert {call.program for call in parts} == {last.program}
+    assert {edge.source for edge in last.edges} == {call.id for call in parts}
+    assert {edge.kind for edge in last.edges} == {"answer"}
+    assert unrelated.program is not last.program
+    assert all(index.find("t", id) is last.program for id in former)
+    assert last.program.call_count == 10
+    assert last.program.running == 1
+    assert len(index) == 2
+
+
+def test_programs_that_an_id_names_stay_apart() -> None:
+    index = ProgramIndex()
+    named = index.begin("t", facts("x", ids=ClientIds("a")), 0.0)
+    index.end(named, AnswerFacts(REPORT), 0.0)
+    other = single(index, "y", PROMPT)
+    quoting = index.begin("t", facts(f"{REPORT} {PROMPT}"), 1.0)
+    assert quoting.program is named.program is other.program  # the unnamed one became part of it
+    second = index.begin("t", facts("z", ids=ClientIds("b")), 2.0)
+    index.end(second, AnswerFacts("The second program has an answer of its own, as long as a line."), 2.0)
+    joined = index.begin("t", facts("The second program has an answer of its own, as long as a line.", REPORT), 3.0)
+    assert second.program is not named.program
+    assert joined.program in (named.program, second.program)
+
+
+def test_an_answer_that_many_calls_give_connects_nothing() -> None:
+    index = ProgramIndex()
+    refusal = "I am sorry, but I cannot help with this request, because it is unclear."
+    for number in range(2):
+        single(index, f"question {number}", refusal)
+    quoting = index.begin("t", facts(f"Why does it say this? {refusal}"), 1.0)
+    assert quoting.evidence == "none"
+    assert len(quoting.edges) == 2
+
+
+def test_a_template_that_answers_repeat_connects_nothing() -> None:
+    index = ProgramIndex()
+    template = "Answer with one line of the form: the sentiment of this text is positive."
+    for number in range(20):
+        call = single(index, f"{template} Text {number}", "the sentiment of this text is positive.")
+        assert (call.evidence, call.edges) == ("none", ())
+    assert len(index) == 20
+
+
+def test_weak_ids_do_not_make_conversations_one_program() -> None:
+    index = ProgramIndex()
+    for number in range(5):
+        index.begin("t", facts(f"question {number}", ids=ClientIds(weak="one for all")), 0.0)
+    assert len(index) == 5
+
+
+def test_tenants_share_nothing() -> None:
+    index = ProgramIndex()
+    mine, yours = Agent("same", index, "t"), Agent("same", index, "u")
+    calls = [agent.ask(0.0, text="equal", answer=AnswerFacts(REPORT)) for agent in (mine, yours)]
+    assert calls[0].program is not calls[1].program
+    assert index.begin("u", facts("x", ids=ClientIds("a")), 1.0).program is not (
+        index.begin("t", facts("x", ids=ClientIds("a")), 1.0).program
+    )
+    assert index.find("u", calls[0].program_id) is None
+    index.forget_tenant("t")
+    assert index.find("t", calls[0].program_id) is None
+    assert index.find("u", calls[1].program_id) is calls[1].program
+
+
+def test_the_end_of_a_call_adds_up_once() -> None:
+    index = ProgramIndex()
+    call = index.begin("t", facts("x"), 0.0)
+    record = CallRecord("m", CallState.DONE, "e", "stop", None, Times(0.0), Usage(10, 4, 3), 0.5)
+    for _ in range(2):
+        index.end(call, AnswerFacts("yes"), 1.0, record)
+    program = call.program
+    assert (program.prompt_tokens, program.cached_tokens, program.completion_tokens, program.cost) == (10, 4, 3, 0.5)
+    assert (program.running, program.call_count, call.record) == (0, 1, record)
+
+
+# bounds
+
+
+def test_a_conversation_that_forks_a_thousand_times_is_one_bounded_program() -> None:
+    index = ProgramIndex(ProgramLimits(program_calls=64))
+    agent = Agent("a", index)
+    root = agent.ask(0.0)
+    for number in range(1_000):
+        branch = Agent(f"branch {number}", index, messages=list(agent.messages))
+        call = branch.ask(float(number))
+        assert call.parent is root
+        assert len(call.program.calls) <= 64
+    assert (len(index), root.program.call_count) == (1, 1_001)
+    assert index.bytes < 64 * 3_000 + 2_000
+
+
+def test_many_programs_of_one_request_are_bounded_and_do_not_displace_those_of_others() -> None:
+    limits = ProgramLimits(programs=1_000, bytes=1 << 22, text_bytes=1 << 18)
+    index = ProgramIndex(limits)
+    kept = single(index, "mine", "an answer that is mine, and long enough to be found", tenant="small")
+    for number in range(20_000):
+        single(index, f"question {number}", f"answer {number} of a model that answers at length", float(number) / 1e4)
+        assert len(index) <= limits.programs
+    assert index.bytes <= limits.bytes
+    assert index.text_bytes <= limits.text_bytes
+    assert index.find("small", kept.program_id) is kept.program
+    assert next(index.of_tenant("t")).last_used == pytest.approx(1.9999)
+
+
+def test_many_tenants_share_the_memory() -> None:
+    index = ProgramIndex(ProgramLimits(programs=100))
+    for number in range(1_000):
+        single(index, "question", "answer", float(number), tenant=f"tenant {number}")
+    assert len(index) <= 100
+
+
+def test_idle_programs_are_forgotten_but_running_ones_are_not() -> None:
+    index = ProgramIndex(ProgramLimits(idle_seconds=10.0))
+    running = index.begin("t", facts("running"), 0.0)
+    done = single(index, "done", "yes")
+    index.expire(11.0)
+    assert index.find("t", done.program_id) is None
+    assert index.find("t", running.program_id) is running.program
+    index.end(running, AnswerFacts("yes"), 12.0)
+    index.expire(23.0)
+    assert len(index) == index.bytes == index.text_bytes == 0
+
+
+def test_a_call_that_outlives_its_program_ends_quietly() -> None:
+    index = ProgramIndex(ProgramLimits(programs=2), several_tenants=False)
+    first = index.begin("t", facts("first"), 0.0)
+    for number in range(5):
+        index.begin("t", facts(f"other {number}"), 1.0)
+    assert first.is_forgotten
+    index.end(first, AnswerFacts(REPORT), 2.0)
+    assert index.text_bytes == 0
+    assert first.program.running == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_ids_of_any_length_take_bounded_memory(size: int) -> None:
+    index = ProgramIndex()
+    ids = client_ids({"x-session-id": "\udcff" * size, "x-parent-session-id": "é" * size}, "k" * size)
+    calls = [index.begin("t", facts("x", ids=ids), 0.0) for _ in range(2)]
+    assert (calls[0].program is calls[1].program) == (size > 0)
+    assert index.bytes < 10_000
+
+
+def test_the_names_of_one_program_are_bounded() -> None:
+    index = ProgramIndex()
+    root = index.begin("t", facts("x", ids=ClientIds("root")), 0.0)
+    for number in range(1_000):
+        child = index.begin("t", facts(f"child {number}", ids=ClientIds(f"child {number}", "root")), 1.0)
+        assert child.program is root.program
+    assert len(root.program.names) <= 64
+
+
+def test_long_prompts_take_bounded_memory() -> None:
+    index = ProgramIndex()
+    large = facts("x" * (1 << 20))
+    call = index.begin("t", large, 0.0)
+    assert sum(map(len, call.prompt)) <= 65_536
+    index.end(call, AnswerFacts("y" * (1 << 20), [("write", '{"text": "' + "z" * (1 << 20) + '"}')] * 100), 0.0)
+    assert call.prompt == ()
+    assert index.text_bytes < 2 << 20
+    messages = [prompt_message("assistant" if n % 2 else "user", [f"message {n}"]) for n in range(1_999)]
+    first = index.begin("t", ProgramFacts(messages), 1.0)
+    index.end(first, AnswerFacts("yes"), 1.0)
+    more = [*messages, prompt_message("assistant", ["yes"]), prompt_message("user", ["more"])]
+    assert index.begin("t", ProgramFacts(more), 2.0).parent is first
+    assert index.bytes < 20_000
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("tu"),
+            st.sampled_from([None, "a", "b"]),
+            st.sampled_from([None, "a", "c"]),
+            st.integers(0, 5),
+            st.sampled_from(["done", "failed", "running"]),
+            st.floats(0.0, 4.0),
+        ),
+        max_size=60,
+    )
+)
+def test_counts_and_bytes_are_those_of_what_is_remembered(
+    steps: list[tuple[str, str | None, str | None, int, str, float]],
+) -> None:
+    index = ProgramIndex(
+        ProgramLimits(programs=12, program_calls=6, bytes=60_000, text_bytes=20_000, idle_seconds=10.0)
+    )
+    agents = {(tenant, number): Agent(f"{number}", index, tenant) for tenant in "tu" for number in range(6)}
+    running: list[ProgramCall] = []
+    now = 0.0
+    for tenant, session, parent, number, state, pause in steps:
+        now += pause
+        agent = agents[tenant, number]
+        agent.messages.append(prompt_message("user", [f"{REPORT} {number}" if number < 2 else f"turn {now}"]))
+        call = index.begin(tenant, ProgramFacts(list(agent.messages), ids=ClientIds(session, parent)), now)
+        assert call.program.tenant == tenant
+        if state == "running":
+            running.append(call)
+        else:
+            index.end(call, AnswerFacts(f"{REPORT} {number}", [("tool", "{}")] * number, state), now)
+            agent.messages.append(prompt_message("assistant", [f"{REPORT} {number}"]))
+        programs = [program for owner in "tu" for program in index.of_tenant(owner)]
+        assert len(index) == len(programs) <= 12
+        assert all(found.program is program for program in programs for found in program.calls.values())
+        counted = Counter(id(found.program) for found in running if not found.is_forgotten)
+        assert all(program.running >= counted[id(program)] for program in programs)
+    for call in running:
+        index.end(call, AnswerFacts("late"), now)
+    assert all(program.running == 0 for owner in "tu" for program in index.of_tenant(owner))
+    index.expire(now + 100.0)
+    assert len(index) == index.bytes == index.text_bytes == 0

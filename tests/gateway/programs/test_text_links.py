@@ -1,0 +1,215 @@
+"""gateway/programs/text_links.py: each common text of 40 characters is found, and nothing else is a link."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.programs import text_links
+from gateway.programs.text_links import MIN_CHARACTERS, TextLinks
+
+LETTERS = st.text(st.sampled_from("ab"), max_size=200)
+"""Texts that repeat themselves."""
+
+
+def links(max_bytes: int = 1 << 24) -> TextLinks[str]:
+    return TextLinks(max_bytes)
+
+
+def random_text(pick: random.Random, length: int, alphabet: str = "abcdefghijklmnopqrstuvwxyz ") -> str:
+    return "".join(pick.choices(alphabet, k=length))
+
+
+def has_common_text(first: str, second: str) -> bool:
+    pieces = {first[i : i + MIN_CHARACTERS] for i in range(len(first) - MIN_CHARACTERS + 1)}
+    return any(second[i : i + MIN_CHARACTERS] in pieces for i in range(len(second) - MIN_CHARACTERS + 1))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(0, 1 << 30), st.integers(40, 600), st.data())
+def test_every_part_of_40_characters_is_found(seed: int, length: int, data: st.DataObject) -> None:
+    answer = random_text(random.Random(seed), length, "abcdefghij é漢🙂\n")
+    answer = f"x{answer[1:-1]}x"  # white space around an answer does not count
+    begin = data.draw(st.integers(0, length - MIN_CHARACTERS))
+    end = data.draw(st.integers(begin + MIN_CHARACTERS, length))
+    before, after = data.draw(st.text("0123456789", max_size=70)), data.draw(st.text("0123456789", max_size=70))
+    index = links()
+    index.add("t", "call", [answer])
+    (link,) = index.find("t", [before + answer[begin:end] + after])
+    assert link.source == "call"
+    assert link.length == end - begin
+    assert link.share == pytest.approx((end - begin) / length)
+
+
+@settings(deadline=None, max_examples=300)
+@given(LETTERS, LETTERS)
+def test_a_link_is_found_exactly_if_there_is_a_common_text(answer: str, prompt: str) -> None:
+    index = links()
+    index.add("t", "call", [answer])
+    found = index.find("t", [prompt])
+    stripped = answer.strip()
+    is_whole = len(stripped) >= text_links.MIN_WHOLE_CHARACTERS and stripped == prompt.strip()
+    assert bool(found) == (is_whole or has_common_text(stripped, prompt))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 1 << 30))
+def test_random_texts_have_no_links(seed: int) -> None:
+    pick = random.Random(seed)
+    index = links()
+    for number in range(20):
+        index.add("t", f"call {number}", [random_text(pick, 400)])
+    assert index.find("t", [random_text(pick, 5_000)]) == []
+
+
+def test_short_answers_are_links_only_as_whole_texts() -> None:
+    index = links()
+    index.add("t", "short", ["  the capital is Paris \n"])
+    index.add("t", "shorter", ["Paris"])
+    assert [link.source for link in index.find("t", ["the capital is Paris"])] == ["short"]
+    assert index.find("t", ["I believe that the capital is Paris", "Paris"]) == []
+
+
+def test_a_whole_prompt_inside_an_answer_is_recognised() -> None:
+    prompt = "Look through the tests and list those that wait for a timeout."
+    index = links()
+    index.add("t", "call", [f"I start an agent. {prompt} Then I read its list."])
+    (link,) = index.find("t", [prompt])
+    assert link.is_prompt
+    (link,) = index.find("t", [f"{prompt} And more, which the answer does not have."])
+    assert not link.is_prompt
+
+
+def test_text_that_an_answer_copied_from_its_prompt_is_no_link() -> None:
+    template = "Rate the text above. Answer in the form: sentiment is positive, negative or neutral, and why."
+    index = links()
+    own = "It is negative because the writer waited for three weeks and got nothing."
+    index.add("t", "call", [f"{template} {own}"], [f"A text. {template}"])
+    assert index.find("t", [f"Another text. {template}"]) == []
+    assert [link.source for link in index.find("t", [f"Summarise: {own}"])] == ["call"]
+    index.add("t", "echo", [template], [f"A text. {template}"])
+    assert index.find("t", [template]) == []
+
+
+def test_answers_that_several_calls_gave_are_common() -> None:
+    text = "I am sorry, but the document does not say anything about this."
+    index = links()
+    index.add("t", "first", [text])
+    assert [link.is_common for link in index.find("t", [text])] == [False]
+    index.add("t", "second", [text])
+    assert [link.is_common for link in index.find("t", [f"Context: {text}"])] == [True, True]
+
+
+def test_a_part_that_several_answers_have_is_common() -> None:
+    phrase = "this is what I have found in the documents that you gave me: "
+    index = links()
+    for number, own in enumerate(
+        ("the harbour was built in 1902 by three brothers", "there were nineteen bridges then")
+    ):
+        index.add("t", f"call {number}", [phrase + own])
+    assert {link.is_common for link in index.find("t", [phrase])} == {True}
+    found = {link.source: link.is_common for link in index.find("t", [f"{phrase}the harbour was built in 1902"])}
+    assert found == {"call 0": False, "call 1": True}
+
+
+def test_tenants_do_not_see_each_other() -> None:
+    text = "a text that is long enough to be found again in a prompt"
+    index = links()
+    index.add("t", "call", [text])
+    assert index.find("u", [text]) == []
+
+
+def test_removed_sources_are_not_found() -> None:
+    texts = [f"answer number {number} of a model that likes to write long answers" for number in range(3)]
+    index = links()
+    for number, text in enumerate(texts):
+        index.add("t", f"call {number}", [text])
+    index.remove("t", "call 1")
+    index.remove("t", "unknown")
+    assert {link.source for link in index.find("t", texts)} == {"call 0", "call 2"}
+    index.remove("t", "call 0")
+    index.remove("t", "call 2")
+    assert index.bytes == 0
+    assert index.find("t", texts) == []
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.sampled_from("tuv"), st.integers(0, 9), LETTERS, st.booleans()), max_size=30))
+def test_the_index_holds_exactly_what_was_not_removed(steps: list[tuple[str, int, str, bool]]) -> None:
+    index, model = links(), {}
+    for tenant, source, text, removes in steps:
+        if removes:
+            index.remove(tenant, str(source))
+            model.pop((tenant, str(source)), None)
+        else:
+            index.add(tenant, str(source), [text])
+            model.setdefault((tenant, str(source)), []).append(text.strip())
+    for tenant in "tuv":
+        for text in ("ab" * 60, "a" * 100, "aab" * 50):
+            newest = {
+                source
+                for (owner, source), texts in model.items()
+                if owner == tenant and any(has_common_text(found, text) for found in texts)
+            }
+            found = {link.source for link in index.find(tenant, [text])}
+            assert found <= newest
+            if len(newest) == 1:
+                assert found == newest
+    for tenant, source in list(model):
+        index.remove(tenant, source)
+    assert index.bytes == 0
+
+
+def test_memory_is_bounded_and_shared() -> None:
+    pick = random.Random(1)
+    index = links(max_bytes=1 << 20)
+    small = random_text(pick, 500)
+    index.add("small", "call", [small])
+    for number in range(400):
+        index.add("large", number, [random_text(pick, 2_000)])  # type: ignore[arg-type]
+        assert index.bytes <= 1 << 20
+    assert [link.source for link in index.find("small", [small])] == ["call"]
+    newest = random_text(pick, 2_000)
+    index.add("large", "newest", [newest])
+    assert [link.source for link in index.find("large", [newest[500:700]])] == ["newest"]
+
+
+def test_repetitive_texts_take_bounded_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    original = text_links._common_after
+
+    def count(*arguments: object) -> int:
+        nonlocal compared
+        compared += 1
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(text_links, "_common_after", count)
+    index = links()
+    for number in range(200):
+        index.add("t", str(number), ["a" * 39 + f"{number:03}" + ("a" * 39 + "b") * 700])
+    assert index.find("t", [("a" * 39 + "c") * 25_000]) == []
+    assert 0 < compared <= text_links._MAX_COMPARISONS
+    assert index.bytes < 1 << 24
+
+
+def test_one_prompt_has_a_bounded_number_of_links() -> None:
+    pick, index = random.Random(3), links()
+    texts = [random_text(pick, 60) for _ in range(500)]
+    for number, text in enumerate(texts):
+        index.add("t", str(number), [text])
+    assert len(index.find("t", [" ".join(texts)])) == text_links._MAX_LINKS
+
+
+def test_long_answers_and_prompts_are_searched_up_to_their_limits() -> None:
+    pick = random.Random(2)
+    answer = random_text(pick, 1_000_000)
+    index = links()
+    index.add("t", "call", [answer])
+    assert index.bytes < 1_500_000
+    for part in (answer[5_000:5_100], answer[-5_000:-4_900]):
+        assert [link.source for link in index.find("t", ["0" * 200_000 + part])] == ["call"]
+    assert index.find("t", ["0" * 300_000, answer[5_000:5_100]]) == []
+    index.add("t", "limited", ["1" * 20 + answer], most=30)
+    assert {link.source for link in index.find("t", ["1" * 20 + answer[:100]])} == {"call", "limited"}
+    assert {link.source for link in index.find("t", [answer[1_000:1_100]])} == {"call"}
