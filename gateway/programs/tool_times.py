@@ -8,31 +8,41 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 SAMPLES = 128
-"""Number of the latest durations that are remembered for each tool."""
-MAX_TOOLS = 10_000
-"""Maximum number of tools of all tenants together that are remembered. The least recently used ones are forgotten."""
-MAX_TOOLS_OF_TENANT = 1_000
+"""Number of the latest durations that are remembered for each tool, and for each tenant."""
+MAX_TOOLS = 1_000
+"""Maximum number of tools of all tenants together that are remembered, some 35 MB in all."""
+MAX_TOOLS_OF_TENANT = 100
 """Maximum number of tools of one tenant that are remembered."""
-HALF_LIFE = 86_400.0
-"""Age, in seconds, after which a duration is forgotten as soon as there is a newer one."""
-_ENOUGH = 8
-"""Number of durations from which a forecast relies on the tool alone."""
+MAX_AGE_SECONDS = 86_400.0
+"""Age, in seconds, from which a duration is forgotten as soon as there is a newer one."""
+ENOUGH = 8
+"""Number of durations from which a forecast relies on them alone."""
 
 
 class _Durations:
-    """Latest durations of one tool. `ordered` has them in ascending order."""
+    """Latest durations. `ordered` has them in ascending order."""
 
-    __slots__ = ("latest", "ordered")
+    __slots__ = ("_latest", "ordered")
 
     def __init__(self) -> None:
-        self.latest: deque[tuple[float, float]] = deque()
+        self._latest: deque[tuple[float, float]] = deque()
         self.ordered: list[float] = []
 
     def add(self, seconds: float, now: float) -> None:
-        self.latest.append((now, seconds))
+        self._latest.append((now, seconds))
         insort(self.ordered, seconds)
-        while len(self.latest) > SAMPLES or self.latest[0][0] < now - HALF_LIFE:
-            self.ordered.remove(self.latest.popleft()[1])
+        while len(self._latest) > SAMPLES or self._latest[0][0] < now - MAX_AGE_SECONDS:
+            self.ordered.remove(self._latest.popleft()[1])
+
+
+class _Tenant:
+    """Tools of a tenant, the most recently used last, and the durations of all of them together."""
+
+    __slots__ = ("durations", "tools")
+
+    def __init__(self) -> None:
+        self.durations = _Durations()
+        self.tools: OrderedDict[str, _Durations] = OrderedDict()
 
 
 class ToolTimes:
@@ -43,52 +53,55 @@ class ToolTimes:
     """
 
     def __init__(self) -> None:
-        self._tools: OrderedDict[tuple[str, str], _Durations] = OrderedDict()
-        self._tenants: OrderedDict[str, _Durations] = OrderedDict()
-        self._numbers: dict[str, int] = {}
-        """Number of remembered tools by tenant."""
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
+        """Tenants, the most recently used last."""
+        self._tools = 0
         self._all = _Durations()
 
     def __len__(self) -> int:
-        return len(self._tools)
+        return self._tools
 
     def observe(self, tenant: str, tool: str, seconds: float, now: float) -> None:
         """Record that a tool took so many seconds. `tool`: its name, or another word for what the program waits for.
         Raises ValueError if the duration is negative or not finite."""
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"a tool cannot take {seconds} seconds")
-        durations = self._tools.get((tenant, tool))
+        known = self._tenants.get(tenant)
+        durations = None if known is None else known.tools.get(tool)
         if durations is None:
-            self._make_room(tenant)
-            durations = self._tools[tenant, tool] = _Durations()
-            self._numbers[tenant] = self._numbers.get(tenant, 0) + 1
-        self._tools.move_to_end((tenant, tool))
-        of_tenant = self._tenants.setdefault(tenant, _Durations())
+            self._make_room(known)
+            known = self._tenants.setdefault(tenant, _Tenant())
+            durations = known.tools[tool] = _Durations()
+            self._tools += 1
+        assert known is not None
+        known.tools.move_to_end(tool)
         self._tenants.move_to_end(tenant)
-        for known in (durations, of_tenant, self._all):
-            known.add(seconds, now)
+        for level in (durations, known.durations, self._all):
+            level.add(seconds, now)
 
-    def _make_room(self, tenant: str) -> None:
-        """Forget the least recently used tool of a tenant that has its share, or of all."""
-        if self._numbers.get(tenant, 0) >= MAX_TOOLS_OF_TENANT:
-            self._forget(next(key for key in self._tools if key[0] == tenant))
-        elif len(self._tools) >= MAX_TOOLS:
-            self._forget(next(iter(self._tools)))
-
-    def _forget(self, key: tuple[str, str]) -> None:
-        del self._tools[key]
-        tenant = key[0]
-        self._numbers[tenant] -= 1
-        if not self._numbers[tenant]:
-            del self._numbers[tenant]
-            del self._tenants[tenant]
+    def _make_room(self, tenant: _Tenant | None) -> None:
+        """Forget the least recently used tool: of a tenant that has its share, else of the tenant that was idle for the
+        longest time."""
+        if tenant is not None and len(tenant.tools) >= MAX_TOOLS_OF_TENANT:
+            tenant.tools.popitem(last=False)
+            self._tools -= 1
+        elif self._tools >= MAX_TOOLS:
+            name, idlest = next(iter(self._tenants.items()))
+            idlest.tools.popitem(last=False)
+            self._tools -= 1
+            if not idlest.tools:
+                del self._tenants[name]
 
     def forecast(self, tenant: str, tool: str) -> Sequence[float]:
         """Return the durations to expect, in seconds, in ascending order; empty before anything was learned.
 
         The caller must not change the list, and must not keep it beyond the next observation.
         """
-        for durations in (self._tools.get((tenant, tool)), self._tenants.get(tenant)):
-            if durations is not None and len(durations.ordered) >= _ENOUGH:
+        known = self._tenants.get(tenant)
+        if known is not None:
+            durations = known.tools.get(tool)
+            if durations is not None and len(durations.ordered) >= ENOUGH:
                 return durations.ordered
+            if len(known.durations.ordered) >= ENOUGH:
+                return known.durations.ordered
         return self._all.ordered

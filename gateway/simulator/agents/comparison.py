@@ -53,6 +53,11 @@ REFERENCE = VllmPolicy.name
 """Policy to which the others are compared."""
 
 
+def create(name: str, without: frozenset[str] = frozenset()) -> Callable[[EngineFacts], AgentPolicy]:
+    """Return what creates a policy. `without`: parts of the policy `myna` that are turned off."""
+    return partial(MynaPolicy, without=without) if name == MynaPolicy.name else _POLICIES[name]
+
+
 @dataclass(frozen=True)
 class Setting:
     """Setting of a comparison. `utilisation`: offered load as a share of capacity, or `TOGETHER`. Offered load assumes
@@ -133,7 +138,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Replays:
-    """Settings and policies to replay. `without`: parts of the policy `myna` that are turned off. `jobs`: number of processes."""
+    """Settings and policies to replay. `without`: parts of the policy `myna` that are turned off. `jobs`: number of
+    processes."""
 
     tables: Sequence[str] = tuple(TABLES)
     utilisations: Sequence[float] = UTILISATIONS
@@ -188,8 +194,5 @@ def run_setting(
     largest = max(request.prompt + request.output for session in sessions for request in session.requests)
     wanted = int(trial.live_tokens / setting.oversubscription)
     capacity = max(wanted, largest)
-    outcomes = {}
-    for name in names:
-        create = partial(MynaPolicy, without=without) if name == MynaPolicy.name else _POLICIES[name]
-        outcomes[name] = replay(sessions, arrivals, costs, capacity, create)
+    outcomes = {name: replay(sessions, arrivals, costs, capacity, create(name, without)) for name in names}
     return SettingResult(setting, trial.live_tokens, capacity, wanted < largest, outcomes)

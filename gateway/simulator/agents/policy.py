@@ -9,9 +9,11 @@ from gateway.simulator.agents.sessions import RecordedSession
 
 
 class EngineFacts(NamedTuple):
-    """Facts about the engine that a policy may use. `row_seconds`: time of one prompt row. `token_seconds`: time that one
-    more decoding call adds to a step, without attention. `key_seconds`: time to attend to one token. `capacity`: tokens
-    of the KV pool."""
+    """Facts about the engine that a policy may use.
+
+    `row_seconds`: time of one prompt row. `token_seconds`: time that one more decoding call adds to a step, without
+    attention. `key_seconds`: time to attend to one token. `capacity`: tokens of the KV pool.
+    """
 
     row_seconds: float
     token_seconds: float

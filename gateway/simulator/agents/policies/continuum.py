@@ -71,7 +71,8 @@ class ContinuumPolicy(AgentPolicy):
         self._ended[call.chain] = now, stop
         if stop != "end_turn":
             miss = call.context * self.facts.row_seconds + self._queueing
-            self._until[call.chain] = now + self._time_to_live(stop, miss)
+            if (seconds := self._time_to_live(stop, miss)) > 0:
+                self._until[call.chain] = now + seconds
 
     def _time_to_live(self, stop: str, miss: float) -> float:
         """Return the best time to live, in seconds. `miss`: cost of coming back without the KV, in seconds."""
