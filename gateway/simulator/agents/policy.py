@@ -51,7 +51,7 @@ class AgentPolicy:
         """Record a call whose answer is complete."""
 
     def leave(self, session: int, now: float) -> None:
-        """Record a session that has ended."""
+        """Record a session that has ended, for policies whose clients say so."""
 
     def order(self, call: AgentCall, pool: KvPool, now: float) -> tuple[float, ...]:
         """Return the sort key of a call. The lowest goes first; the highest is preempted first."""

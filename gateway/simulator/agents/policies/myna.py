@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.kv.forecast import eviction_score, expected_wait
 from gateway.programs.pausing import PausePlan, PendingCall, RetainedKv
-from gateway.programs.service import ProgramService
+from gateway.programs.service import IDLE_SECONDS, ProgramService
 from gateway.programs.tool_times import ToolTimes
 from gateway.simulator.agents.call import AgentCall
 from gateway.simulator.agents.kv_pool import Extent, KvPool
@@ -48,14 +48,16 @@ class MynaPolicy(AgentPolicy):
         """Time and stop of the latest answer of each agent in a pause."""
         self._waiting: dict[tuple[int, str], AgentCall] = {}
         """Call that waits, by agent."""
-        self._latest: dict[tuple[int, str], float] = {}
-        """Time of the latest answer of each agent."""
         self._charged: dict[AgentCall, float] = {}
         """Service of running calls that is charged to their programs."""
         self._tokens = _TOKENS
         self._waits: dict[tuple[str, int], float] = {}
         self._observations = 0
         self._plan: tuple[tuple[float, int, int], PausePlan] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of agents in a pause that are remembered."""
+        return len(self._gaps)
 
     def arrive(self, call: AgentCall, now: float) -> None:
         """Learn how long the pause before the call took. See `AgentPolicy.arrive`."""
@@ -83,15 +85,10 @@ class MynaPolicy(AgentPolicy):
         self._charged.pop(call, None)
         self._tokens += _SMOOTHING * (call.made - self._tokens)
         self._gaps[call.chain] = now, call.recorded.stop
-        self._latest[call.chain] = now
 
     def leave(self, session: int, now: float) -> None:
-        """Forget a program. See `AgentPolicy.leave`.
-
-        A server would forget it by its age. Its extents count as those of an agent whose pause has no end.
-        """
-        self._service.end(str(session))
-        for chain in [chain for chain in self._gaps if chain[0] == session]:
+        """Forget programs by age. Clients do not say that they have ended: the last pause is like any other."""
+        for chain in [chain for chain, (since, _) in self._gaps.items() if now - since > IDLE_SECONDS]:
             del self._gaps[chain]
 
     def _charge(self, call: AgentCall, now: float) -> None:
@@ -145,8 +142,8 @@ class MynaPolicy(AgentPolicy):
         if chain in self._waiting:
             return 0.0
         gap = self._gaps.get(chain)
-        if gap is None or extent.released < self._latest[chain]:
-            return math.inf  # the agent has ended, or its latest call did not read the extent
+        if gap is None or extent.released < gap[0]:
+            return math.inf  # the agent is forgotten, or its latest call did not read the extent
         since, stop = gap
         age = now - since
         if "forecast" in self._without:

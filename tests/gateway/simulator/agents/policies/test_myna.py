@@ -2,6 +2,8 @@
 
 import pytest
 
+from gateway.programs.service import IDLE_SECONDS
+from gateway.simulator.agents.call import AgentCall
 from gateway.simulator.agents.policies.myna import PARTS, MynaPolicy
 from gateway.simulator.agents.replay import replay
 from gateway.simulator.engine import H100
@@ -92,3 +94,34 @@ def test_sessions_complete_without_each_part(part: str) -> None:
     outcome = replay(sessions, [0.0] * 8, H100, 15_000, lambda facts: MynaPolicy(facts, frozenset({part})))
     assert outcome.calls == 32
     assert min(outcome.seconds) > 0
+
+
+def test_nothing_is_known_of_the_future() -> None:
+    """Replay sessions that differ only after a time: until then, the policy must do the same."""
+    long = [chain(1000, 3000, 4000, 6000, 8000, pause=20.0) for _ in range(6)]
+    short = [type(session)(session.id, 0, 0, session.requests[:3]) for session in long]
+    seen: list[list[tuple[int, int, float]]] = []
+    for sessions in (long, short):
+        admitted: list[tuple[int, int, float]] = []
+
+        class RecordingPolicy(MynaPolicy):
+            def admit(self, call: AgentCall, now: float, admitted: list[tuple[int, int, float]] = admitted) -> None:
+                super().admit(call, now)
+                admitted.append((call.session, call.index, now))
+
+        replay(sessions, [0.0] * 6, H100, 15_000, RecordingPolicy)
+        seen.append(admitted)
+    # the sessions differ from the fourth request on
+    differs = next(number for number, (_, index, _) in enumerate(seen[0]) if index == 3)
+    assert differs > 6
+    assert seen[0][:differs] == seen[1][:differs]
+
+
+def test_programs_that_ended_are_forgotten_by_age() -> None:
+    program = harness(capacity=10**7)
+    for session in range(200):
+        program.serve(program.call(session, 100))
+        program.policy.leave(session, program.now)
+        program.now += 60.0
+    assert isinstance(program.policy, MynaPolicy)
+    assert len(program.policy) <= IDLE_SECONDS / 60 + 1
