@@ -2,15 +2,19 @@
 
 The rank of a program is a time, in seconds of the caller's clock; the lowest goes first:
 
-    rank = arrival + SERVICE_FACTOR * attained service / weight
+    rank = arrival + SERVICE_FACTOR * max(0, attained service / weight - GRANT_SECONDS)
 
 Agents return from tools again and again, and a program that is done frees its KV. If newcomers overtook the programs
 that run, all of them would hold KV and evict each other. So arrival counts most, and a program that returns from a tool
-goes before those that arrived after its rank. A program that has attained much goes later than its arrival says, so a
-short program does not wait for all of a long one.
+goes before those that arrived after its rank. A program that has attained more than its grant goes later than its
+arrival says, so a short program does not wait for all of a very long one. Without a grant, programs that arrive
+together would take turns, and evict each other's KV at each turn.
 
 Starvation bound: a program that arrives after the rank of another one cannot go before it. One that arrived earlier can
-go before it only until its own service lifts it beyond, which takes at most (rank - arrival) * weight / SERVICE_FACTOR
+go before it only until its own service lifts it beyond, which takes at most
+
+    weight * (GRANT_SECONDS + (rank - arrival) / SERVICE_FACTOR)
+
 seconds of service. The sum over the programs that arrived earlier bounds the service that goes first.
 """
 
@@ -19,6 +23,8 @@ from collections.abc import Mapping
 
 SERVICE_FACTOR = 3.0
 """Seconds by which a program's rank grows for each second of attained service: `WORK_FACTOR` of single calls."""
+GRANT_SECONDS = 300.0
+"""Attained service, in seconds of engine time for weight 1, that leaves a program's rank at its arrival."""
 HALF_LIFE = 3600.0
 """Time, in seconds, after which attained service counts half."""
 IDLE_SECONDS = 3600.0
@@ -88,4 +94,4 @@ class ProgramService:
         if service is None:
             return now
         service.decay(now)
-        return service.arrival + SERVICE_FACTOR * service.attained / service.weight
+        return service.arrival + SERVICE_FACTOR * max(0.0, service.attained / service.weight - GRANT_SECONDS)

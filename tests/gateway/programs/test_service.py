@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.programs import service as module
-from gateway.programs.service import HALF_LIFE, IDLE_SECONDS, SERVICE_FACTOR, ProgramService
+from gateway.programs.service import GRANT_SECONDS, HALF_LIFE, IDLE_SECONDS, SERVICE_FACTOR, ProgramService
 
 
 def test_a_program_that_returns_goes_before_newcomers() -> None:
@@ -22,7 +22,7 @@ def test_a_program_that_returns_goes_before_newcomers() -> None:
 def test_a_short_program_does_not_wait_for_all_of_a_long_one() -> None:
     service = ProgramService()
     service.begin("long", "key", 0.0)
-    service.charge("long", 100.0, 100.0)
+    service.charge("long", GRANT_SECONDS + 100.0, 100.0)
     service.begin("short", "key", 100.0)
     assert service.rank("short", 100.0) < service.rank("long", 100.0)
 
@@ -31,17 +31,17 @@ def test_weights_divide_the_service() -> None:
     service = ProgramService({"heavy": 4.0})
     for program in ("heavy", "light"):
         service.begin(program, program, 0.0)
-        service.charge(program, 8.0, 0.0)
-    assert service.rank("heavy", 0.0) == SERVICE_FACTOR * 2.0
-    assert service.rank("light", 0.0) == SERVICE_FACTOR * 8.0
+        service.charge(program, 8 * GRANT_SECONDS, 0.0)
+    assert service.rank("heavy", 0.0) == SERVICE_FACTOR * GRANT_SECONDS
+    assert service.rank("light", 0.0) == SERVICE_FACTOR * 7 * GRANT_SECONDS
 
 
 def test_attained_service_decays() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0)
-    service.charge("agent", 8.0, 0.0)
-    assert service.rank("agent", HALF_LIFE) == pytest.approx(SERVICE_FACTOR * 4.0)
-    assert service.rank("agent", 2 * HALF_LIFE) == pytest.approx(SERVICE_FACTOR * 2.0)
+    service.charge("agent", 8 * GRANT_SECONDS, 0.0)
+    assert service.rank("agent", HALF_LIFE) == pytest.approx(SERVICE_FACTOR * 3 * GRANT_SECONDS)
+    assert service.rank("agent", 2 * HALF_LIFE) == pytest.approx(SERVICE_FACTOR * GRANT_SECONDS)
 
 
 def test_an_idle_program_counts_as_new() -> None:
@@ -54,8 +54,8 @@ def test_an_idle_program_counts_as_new() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 5.0)), min_size=1, max_size=80),
-    st.floats(0.0, 20.0),
+    st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 200.0)), min_size=1, max_size=80),
+    st.floats(0.0, 400.0),
 )
 def test_no_program_starves(newcomers: list[tuple[int, float]], earlier: float) -> None:
     """Serve the lowest rank, one slice at a time, while newcomers arrive without end. The program that waits is
@@ -80,7 +80,7 @@ def test_no_program_starves(newcomers: list[tuple[int, float]], earlier: float) 
         now += gap / 10
         for name, seconds in served.items():
             # the last slice may begin just before the bound; half a minute of decay changes less than a hundredth
-            assert seconds <= 1.01 * (rank - arrivals[name]) / SERVICE_FACTOR + 5.0
+            assert seconds <= 1.01 * (GRANT_SECONDS + (rank - arrivals[name]) / SERVICE_FACTOR) + 200.0
 
 
 def test_memory_is_bounded() -> None:

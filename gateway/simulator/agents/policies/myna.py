@@ -63,12 +63,25 @@ class MynaPolicy(AgentPolicy):
         """Learn how long the pause before the call took. See `AgentPolicy.arrive`."""
         self._service.begin(str(call.session), _TENANT, now)
         self._waiting[call.chain] = call
+        self._forget(now)
         if (gap := self._gaps.pop(call.chain, None)) is not None:
-            since, stop = gap
-            self._tool_times.observe(_TENANT, stop, now - since, now)
-            self._observations += 1
-            if self._observations % _OBSERVATIONS == 0:
-                self._waits.clear()
+            self._learn(gap[1], now - gap[0], now)
+
+    def _learn(self, stop: str, seconds: float, now: float) -> None:
+        self._tool_times.observe(_TENANT, stop, seconds, now)
+        self._observations += 1
+        if self._observations % _OBSERVATIONS == 0:
+            self._waits.clear()
+
+    def _forget(self, now: float) -> None:
+        """Forget agents by age: clients do not say that they have ended. Their last pause counts as one of that age, so
+        that forecasts include those that never return."""
+        while self._gaps:
+            chain, (since, stop) = next(iter(self._gaps.items()))
+            if now - since <= IDLE_SECONDS:
+                return
+            del self._gaps[chain]
+            self._learn(stop, IDLE_SECONDS, now)
 
     def admit(self, call: AgentCall, now: float) -> None:
         """Record that the call waits no longer. See `AgentPolicy.admit`."""
@@ -84,12 +97,8 @@ class MynaPolicy(AgentPolicy):
         self._charge(call, now)
         self._charged.pop(call, None)
         self._tokens += _SMOOTHING * (call.made - self._tokens)
+        self._gaps.pop(call.chain, None)  # so that the gaps stay in the order of their times
         self._gaps[call.chain] = now, call.recorded.stop
-
-    def leave(self, session: int, now: float) -> None:
-        """Forget programs by age. Clients do not say that they have ended: the last pause is like any other."""
-        for chain in [chain for chain, (since, _) in self._gaps.items() if now - since > IDLE_SECONDS]:
-            del self._gaps[chain]
 
     def _charge(self, call: AgentCall, now: float) -> None:
         """Charge the service that the call received since it was charged last."""
