@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 MAX_PAUSE_SECONDS = 300.0
-"""Duration of a pause, in seconds, after which KV of programs of higher rank is no reason to wait."""
+"""Duration of a pause, in seconds, after which KV of programs of higher rank is no reason to wait. Programs of equal
+ranks wait for each other, so that programs that arrive together do not evict each other."""
 
 
 class RetainedKv(NamedTuple):
@@ -78,5 +79,5 @@ class PausePlan:
         if call.waited < MAX_PAUSE_SECONDS:
             kept = self._total - self._of_program.get(call.program, 0)
         else:
-            kept = sum(kv.tokens for kv in self._kept if kv.rank < call.rank and kv.program != call.program)
+            kept = sum(kv.tokens for kv in self._kept if kv.rank <= call.rank and kv.program != call.program)
         return call.needed > available - kept

@@ -66,7 +66,7 @@ def test_the_program_of_the_lowest_rank_pauses_at_most_so_long(
     retained: list[RetainedKv], cached: int, rank: float, available: int
 ) -> None:
     lowest = min((kv.rank for kv in retained), default=0.0)
-    pending = call("new", cached=cached, waited=MAX_PAUSE_SECONDS, rank=min(rank, lowest))
+    pending = call("new", cached=cached, waited=MAX_PAUSE_SECONDS, rank=min(rank, lowest) - 0.001)
     assert not plan(*retained).must_pause(pending, available)
 
 
