@@ -103,7 +103,7 @@ class Priorities:
         session.calls += 1
         session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
-        deadline_unread = now + fair_offset + patience + path + _extension(session.seconds)
+        deadline_unread = now + fair_offset + patience + path + deadline_extension(session.seconds)
         self._entries[call.id] = entry = _Entry(call, prefixes, cost, path, fair_offset, deadline_unread)
         self._changed[call.id] = call
         entry.dependents = self._count_dependents(call)
@@ -133,7 +133,7 @@ class Priorities:
             return
         patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
         patience = PATIENCE_SECONDS if patient else 0.0
-        deadline = now + entry.fair_offset + patience + entry.path + _extension(self._needed_work(call))
+        deadline = now + entry.fair_offset + patience + entry.path + deadline_extension(self._needed_work(call))
         if deadline < entry.deadline:
             entry.deadline = deadline
             self._stale[call.id] = call
@@ -292,7 +292,7 @@ class Priorities:
         assert tenants == self.fair_queue.unfinished(), "tenants that do nothing"
 
 
-def _extension(work: float) -> float:
+def deadline_extension(work: float) -> float:
     """Return the deadline extension, in seconds, of a variable that needs this many seconds of work."""
     return WORK_FACTOR * work + LONG_WORK_EXTENSION * min(1.0, max(0.0, work / SHORT_WORK - 1.0))
 
