@@ -15,6 +15,7 @@ from gateway.programs import (
     ProgramFacts,
     ProgramIndex,
     PromptMessage,
+    ToolGaps,
     client_ids,
     prompt_message,
 )
@@ -69,10 +70,18 @@ def record_of(call: Call, cost: float | None = None) -> CallRecord:
 class ProgramTracker:
     """Owner of the programs of a gateway: it tells the index of each call's beginning and end."""
 
-    def __init__(self, index: ProgramIndex, cost_of: Callable[[Call], float] | None = None) -> None:
-        """`cost_of`: cost of a call that has ended, if the gateway has prices."""
+    def __init__(
+        self,
+        index: ProgramIndex,
+        cost_of: Callable[[Call], float] | None = None,
+        on_gap: Callable[[Call, Sequence[float]], None] = lambda call, returns: None,
+    ) -> None:
+        """`cost_of`: cost of a call that has ended, if the gateway has prices. `on_gap` is called when a gap begins
+        after a call, with the durations to expect; see `ToolGaps.begin`."""
         self.index = index
+        self.gaps = ToolGaps()
         self._cost_of = cost_of
+        self._on_gap = on_gap
 
     def begin(self, calls: Sequence[Call], facts: RequestFacts, headers: Mapping[str, str], *, is_named: bool) -> None:
         """Give each of a request's calls its place in a program, before the scheduler sees them.
@@ -86,6 +95,7 @@ class ProgramTracker:
             first, *copies = calls[number * count : (number + 1) * count]
             prompt = ProgramFacts(messages, session.id if is_named else None, ids)
             member = self.index.begin(session.tenant, prompt, now, call_id=first.id)
+            self.gaps.end(member, now)
             self._join(first, member, facts)
             for copy in copies:
                 self._join(copy, self.index.begin_beside(member, now, call_id=copy.id), facts)
@@ -101,10 +111,13 @@ class ProgramTracker:
         if isinstance(member, ProgramCall):
             value = call.output.value or "" if call.state is CallState.DONE else ""
             record = record_of(call, None if self._cost_of is None else self._cost_of(call))
-            asyncio.get_running_loop().call_soon(self._end, member, value, record)
+            asyncio.get_running_loop().call_soon(self._end, call, member, value, record)
 
-    def _end(self, member: ProgramCall, value: str, record: CallRecord) -> None:
+    def _end(self, call: Call, member: ProgramCall, value: str, record: CallRecord) -> None:
         tool_calls: Sequence[tuple[str, str]] = ()
         if member.parser_factory is not None and len(value) <= _MAX_PARSED:
             value, tool_calls = parse_answer(member.parser_factory(), value, cut=record.finish_reason == "length")
-        self.index.end(member, AnswerFacts(value, tool_calls, record.state), time.time(), record)
+        now = time.time()
+        self.index.end(member, AnswerFacts(value, tool_calls, record.state), now, record)
+        if member.is_done and not member.is_forgotten:
+            self._on_gap(call, self.gaps.begin(member, now))

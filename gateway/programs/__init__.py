@@ -1,8 +1,9 @@
 """Programs: the applications behind requests of clients that declare nothing. Pure.
 
-`program_index` finds the program of a request, and `text_links` the answers that its prompt contains. `tool_times`
-learns how long tools run. `service` orders programs by arrival and attained service. `pausing` decides which calls wait
-at a tool boundary, so that the KV of the others fits. `prompt_difference` names what differs between two turns.
+`program_index` finds the program of a request, and `text_links` the answers that its prompt contains. `tool_gaps`
+watches the gaps between its calls, from which `tool_times` learns how long tools run. `service` orders programs by
+arrival and attained service. `pausing` decides which calls wait at a tool boundary, so that the KV of the others fits.
+`prompt_difference` names what differs between two turns.
 """
 
 from gateway.programs.facts import (
@@ -17,6 +18,7 @@ from gateway.programs.facts import (
 from gateway.programs.program import CallRecord, Edge, Program, ProgramCall
 from gateway.programs.program_index import ProgramIndex, ProgramLimits
 from gateway.programs.text_links import TextLink, TextLinks
+from gateway.programs.tool_gaps import ToolGaps
 
 __all__ = [
     "NO_IDS",
@@ -32,6 +34,7 @@ __all__ = [
     "PromptMessage",
     "TextLink",
     "TextLinks",
+    "ToolGaps",
     "client_ids",
     "prompt_message",
 ]

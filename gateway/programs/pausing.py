@@ -12,6 +12,11 @@ A call whose prompt is cached to at least a half continues a program that is act
 at the boundary of a tool until they fit next to the KV that is worth its memory. They are few: a program pauses only if
 its KV was evicted, and eviction takes all of one program before it takes a part of the next.
 
+Two more calls are admitted at once. A small call displaces little, whatever the pool holds. And while the engine has
+nothing to do, a wait saves only the time in which the engine could compute the displaced KV again; so a call that has
+waited for that long beside an idle engine is admitted. Its wait costs at most twice what the best decision would cost,
+as in the ski rental problem.
+
 A pause is bounded. A call that has waited for `MAX_PAUSE_SECONDS` fits as soon as it fits next to the KV of programs
 that go before it, so it waits for these only; see `gateway.programs.service` for how long that can be.
 """
@@ -19,6 +24,8 @@ that go before it, so it waits for these only; see `gateway.programs.service` fo
 from collections.abc import Iterable
 from typing import NamedTuple
 
+SMALL_SHARE = 32
+"""Share of the pool, as a divisor, up to which a call is small."""
 MAX_PAUSE_SECONDS = 300.0
 """Duration of a pause, in seconds, after which KV of programs of higher rank is no reason to wait. Programs of equal
 ranks wait for each other, so that programs that arrive together do not evict each other."""
@@ -36,7 +43,8 @@ class RetainedKv(NamedTuple):
 
 class PendingCall(NamedTuple):
     """Call that waits. `prompt`: its tokens, `cached`: the first of them that are cached. `needed`: tokens of the pool
-    that it would occupy beyond those that running calls hold. `waited`: seconds since its arrival."""
+    that it would occupy beyond those that running calls hold. `waited`: seconds since its arrival, and `idle`:
+    those of them in which the engine had nothing to do."""
 
     program: str
     prompt: int
@@ -44,6 +52,7 @@ class PendingCall(NamedTuple):
     needed: int
     waited: float
     rank: float
+    idle: float = 0.0
 
 
 def longest_wait(tokens: int, capacity: int, row_seconds: float) -> float:
@@ -64,9 +73,9 @@ class PausePlan:
 
     def __init__(self, retained: Iterable[RetainedKv], *, capacity: int, row_seconds: float) -> None:
         """`capacity`: tokens of the pool. `row_seconds`: time to compute one prompt token."""
-        self._kept = [
-            kv for kv in retained if kv.wait <= longest_wait(kv.tokens, capacity, row_seconds)
-        ]  # fmt: skip
+        self._capacity = capacity
+        self._row_seconds = row_seconds
+        self._kept = [kv for kv in retained if kv.wait <= longest_wait(kv.tokens, capacity, row_seconds)]
         self._total = sum(kv.tokens for kv in self._kept)
         self._of_program: dict[str, int] = {}
         for kv in self._kept:
@@ -74,7 +83,9 @@ class PausePlan:
 
     def must_pause(self, call: PendingCall, available: int) -> bool:
         """Return whether a call must wait at its tool boundary. `available`: tokens that no running call holds."""
-        if is_active(call.prompt, call.cached):
+        if is_active(call.prompt, call.cached) or call.needed * SMALL_SHARE <= self._capacity:
+            return False
+        if call.idle > call.needed * self._row_seconds:
             return False
         if call.waited < MAX_PAUSE_SECONDS:
             kept = self._total - self._of_program.get(call.program, 0)

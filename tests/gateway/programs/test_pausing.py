@@ -77,3 +77,16 @@ def test_more_kv_never_shortens_a_pause(
     pending = call("new", cached=cached, waited=waited)
     if plan(*retained).must_pause(pending, available):
         assert plan(*retained, more).must_pause(pending, available)
+
+
+def test_a_small_call_never_waits() -> None:
+    full = plan(RetainedKv("a", 900, wait=0.0, rank=1.0))
+    small = PendingCall("new", prompt=31, cached=0, needed=31, waited=0.0, rank=5.0)
+    assert not full.must_pause(small, available=0)
+    assert full.must_pause(small._replace(needed=32), available=0)
+
+
+def test_beside_an_idle_engine_a_wait_is_as_long_as_the_displaced_kv_takes_to_compute() -> None:
+    full = plan(RetainedKv("a", 900, wait=0.0, rank=1.0))
+    assert full.must_pause(call()._replace(idle=400 * ROW), available=1000)
+    assert not full.must_pause(call()._replace(idle=400 * ROW + 0.1), available=1000)
