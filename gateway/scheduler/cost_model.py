@@ -62,6 +62,10 @@ class CostModel:
         rows, step = max(0.0, prompt - cached) * pace.row_seconds, pace.step_seconds
         return Cost(rows + output * step, rows + output * math.sqrt(pace.row_seconds * step))
 
+    def answer_tokens(self, call: Call) -> float:
+        """Return the estimated number of tokens that the call generates."""
+        return sum([self._length(call, slot) for slot in call.spec.slots])
+
     def used_seconds(self, call: Call) -> float:
         """Return the engine time that a call has used so far, in seconds. See `cost` for the work of a token."""
         prompt, cached, completion = call.spent_tokens

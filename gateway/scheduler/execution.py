@@ -58,7 +58,9 @@ class CallExecutor:
         self._working_calls: dict[str, Call] = {}
         """Calls that have an engine context, by id."""
         self._isolation = Isolation()
-        self._gate = ProgramGate(lambda call: priorities.program_rank(call, now()), now)
+        self._gate = ProgramGate(
+            lambda call: priorities.program_rank(call, now()), priorities.cost_model.answer_tokens, now
+        )
         self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
         self._is_rerank_scheduled = False

@@ -11,10 +11,6 @@ from gateway.scheduler.program_kv import ProgramKv
 
 _CHECK_SECONDS = 0.25
 """Interval at which waiting calls are looked at again, in seconds: expected waits change with time."""
-_ANSWER_TOKENS = 256.0
-"""Assumed number of tokens of an answer, until one was observed."""
-_SMOOTHING = 0.02
-"""Weight of a new observation in the average length of answers."""
 _ROW_SECONDS = 0.001
 """Assumed time to compute one prompt token, in seconds, for engines that do not report it."""
 
@@ -49,9 +45,13 @@ class ProgramGate:
     concerned either.
     """
 
-    def __init__(self, rank_of: Callable[[Call], float], now: Callable[[], float]) -> None:
-        """`rank_of` returns the rank of a call's program; the lowest goes first. `now`: clock, in seconds."""
+    def __init__(
+        self, rank_of: Callable[[Call], float], answer_tokens: Callable[[Call], float], now: Callable[[], float]
+    ) -> None:
+        """`rank_of` returns the rank of a call's program; the lowest goes first. `answer_tokens` returns the expected
+        number of tokens of a call's answer. `now`: clock, in seconds."""
         self._rank_of = rank_of
+        self._answer_tokens = answer_tokens
         self._now = now
         self._pools: dict[str, _Pool] = {}
         """Pools by the engine's name."""
@@ -59,7 +59,6 @@ class ProgramGate:
         """Pools of the calls that run, by the call's id."""
         self._last: dict[str, _Pool] = {}
         """Pools of calls that have ended and whose gap has not begun, by the call's id."""
-        self._answer = _ANSWER_TOKENS
 
     @property
     def waiting_calls(self) -> int:
@@ -108,8 +107,8 @@ class ProgramGate:
         if pool is None or call.program is None:
             return
         usage, now = call.usage, self._now()
-        if usage.completion:
-            self._answer += _SMOOTHING * (usage.completion - self._answer)
+        if call.program.parent is None and usage.prompt:
+            pool.kv.observe_common(call.program.program_id, usage.cached)
         pool.kv.leave(call.program.id, usage.prompt + usage.completion, now)
         self._last[call.id] = pool
         while len(self._last) > 1_000:
@@ -139,12 +138,14 @@ class ProgramGate:
         self, pool: _Pool, call: Call, member: ProgramMember, prompt: int, now: float, *, waited: float, idle: float
     ) -> bool:
         _, cached = pool.kv.cached(member)
-        needed = prompt + round(self._answer)
+        common = pool.kv.common(member.program_id)
+        cached = max(cached, common)
+        needed = max(0, prompt + round(self._answer_tokens(call)) - common)
         pending = PendingCall(member.program_id, prompt, cached, needed, waited, self._rank_of(call), idle)
         return pool.kv.must_pause(pending, now)
 
     def _enter(self, pool: _Pool, call: Call, member: ProgramMember, prompt: int, now: float) -> None:
-        pool.kv.enter(member, prompt + round(self._answer), self._rank_of(call), now)
+        pool.kv.enter(member, prompt + round(self._answer_tokens(call)), self._rank_of(call), now)
         self._entered[call.id] = pool
 
     def _check_later(self, pool: _Pool, *, soon: bool = False) -> None:

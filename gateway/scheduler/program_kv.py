@@ -6,6 +6,7 @@ expected last, as the engine's eviction policy does.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ _MAX_ENTRIES = 256
 """Number of programs into which the pool is divided at most: smaller amounts of retained KV are not counted."""
 _PLAN_SECONDS = 0.1
 """Time for which expected waits are not computed again, in seconds."""
+_MAX_PROGRAMS = 10_000
+"""Maximum number of programs whose common beginnings are remembered."""
 _MAX_ANCESTORS = 8
 """Number of earlier turns in which the beginning of a prompt is looked for."""
 
@@ -55,6 +58,9 @@ class ProgramKv:
         """KV of calls that have ended, by the call's id."""
         self._beginnings: dict[str, list[int]] = {}
         """Contexts that are the beginnings of others: their tokens, and the number of the others."""
+        self._common: OrderedDict[str, int] = OrderedDict()
+        """Tokens at the beginning of a program's prompts that other programs have as well, such as tools and
+        instructions. The program that was seen last is the last one."""
         self._running_tokens = 0
         self._retained_tokens = 0
         self._plan: tuple[float, PausePlan] | None = None
@@ -66,6 +72,17 @@ class ProgramKv:
     def is_idle(self) -> bool:
         """Whether no call of a program runs."""
         return not self._running
+
+    def common(self, program: str) -> int:
+        """Return the tokens of a program's prompts that are in the cache because other programs have them as well."""
+        return self._common.get(program, 0)
+
+    def observe_common(self, program: str, tokens: int) -> None:
+        """Record the tokens that were cached of the first prompt of a program."""
+        self._common[program] = tokens
+        self._common.move_to_end(program)
+        if len(self._common) > _MAX_PROGRAMS:
+            self._common.popitem(last=False)
 
     def cached(self, member: ProgramMember) -> tuple[str | None, int]:
         """Return the latest earlier turn of a call that is in the cache, and its tokens; None and 0 if none is."""
@@ -94,10 +111,10 @@ class ProgramKv:
         """Record that a call runs. `tokens`: size of its prompt and its answer, estimated."""
         self.leave(member.id, 0, now)
         parent, parent_tokens = self.cached(member)
-        kv = self._running[member.id] = _Kv(member.program_id, tokens, rank, parent)
+        kv = self._running[member.id] = _Kv(member.program_id, tokens, rank, parent, self.common(member.program_id))
         if parent is not None:
             if parent in self._beginnings or parent in self._running:
-                kv.shared = parent_tokens
+                kv.shared = max(kv.shared, parent_tokens)
             self._remove(parent)  # the call holds it from now on
             beginning = self._beginnings.setdefault(parent, [parent_tokens, 0])
             beginning[1] += 1

@@ -22,7 +22,7 @@ class Harness:
     def __init__(self) -> None:
         self.now = 0.0
         self.ranks: dict[str, float] = {}
-        self.gate = ProgramGate(lambda call: self.ranks.get(call.id, 0.0), lambda: self.now)
+        self.gate = ProgramGate(lambda call: self.ranks.get(call.id, 0.0), lambda call: 256, lambda: self.now)
         self.engine = FakeEngine()
         self.engine.kv_tokens = 4_000
         self.engine.step_times = self.engine.step_times._replace(row_seconds=1.0)
