@@ -2,8 +2,8 @@
 
 An agent's answer that ends in tool calls is followed by a request that extends it, once the tools have run. The gateway
 sends how long earlier waits of this kind took. So the blocks of the answer have a forecast, see `forecast.py`, which
-changes while time passes. Computing it for each evicted block would be too slow. It is cached for a quarter of a
-second, and for longer the longer the reader has been away.
+changes while time passes. Computing it for each evicted block would be too slow. It is cached for half a second,
+and for longer the longer the reader has been away.
 """
 
 import heapq
@@ -18,9 +18,9 @@ MAX_EXPECTATIONS = 1024
 """Maximum number of expected readers. With more, the oldest expectations end, and their blocks become ordinary."""
 MAX_RETURNS = 128
 """Maximum number of durations in an expectation."""
-_FRESH_SECONDS = 0.25
+_FRESH_SECONDS = 0.5
 """Minimum time for which a forecast is cached, in seconds."""
-_FRESH_SHARE = 1 / 16
+_FRESH_SHARE = 1 / 8
 """Time for which a forecast is cached, as a share of the time since the release."""
 _SAME = 0.9
 """Waits whose ratio is at least this are the same: the group that has lost a block already loses the next one too."""
