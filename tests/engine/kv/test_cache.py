@@ -6,11 +6,46 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.kv.cache import SCRATCH, KVCache, LastBlock
-from engine.kv.eviction import EvictionPolicy
+from engine.kv.eviction import CLASSES, EvictionPolicy
+from engine.kv.expectations import Evictable
 from engine.scheduler import StepScheduler
 from engine.sequence import TokenSequence
 
 BLOCKS, SIZE = 12, 4
+
+
+class CheckedPolicy(EvictionPolicy):
+    """Policy that compares each victim with a scan of all candidates."""
+
+    def select_victim(self) -> Evictable | None:
+        candidates = {block.block: block for block in self.candidates()}
+        due = {number for number, block in candidates.items() if block.due_rank is not None}
+        ordinary, expected = {}, {}
+        for number in candidates.keys() - due:
+            block = candidates[number]
+            if block.expectation is not None and block.expectation.is_live:
+                expected[number] = block.expectation
+            else:
+                index = min(CLASSES - 1, (block.read_count - 1).bit_length())
+                ordinary[number] = self.clock - block.last_release + self._exposure[index] / self._reuses[index]
+        rate = self.ticks_per_second
+        victim = super().select_victim()
+        waits = {number: expectation.wait or 0.0 for number, expectation in expected.items()}
+        if victim is None:
+            assert not candidates
+        elif victim.block in waits:
+            wait = waits[victim.block]
+            assert wait >= 0.9 * max(waits.values())
+            assert not ordinary or (rate is not None and wait * rate > max(ordinary.values()))
+        elif victim.block in ordinary:
+            assert ordinary[victim.block] == max(ordinary.values())
+            if rate is not None and waits:
+                assert 0.9 * max(waits.values()) * rate <= ordinary[victim.block]
+        else:
+            assert not ordinary
+            assert not expected
+            assert victim.due_rank == max(candidates[number].due_rank or 0.0 for number in due)
+        return victim
 
 
 class PagedSequences(RuleBasedStateMachine):
@@ -23,7 +58,7 @@ class PagedSequences(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.time = 0.0
-        self.cache = KVCache(BLOCKS, SIZE, eviction_policy=EvictionPolicy(BLOCKS - 1, now=lambda: self.time))
+        self.cache = KVCache(BLOCKS, SIZE, eviction_policy=CheckedPolicy(BLOCKS - 1, now=lambda: self.time))
         self.last_blocks: list[LastBlock] = []
         self.scheduler = StepScheduler(self.cache, step_tokens=10, max_batch=4)
         self.sequences: dict[int, TokenSequence] = {}
