@@ -208,7 +208,7 @@ class Expectations:
 
     def _end(self, expectation: Expectation) -> None:
         expectation.is_live = False
-        expectation.leaf = expectation.wait = None
+        expectation.leaf = None
         expectation.returns = ()
         del self._live[expectation.number]
         if self._current is expectation:

@@ -64,6 +64,11 @@ class PagedSequences(RuleBasedStateMachine):
         self.sequences: dict[int, TokenSequence] = {}
         self.slots: dict[int, tuple[int, ...]] = {}
         self.next_id = 0
+        for token in range(100, 100 + 2 * BLOCKS):  # the policy then knows the rate of its clock
+            self.time += 0.5
+            sequence = filled_sequence(self.cache, [token] * SIZE)
+            compute(sequence)
+            sequence.free()
 
     def _fill(self, sequence: TokenSequence, tokens: list[int]) -> None:
         sequence.tokens.extend(tokens[: self.cache.capacity - len(sequence.tokens)])
