@@ -17,6 +17,7 @@ from engine.generation import Generation, SampledToken
 from engine.grammar import Grammars, Matcher
 from engine.healing import PrefixMatcher, TokenTable
 from engine.kernels.base import PendingSample
+from engine.kv.cache import LastBlock
 from engine.pending_generations import PendingGenerations, Start
 from engine.pooling import Pooling
 from engine.protocol import Update
@@ -222,12 +223,18 @@ class Engine:
         self.fill(context, tokens, rank=rank, scope=scope, interactive=interactive)
         self._sequences[context].pooling = Pooling(pooling)
 
-    def free_context(self, context: int) -> None:
-        """Delete the context and release its blocks. Unknown ids are ignored."""
+    def free_context(self, context: int) -> LastBlock | None:
+        """Delete the context and release its blocks. Unknown ids are ignored.
+
+        Return the record of its last cached block, for `retain`; None if there is none.
+        """
         target = self._sequences.pop(context, None)
         self._pending_generations.cancel(context)
-        if target is not None:
-            target.free()
+        return None if target is None else target.free()
+
+    def retain(self, last_block: LastBlock, returns: Sequence[float]) -> None:
+        """Expect that a freed context is continued. See `Retain`, and `KVCache.expect_reader`."""
+        self.cache.expect_reader(last_block, returns)
 
     def rerank(self, contexts: Iterable[int], rank: float, *, interactive: bool = True) -> None:
         """Set the rank of those contexts that exist; see `Rerank`."""

@@ -12,7 +12,7 @@ import msgspec
 from engine.sampling_params import SamplingParams
 
 _LENGTH = struct.Struct("<I")
-VERSION = 4
+VERSION = 5
 """Version of the protocol. Both sides must have the same."""
 MAX_FRAME = 256 * 1024 * 1024
 """Maximum length of a frame, in bytes. A longer announcement means that the stream has another format or is out of
@@ -68,6 +68,19 @@ class Free(msgspec.Struct, frozen=True, tag="free"):
     context: int
 
 
+class Retain(msgspec.Struct, frozen=True, tag="retain"):
+    """Report that the KV of a context that was freed is expected to be read again.
+
+    `returns`: sorted durations of earlier waits of this kind, in seconds since the free. The engine uses at most 128 of
+        them, and ignores values that are negative or not finite. Without any, the KV becomes ordinary again.
+
+    Contexts that are unknown, not freed, or not among the last 1,024 freed ones of the connection are ignored.
+    """
+
+    context: int
+    returns: list[float]
+
+
 class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
     """Set the rank of contexts, and whether they are `interactive`; see `Fill`. Lower ranks go first."""
 
@@ -100,7 +113,7 @@ class Refusal(msgspec.Struct, frozen=True, tag="unwelcome"):
     message: str
 
 
-Command = Fill | Generate | Embed | Free | Rerank | Shutdown
+Command = Fill | Generate | Embed | Free | Retain | Rerank | Shutdown
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from collections import deque
 from itertools import count
 
 from engine.generation import Generation
-from engine.kv.cache import KVCache, MissReason, Node
+from engine.kv.cache import KVCache, LastBlock, MissReason, Node
 from engine.pooling import Pooling
 
 _versions = count(1)
@@ -285,10 +285,15 @@ class TokenSequence:
             self._cache.expect_return(self._tip, self.rank)
         self._release()
 
-    def free(self) -> None:
-        """Give all blocks back for good."""
+    def free(self) -> LastBlock | None:
+        """Give all blocks back for good. Return the record of the last one in the tree, or None if there is none."""
+        node = self._return_node
+        if node is None and self._path_length:
+            node = self._tip
+        last_block = None if node is None else self._cache.last_block(node)
         self._cancel_return()
         self._release()
+        return last_block
 
     def _cancel_return(self) -> None:
         if self._return_node is not None:

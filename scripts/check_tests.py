@@ -40,7 +40,6 @@ UNTESTED: dict[str, str] = {
     "gateway/cli/engine.py": "tests/e2e/test_elsewhere.py runs the command",
     "gateway/cli/serve.py": "tests/e2e/test_lifecycle.py runs the command",
     "gateway/cluster/forwarding.py": "needs two gateways: tests/e2e/test_gateways.py",
-    "gateway/engines/local/client.py": "test_subprocess.py and test_tcp.py beside it run it over both connections",
     "gateway/engines/local/ray.py": "needs a Ray cluster: tests/e2e/test_ray.py",
     "gateway/engines/protocol.py": _RECORDS,
     "gateway/graph/call_gate.py": _RECORDS,

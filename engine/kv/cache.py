@@ -8,8 +8,10 @@ it first (copy-on-write).
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from engine.kv.eviction import EvictionPolicy
+from engine.kv.expectations import Expectation, valid_returns
 from engine.kv.host_offload import HostOffload
 
 SCRATCH = 0
@@ -35,11 +37,24 @@ class MissReason(StrEnum):
     SHARING_OFF = "sharing_off"
 
 
+class LastBlock(NamedTuple):
+    """The last block in the tree of a context that was freed, without a reference to it.
+
+    `block`: its number. `path`, `read_count`: see `Evictable`; the block is gone or was read since if they differ.
+    `released`: time of the free, in seconds on the cache's clock.
+    """
+
+    block: int
+    path: int
+    read_count: int
+    released: float
+
+
 class Node:
     """A full block in the prefix tree, reached by the tokens of its ancestors and its own.
 
     `text`: digest of the tokens from the beginning to its end. `path`: digest of the text and the scope.
-    `read_count`, `last_release`, `due_rank`: see `Evictable`.
+    `read_count`, `last_release`, `due_rank`, `expectation`: see `Evictable`.
     `return_count`: number of preempted sequences that will come back for it.
     """
 
@@ -47,6 +62,7 @@ class Node:
         "block",
         "children",
         "due_rank",
+        "expectation",
         "is_evictable",
         "is_ready",
         "key",
@@ -74,6 +90,7 @@ class Node:
         self.read_count = 1
         self.return_count = 0
         self.due_rank: float | None = None
+        self.expectation: Expectation | None = None
         self.is_evictable = False
 
 
@@ -142,6 +159,7 @@ class KVCache:
             if self._references[block] == 1:
                 self._cold_count -= 1
                 node.is_evictable = False
+                self._eviction_policy.end_expectation(node)
                 if not node.return_count:
                     self._eviction_policy.record_reuse(node)
             if not node.return_count:
@@ -206,6 +224,7 @@ class KVCache:
         del node.parent.children[node.key]
         del self._nodes[node.block]
         node.is_evictable = False
+        self._eviction_policy.end_expectation(node)
         self._texts[node.text] -= 1
         if not self._texts[node.text]:
             del self._texts[node.text]
@@ -244,6 +263,30 @@ class KVCache:
                 if ancestor.is_evictable:
                     self._eviction_policy.offer(ancestor)
             ancestor = ancestor.parent
+
+    def last_block(self, node: Node) -> LastBlock:
+        """Return the record of a node that a context releases for good now."""
+        return LastBlock(node.block, node.path, node.read_count, self._eviction_policy.now())
+
+    def expect_reader(self, last_block: LastBlock, returns: Sequence[float]) -> None:
+        """Expect that a freed context is continued: its blocks will be read up to the last one.
+
+        The expectation covers the blocks that only this context read and no other follows: from the last one up to the
+        first that a sequence holds or that has another child. If the last block was evicted or read since, nothing
+        changes.
+
+        `returns`: durations of earlier waits, in seconds since the free; see `valid_returns`. If it contains no valid
+        one, no reader is expected any more.
+        """
+        node = self._nodes.get(last_block.block)
+        if node is None or (node.path, node.read_count) != (last_block.path, last_block.read_count):
+            return
+        group: list[Node] = []
+        while node.parent is not None and self._references[node.block] == 1 and len(node.children) == bool(group):
+            group.append(node)
+            node = node.parent
+        if group:
+            self._eviction_policy.expect(group, last_block.released, valid_returns(returns))
 
     def _offer(self, node: Node) -> None:
         """Make a node whose block is cold evictable, if it is a leaf. See `KVCache` for cold blocks."""
@@ -291,6 +334,10 @@ class KVCache:
         assert all((node.due_rank is not None) == (node.return_count > 0) for node in nodes), (
             "a node is due without a returning sequence"
         )
+        self._eviction_policy.check_expectations(nodes)
+        assert all(
+            in_use[node.block] == 0 for node in nodes if node.expectation is not None and node.expectation.is_live
+        ), "a block in use is expected to be read"
         assert Counter(node.text for node in nodes) == self._texts, "the counts of texts are off"
         for node in cold:
             assert all(in_use[child.block] == 0 for child in node.children.values()), "a cold node above a used one"

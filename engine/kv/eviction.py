@@ -7,13 +7,19 @@ each class, the policy learns how long its blocks waited for the next read, incl
 remembers them. It evicts the block whose age, together with the mean wait of its class, is highest. If all classes are
 alike, and before anything is learned, this is least recently used.
 
+For some blocks, a reader is expected to return in a time that is known from earlier cases; see `expectations.py`. The
+expected wait takes the place of age and mean wait. It is in seconds, so it counts as many ticks of the clock as there
+were in so many seconds during the last turn of the pool.
+
 The clock counts released blocks, so time without requests changes nothing.
 """
 
 import heapq
-from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Protocol
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from engine.kv.expectations import Evictable, Expectations
 
 CLASSES = 6
 """Number of classes: blocks read once, twice, 3 or 4 times, 5 to 8, 9 to 16, and more often."""
@@ -21,34 +27,22 @@ _PRIOR = 0.05
 """Prior: this share of the pool's blocks counts as reused after one turn of the pool."""
 _FADES = 8
 """Number of turns of the pool after which observations count half."""
-
-
-class Evictable(Protocol):
-    """A block in a prefix tree."""
-
-    block: int
-    """Number of the block."""
-    last_release: int
-    """Time of its last release, on the policy's clock."""
-    read_count: int
-    """Number of sequences that read it."""
-    path: int
-    """Digest of its tokens and those before them."""
-
-    due_rank: float | None
-    """Rank of the most urgent sequence that will come back for it, or None."""
-
-    @property
-    def is_evictable(self) -> bool:
-        """Whether no sequence holds it and no block follows it."""
+_RATE_SAMPLES = 8
+"""Number of times per turn of the pool at which the rate of the clock is measured."""
 
 
 class EvictionPolicy:
     """Owner of the eviction order and of the learned waits."""
 
-    def __init__(self, blocks: int, *, learns: bool = True) -> None:
-        """Start without observations. `blocks`: size of the pool. Without `learns`, the policy is least recently
-        used."""
+    def __init__(self, blocks: int, *, learns: bool = True, now: Callable[[], float] = time.monotonic) -> None:
+        """Start without observations. `blocks`: size of the pool. Without `learns`, the policy is least recently used.
+        `now`: clock of the expectations, in seconds."""
+        self.now = now
+        self._expectations = Expectations(now)
+        self._rate_samples: deque[tuple[int, float]] = deque()
+        """Clock and time in seconds, at equal intervals of the clock. The first one is at least a turn of the pool ago,
+        once the pool has turned once."""
+        self._next_sample = 0
         self._blocks = blocks
         self._learns = learns
         self.clock = 0
@@ -70,6 +64,8 @@ class EvictionPolicy:
         due = block.due_rank
         if due is not None:
             heapq.heappush(self._due_heap, (-due, block.last_release, id(block), block))
+        elif _is_expected(block):
+            self._expectations.offer(block)
         else:
             heapq.heappush(self._heaps[_class(block.read_count)], (block.last_release, id(block), block))
         if len(self) > 4 * self._blocks:
@@ -83,15 +79,63 @@ class EvictionPolicy:
         for waiting in self._heaps:
             yield from (block for used, _, block in waiting if _is_current(block, used, is_due=False))
         yield from (block for _, used, _, block in self._due_heap if _is_current(block, used, is_due=True))
+        yield from self._expectations.leaves()
 
     def record_release(self) -> int:
         """Advance the clock for a released block, and return the time."""
         self.clock += 1
+        if self._learns and self.clock >= self._next_sample:
+            self._sample_rate()
         if self.clock - self._last_fade > _FADES * self._blocks:
             self._last_fade = self.clock
             self._exposure = [seconds / 2 for seconds in self._exposure]
             self._reuses = [count / 2 for count in self._reuses]
         return self.clock
+
+    def _sample_rate(self) -> None:
+        samples = self._rate_samples
+        samples.append((self.clock, self.now()))
+        self._next_sample = self.clock + max(1, self._blocks // _RATE_SAMPLES)
+        while len(samples) > 1 and self.clock - samples[1][0] >= self._blocks:
+            samples.popleft()
+
+    @property
+    def ticks_per_second(self) -> float | None:
+        """Number of blocks released per second during about the last turn of the pool; None before it has turned
+        once."""
+        if not self._rate_samples:
+            return None
+        clock, began = self._rate_samples[0]
+        seconds = self.now() - began
+        return (self.clock - clock) / seconds if self.clock - clock >= self._blocks and seconds > 0 else None
+
+    def expect(self, blocks: Sequence[Evictable], released: float, returns: Sequence[float]) -> None:
+        """Expect a reader for released blocks; see `Expectation`. Without `returns`, the blocks become ordinary.
+
+        `blocks`: a leaf that can be evicted, its parent, and so on.
+        """
+        if not self._learns:
+            return
+        if returns:
+            ordinary = self._expectations.add(blocks, released, returns)
+            if ordinary is not None and ordinary.is_evictable and ordinary.due_rank is None:
+                self.offer(ordinary)
+        else:
+            if not any(map(_is_expected, blocks)):
+                return
+            for block in blocks:
+                self._expectations.discard(block)
+        if blocks[0].due_rank is None:  # otherwise it is among the candidates for its own reason
+            self.offer(blocks[0])
+
+    def end_expectation(self, block: Evictable) -> None:
+        """Record that a sequence reads the block, or that it leaves the tree."""
+        if block.expectation is not None:
+            self._expectations.discard(block)
+
+    def check_expectations(self, blocks: Iterable[Evictable]) -> None:
+        """Recount the expectations from all blocks of the tree. Raises AssertionError on any difference."""
+        self._expectations.check_integrity(blocks)
 
     def record_reuse(self, block: Evictable) -> None:
         """Record that a sequence holds the block again."""
@@ -128,7 +172,16 @@ class EvictionPolicy:
                 score = self.clock - waiting[0][0] + self._exposure[index] / self._reuses[index]
                 if score > best_score:
                     best_heap, best_score = waiting, score
-        if best_heap is not None:
+        expected = self._expectations.select() if len(self._expectations) else None
+        if expected is not None and best_heap is not None:
+            rate = self.ticks_per_second
+            if rate is None or expected.wait is None or expected.wait * rate <= best_score:
+                expected = None
+        if expected is not None:
+            assert expected.leaf is not None
+            block = expected.leaf
+            self._expectations.discard(block)
+        elif best_heap is not None:
             block = heapq.heappop(best_heap)[-1]
         else:
             while self._due_heap and not _is_current(self._due_heap[0][-1], self._due_heap[0][1], is_due=True):
@@ -147,7 +200,8 @@ class EvictionPolicy:
 
     def _drop_stale_entries(self) -> None:
         for index, waiting in enumerate(self._heaps):
-            self._heaps[index] = [entry for entry in waiting if _is_current(entry[-1], entry[0], is_due=False)]
+            # a block whose expectation began and ended may be there twice
+            self._heaps[index] = list({entry for entry in waiting if _is_current(entry[-1], entry[0], is_due=False)})
             heapq.heapify(self._heaps[index])
         self._due_heap = [entry for entry in self._due_heap if _is_current(entry[-1], entry[1], is_due=True)]
         heapq.heapify(self._due_heap)
@@ -159,4 +213,11 @@ def _class(reads: int) -> int:
 
 def _is_current(block: Evictable, used: int, *, is_due: bool) -> bool:
     """Return whether an entry is not stale."""
-    return block.is_evictable and block.last_release == used and (block.due_rank is not None) == is_due
+    if not block.is_evictable or block.last_release != used or (block.due_rank is not None) != is_due:
+        return False
+    return is_due or not _is_expected(block)
+
+
+def _is_expected(block: Evictable) -> bool:
+    """Return whether a reader is expected for the block."""
+    return block.expectation is not None and block.expectation.is_live

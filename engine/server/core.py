@@ -6,16 +6,20 @@ The serving thread owns the engine, and sleeps while there is nothing to do. Oth
 import logging
 import queue
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
 from engine.engine import Engine
 from engine.errors import ContextError
-from engine.protocol import Command, Embed, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
+from engine.kv.cache import LastBlock
+from engine.protocol import Command, Embed, Fill, Free, Generate, Report, Rerank, Retain, Shutdown, StepReport, Update
 
 log = logging.getLogger("myna.engine")
 
 _HEARTBEAT_SECONDS = 1.0
+MAX_FREED = 1024
+"""Maximum number of freed contexts of a connection that `Retain` can name."""
 
 
 class FrameSink(Protocol):
@@ -32,6 +36,8 @@ class Connection:
         self.sink = sink
         self.numbers: dict[int, int] = {}
         """The engine's context numbers by the gateway's."""
+        self.last_blocks: OrderedDict[int, LastBlock] = OrderedDict()
+        """Last blocks of the contexts that were freed last, by the gateway's numbers, the oldest first."""
         self.received_count = 0
         """Number of commands received."""
         self.idle_since_count = -1
@@ -106,12 +112,14 @@ class EngineServer:
             engine.free_context(number)
             del self._owners[number]
         connection.numbers = {}
+        connection.last_blocks.clear()
         if connection in self._connections:
             self._connections.remove(connection)
 
     def _number(self, connection: Connection, context: int) -> int:
         """Return the engine's number of a gateway's context, a new one on first use."""
         if context not in connection.numbers:
+            connection.last_blocks.pop(context, None)
             self._last_number += 1
             connection.numbers[context] = self._last_number
             self._owners[self._last_number] = connection, context
@@ -136,7 +144,14 @@ class EngineServer:
                 case Free(context):
                     number = connection.numbers.pop(context, 0)
                     if self._owners.pop(number, None) is not None:
-                        engine.free_context(number)
+                        last_block = engine.free_context(number)
+                        if last_block is not None:
+                            connection.last_blocks[context] = last_block
+                        if len(connection.last_blocks) > MAX_FREED:
+                            connection.last_blocks.popitem(last=False)
+                case Retain(context, returns):
+                    if context in connection.last_blocks:
+                        engine.retain(connection.last_blocks[context], returns)
                 case Rerank(contexts, rank, interactive):
                     known = [connection.numbers[context] for context in contexts if context in connection.numbers]
                     engine.rerank(known, rank, interactive=interactive)

@@ -192,6 +192,14 @@ class EngineContext(Protocol):
     def free(self) -> None:
         """Abort the context's work and release it. Freeing it a second time does nothing."""
 
+    def retain(self, returns: Sequence[float]) -> None:
+        """Expect that a later context continues this one, which was freed. Before `free`, it does nothing. Engines that
+        cannot retain KV for it ignore it.
+
+        `returns`: sorted durations of earlier waits of this kind, in seconds since `free`, at most 128. Without any,
+        nothing is expected any more.
+        """
+
 
 class Engine(Protocol):
     """Runs contexts of one model."""

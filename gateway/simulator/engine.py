@@ -423,6 +423,9 @@ class SimulatedContext:
         if changed and self.unread and not self.freed:
             self._engine.enqueue(self)
 
+    def retain(self, returns: Sequence[float]) -> None:
+        """Do nothing: the simulated cache evicts the least recently used block."""
+
     def free(self) -> None:
         """Free the context. See `EngineContext.free`."""
         if not self.freed:

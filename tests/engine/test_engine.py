@@ -12,8 +12,11 @@ import torch
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import ContextError
+from engine.kv.cache import LastBlock
+from engine.kv.eviction import EvictionPolicy
 from engine.scheduler import StepScheduler
 from tests.engine.prompts import CHAT, PROMPTS
+from tests.fakes.checkpoints import write_tiny_llama
 
 NEW_TOKENS = 16
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
@@ -472,3 +475,60 @@ def test_nan_logits_fail_only_their_request(
     assert errors == {1: "bad_logits"}
     assert answer == expected
     engine.check_integrity()
+
+
+# readers that are expected to return
+
+
+def read_conversation(engine: Engine, context: int, tokens: list[int]) -> tuple[int, LastBlock]:
+    """Fill a context, generate an answer of one token, and free it. Return how many of its tokens were cached, and the
+    record of the free."""
+    engine.fill(context, tokens)
+    engine.generate(context, SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True))
+    cached = 0
+    while engine.has_work:
+        cached += sum(update.cached for update in engine.step())
+    last_block = engine.free_context(context)
+    assert last_block is not None
+    engine.check_integrity()
+    return cached, last_block
+
+
+def cached_tokens(engine: Engine, tokens: list[int]) -> int:
+    """Return how many of the tokens the tree has."""
+    node, size = engine.cache.root(""), engine.config.block_size
+    for start in range(0, len(tokens), size):
+        child = engine.cache.child(node, tuple(tokens[start : start + size]))
+        if child is None:
+            return start
+        node = child
+    return len(tokens)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_pool_retains_the_conversation_that_is_expected_soon(tmp_path: Path, late: bool) -> None:
+    """Fill the pool with two conversations; another text then needs the room of one. Without an expectation, the one
+    that was read last would stay."""
+    engine = Engine(EngineConfig(model=str(write_tiny_llama(tmp_path, window=512)), kv_tokens=512))
+    seconds = 0.0
+    engine.cache._eviction_policy = EvictionPolicy(32, now=lambda: seconds)
+    for context in range(1, 9):  # two turns of the pool, 16 blocks a second
+        read_conversation(engine, context, [30 + context] * 128)
+        seconds += 0.5
+    awaited, other, short, new = [200] * 240, [210] * 240, [220] * 32, [230] * 240
+    order = (other, awaited) if late else (awaited, other)
+    last_blocks = {tokens[0]: read_conversation(engine, 10, tokens)[1] for tokens in order}
+    engine.retain(last_blocks[200], [0.5, 1.0, 1.0])
+    engine.retain(last_blocks[210], [])
+    seconds += 3600.0 if late else 0.25
+    for _ in range(32):  # the rate is that of busy times again
+        seconds += 0.125
+        read_conversation(engine, 11, short)
+    if not late:
+        engine.retain(last_blocks[200], [4.5, 5.0, 5.0])
+    read_conversation(engine, 12, new)
+    cached = (cached_tokens(engine, awaited), cached_tokens(engine, other))
+    if late:
+        assert cached == (0, 240), "the reader is an hour late"
+    else:
+        assert cached == (240, 0), "the reader is expected in half a second"

@@ -13,6 +13,7 @@ from engine.protocol import (
     FrameBuffer,
     FrameError,
     Generate,
+    Retain,
     StepReport,
     TokenLogprob,
     Update,
@@ -48,6 +49,12 @@ def test_sampling_parameters_round_trip() -> None:
     sampling = SamplingParams(max_tokens=5, seed=2**63, logit_bias={3: -1.5}, stop=("x", "y"), stop_token_ids=(1, 2))
     (body,) = FrameBuffer().feed(encode_frame(Generate(1, sampling)))
     assert command_decoder.decode(body) == Generate(1, sampling)
+
+
+@given(st.integers(0, 2**40), st.lists(st.floats(allow_nan=False), max_size=130))
+def test_expected_returns_round_trip(context: int, returns: list[float]) -> None:
+    (body,) = FrameBuffer().feed(encode_frame(Retain(context, returns)))
+    assert command_decoder.decode(body) == Retain(context, returns)
 
 
 def test_impossible_length_raises() -> None:

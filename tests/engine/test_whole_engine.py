@@ -7,6 +7,8 @@ which only looks at the text.
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import ContextError
 from engine.kernels import AttentionBatch
+from engine.kv.eviction import EvictionPolicy
 from engine.kv.host_offload import Swaps
 from engine.protocol import Update
 from tests.fakes.checkpoints import VOCABULARY, write_tiny
@@ -129,10 +132,11 @@ class RandomOperations:
     def __init__(self, engine: Engine, seed: int) -> None:
         self.engine = engine
         self.random = random.Random(seed)
+        self.return_random = random.Random(seed)
         self.known: dict[int, ExpectedContext] = {}
         self.next_id = 0
         self.maximum = min(engine.info.window, engine.info.kv_tokens)
-        self.finished = self.failed = self.preempted = 0
+        self.finished = self.failed = self.preempted = self.retained = 0
         self._prefixes = [[self.random.randrange(20, 250) for _ in range(70)] for _ in range(4)]
 
     def tokens(self) -> list[int]:
@@ -204,7 +208,10 @@ class RandomOperations:
         known.expected = expected_text(known.text, min(count, room))
 
     def free(self, context: int) -> None:
-        self.engine.free_context(context)
+        last_block = self.engine.free_context(context)
+        if last_block is not None and self.return_random.random() < 0.7:
+            self.engine.retain(last_block, sorted(self.return_random.choices((0.0, 0.5, 5.0, 60.0), k=3)))
+            self.retained += 1
         del self.known[context]
 
     def rerank(self, context: int) -> None:
@@ -263,6 +270,9 @@ def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Engine:
             host_kv_tokens=host_offload,
         )
     )
+    blocks = created.info.kv_tokens // created.info.block_size
+    clock = partial(next, count(0.0, 0.001))  # each look at it takes a millisecond
+    created.cache._eviction_policy = EvictionPolicy(blocks, now=clock)
     created._step_budget.calibrate(1, 0.01)
     created._step_budget.calibrate(8, 0.01)  # one more row costs nothing, whatever the load of this machine
     stand_in: Any = TransparentDecoder(created)
@@ -299,6 +309,7 @@ def test_a_hundred_thousand_random_operations(engine: Engine, seed: int, caplog:
     engine.check_integrity()
     assert engine.free_tokens == engine.info.kv_tokens, "a block was lost"
     assert run.finished > 1000, run.finished
+    assert run.retained > 100, run.retained
     assert run.failed > 10, "no failing token occurred"
     assert run.preempted > 500, "the pool was never full"
     decoder: Any = engine.decoder

@@ -119,6 +119,8 @@ class FakeContext:
         self.generates = 0
         self.freed = False
         self.lost = False
+        self.retained: list[list[float]] = []
+        """Durations of each `retain`."""
         self._engine = engine
 
     def fill(self, content: PromptContent, *, start: int | None = None) -> None:
@@ -163,6 +165,10 @@ class FakeContext:
         """See `EngineContext.free`."""
         self._engine.load -= not self.freed
         self.freed = True
+
+    def retain(self, returns: Sequence[float]) -> None:
+        """See `EngineContext.retain`."""
+        self.retained.append(list(returns))
 
 
 class FakeEngines:

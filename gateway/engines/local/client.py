@@ -21,6 +21,7 @@ from engine.protocol import (
     Generate,
     Report,
     Rerank,
+    Retain,
     StepReport,
     TokenLogprob,
     Update,
@@ -102,6 +103,8 @@ class EngineClient:
         """Frames that are not written yet."""
         self._contexts: dict[int, EngineClientContext] = {}
         self._next_context = 0
+        self.connection_number = 0
+        """Number of connections so far, this one included."""
         self._ready = False
         self._problem: str | None = "is starting"
         """Why the engine accepts no work; None while it is ready."""
@@ -253,6 +256,7 @@ class EngineClient:
     def on_connected(self, writer: asyncio.StreamWriter) -> None:
         """Reset the state of the connection for a new one."""
         self._writer = writer
+        self.connection_number += 1
         self._has_generated = False
         self._drafts = self._free_tokens = None
         self._sent, self._heartbeat = 0, EngineHeartbeat(time.monotonic(), has_work=False, commands=0)
@@ -328,6 +332,7 @@ class EngineClientContext:
         self._missed: Counter[str] = Counter()
         self._embedding = b""
         self._freed = False
+        self._connection = engine.connection_number
         self.has_commands = False
         """Whether the engine got a command for this context: only then can the context have killed the engine."""
 
@@ -391,6 +396,16 @@ class EngineClientContext:
             self._freed = True
             self._engine.remove(self._id)
             self._engine.send(Free(self._id))
+
+    def retain(self, returns: Sequence[float]) -> None:
+        """Expect that a later context continues this one. See `EngineContext.retain`.
+
+        Nothing is sent if the engine does not know the context: it got no command for it, refused it, or was connected
+        anew since.
+        """
+        is_known = self.has_commands and self._refusal is None and self._loss is None
+        if self._freed and is_known and self._connection == self._engine.connection_number:
+            self._engine.send(Retain(self._id, list(returns)))
 
     def receive(self, update: Update) -> None:
         """Handle an update of the engine about this context."""

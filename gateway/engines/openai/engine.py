@@ -368,6 +368,9 @@ class OpenAIContext:
         self._urgency = urgency
         self._upstream.limiter.rerank(self._slot, urgency.rank)
 
+    def retain(self, returns: Sequence[float]) -> None:
+        """Do nothing: the upstream server manages its own cache."""
+
     def free(self) -> None:
         """Free the context. See `EngineContext.free`."""
         self._engine.contexts -= not self._freed

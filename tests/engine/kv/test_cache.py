@@ -5,15 +5,51 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.kv.cache import SCRATCH, KVCache
+from engine.kv.cache import SCRATCH, KVCache, LastBlock
+from engine.kv.eviction import CLASSES, EvictionPolicy
+from engine.kv.expectations import Evictable
 from engine.scheduler import StepScheduler
 from engine.sequence import TokenSequence
 
 BLOCKS, SIZE = 12, 4
 
 
+class CheckedPolicy(EvictionPolicy):
+    """Policy that compares each victim with a scan of all candidates."""
+
+    def select_victim(self) -> Evictable | None:
+        candidates = {block.block: block for block in self.candidates()}
+        due = {number for number, block in candidates.items() if block.due_rank is not None}
+        ordinary, expected = {}, {}
+        for number in candidates.keys() - due:
+            block = candidates[number]
+            if block.expectation is not None and block.expectation.is_live:
+                expected[number] = block.expectation
+            else:
+                index = min(CLASSES - 1, (block.read_count - 1).bit_length())
+                ordinary[number] = self.clock - block.last_release + self._exposure[index] / self._reuses[index]
+        rate = self.ticks_per_second
+        victim = super().select_victim()
+        waits = {number: expectation.wait or 0.0 for number, expectation in expected.items()}
+        if victim is None:
+            assert not candidates
+        elif victim.block in waits:
+            wait = waits[victim.block]
+            assert wait >= 0.9 * max(waits.values())
+            assert not ordinary or (rate is not None and wait * rate > max(ordinary.values()))
+        elif victim.block in ordinary:
+            assert ordinary[victim.block] == max(ordinary.values())
+            if rate is not None and waits:
+                assert 0.9 * max(waits.values()) * rate <= ordinary[victim.block]
+        else:
+            assert not ordinary
+            assert not expected
+            assert victim.due_rank == max(candidates[number].due_rank or 0.0 for number in due)
+        return victim
+
+
 class PagedSequences(RuleBasedStateMachine):
-    """Sequences that fill, fork, continue, and are preempted and freed, in a pool too small for them.
+    """Sequences that fill, fork, continue, and are preempted, freed and expected, in a pool too small for them.
 
     The model is a dictionary from slot to the text up to the token whose KV is there: a real KV entry depends on just
     that. Every sequence must find its own text in its slots, whatever was shared or copied.
@@ -21,11 +57,18 @@ class PagedSequences(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = KVCache(BLOCKS, SIZE)
+        self.time = 0.0
+        self.cache = KVCache(BLOCKS, SIZE, eviction_policy=CheckedPolicy(BLOCKS - 1, now=lambda: self.time))
+        self.last_blocks: list[LastBlock] = []
         self.scheduler = StepScheduler(self.cache, step_tokens=10, max_batch=4)
         self.sequences: dict[int, TokenSequence] = {}
         self.slots: dict[int, tuple[int, ...]] = {}
         self.next_id = 0
+        for token in range(100, 100 + 2 * BLOCKS):  # the policy then knows the rate of its clock
+            self.time += 0.5
+            sequence = filled_sequence(self.cache, [token] * SIZE)
+            compute(sequence)
+            sequence.free()
 
     def _fill(self, sequence: TokenSequence, tokens: list[int]) -> None:
         sequence.tokens.extend(tokens[: self.cache.capacity - len(sequence.tokens)])
@@ -60,8 +103,19 @@ class PagedSequences(RuleBasedStateMachine):
     @rule(data=st.data())
     def free(self, data: st.DataObject) -> None:
         sequence = self._any(data)
-        sequence.free()
+        last_block = sequence.free()
+        if last_block is not None:
+            self.last_blocks.append(last_block)
         del self.sequences[sequence.id]
+
+    @precondition(lambda self: self.last_blocks)
+    @rule(data=st.data(), returns=st.lists(st.sampled_from([0.0, 1.0, 60.0]), max_size=3))
+    def retain(self, data: st.DataObject, returns: list[float]) -> None:
+        self.cache.expect_reader(data.draw(st.sampled_from(self.last_blocks)), returns)
+
+    @rule(seconds=st.sampled_from([0.5, 30.0]))
+    def wait(self, seconds: float) -> None:
+        self.time += seconds
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
@@ -200,6 +254,89 @@ def test_blocks_of_an_ended_sequence_are_not_retained_for_it() -> None:
     assert compute(filled_sequence(cache, [2] * SIZE)) == 0, (
         "the block of the ended sequence, which was used before, is evicted"
     )
+
+
+def expected_blocks(cache: KVCache) -> set[int]:
+    return {node.block for node in cache._nodes.values() if node.expectation is not None and node.expectation.is_live}
+
+
+def freed_block(sequence: TokenSequence) -> LastBlock:
+    last_block = sequence.free()
+    assert last_block is not None
+    return last_block
+
+
+def test_expectation_covers_the_blocks_that_only_one_context_read() -> None:
+    cache = KVCache(BLOCKS, SIZE)
+    other, sequence = filled_sequence(cache, [1] * 8), filled_sequence(cache, [*[1] * 4, *[2] * 10])
+    compute(other)
+    compute(sequence)
+    own = set(sequence.blocks[1:3])
+    last_block = freed_block(sequence)
+    cache.expect_reader(last_block, [5.0])
+    assert expected_blocks(cache) == own, "another sequence holds the first block"
+    other.free()
+    cache.expect_reader(last_block, [5.0])
+    assert expected_blocks(cache) == own, "another block follows the first one"
+    cache.check_integrity([])
+
+
+def test_block_that_is_read_again_is_not_expected_any_more() -> None:
+    cache = KVCache(BLOCKS, SIZE)
+    sequence = filled_sequence(cache, list(range(12)))
+    compute(sequence)
+    blocks = list(sequence.blocks)
+    last_block = freed_block(sequence)
+    cache.expect_reader(last_block, [5.0])
+    assert expected_blocks(cache) == set(blocks)
+    reader = filled_sequence(cache, [*range(4), *[9] * 4])
+    compute(reader)
+    assert expected_blocks(cache) == set(blocks[1:])
+    again = filled_sequence(cache, list(range(12)))
+    compute(again)
+    assert expected_blocks(cache) == set()
+    again.free()
+    cache.expect_reader(last_block, [5.0])
+    assert expected_blocks(cache) == set(), "the context was continued before"
+    cache.check_integrity([reader.blocks])
+
+
+def test_expectation_without_valid_durations_ends() -> None:
+    cache = KVCache(BLOCKS, SIZE)
+    sequence = filled_sequence(cache, list(range(12)))
+    compute(sequence)
+    last_block = freed_block(sequence)
+    for returns in ([], [float("nan"), float("inf"), -1.0]):
+        cache.expect_reader(last_block, [5.0])
+        assert len(expected_blocks(cache)) == 3
+        cache.expect_reader(last_block, returns)
+        assert expected_blocks(cache) == set()
+        cache.check_integrity([])
+
+
+def test_context_whose_last_block_was_evicted_is_not_expected() -> None:
+    cache = KVCache(1 + 3, SIZE)
+    sequence = filled_sequence(cache, [1] * 12)
+    compute(sequence)
+    last_block = freed_block(sequence)
+    new = filled_sequence(cache, [2] * 4)
+    compute(new)
+    cache.expect_reader(last_block, [5.0])
+    assert expected_blocks(cache) == set()
+    new.free()
+    cache.expect_reader(last_block, [5.0])
+    assert expected_blocks(cache) == set(), "the block has other content now"
+
+
+def test_context_without_a_full_block_leaves_no_record() -> None:
+    cache = KVCache(BLOCKS, SIZE)
+    short = filled_sequence(cache, [1, 2])
+    compute(short)
+    assert short.free() is None
+    preempted = filled_sequence(cache, [1] * 8)
+    compute(preempted)
+    preempted.drop_blocks()
+    assert preempted.free() is not None, "the tree retains the blocks of a preempted sequence"
 
 
 def test_cache_miss_reasons() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine import Engine, EngineConfig, SamplingParams
-from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
+from engine.kv.cache import LastBlock
+from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Retain, Shutdown, StepReport, Update
 from engine.server.core import Connection, EngineServer
 from tests.fakes.checkpoints import write_tiny_llama
 
@@ -91,6 +92,62 @@ def test_gateways_have_separate_context_numbers(engine: Engine) -> None:
     assert not thread.is_alive()
     alone = list(engine.stream([30, 31, 32], sampling))
     assert [token for update in alone for token in update.tokens] == outputs[0]
+
+
+def test_only_freed_contexts_of_the_same_gateway_are_retained(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.server.core.MAX_FREED", 2)
+    server = EngineServer()
+    one, two = FakeGateway(server), FakeGateway(server)
+    retained: list[tuple[int, list[float]]] = []
+    released: dict[int, int] = {}
+
+    def retain(last_block: LastBlock, returns: list[float]) -> None:
+        retained.append((released[last_block.block], returns))
+
+    monkeypatch.setattr(engine, "retain", retain)
+    thread = threading.Thread(target=server.serve, args=(engine,), daemon=True)
+    thread.start()
+    for number in (1, 2, 3):
+        one.post(Fill(number, [30 + number] * 32))
+    two.post(Fill(1, [40] * 32))
+    until(lambda: all(one.updates(number) for number in (1, 2, 3)) and bool(two.updates(1)))
+    for sequence in engine._sequences.values():
+        released[sequence.blocks[1]] = sequence.tokens[0]
+    one.post(Retain(1, [1.0]), Retain(99, [1.0]), Free(1), Free(77))
+    two.post(Retain(1, [2.0]), Retain(2, [2.0]))
+    one.post(Retain(1, [3.0]), Retain(1, []), Free(2), Free(3), Free(2))
+    one.post(Retain(1, [4.0]), Retain(2, [5.0]), Retain(3, [6.0]))
+    until(lambda: one.connection.received_count == 15 and two.connection.received_count == 3)
+    until(lambda: one.steps[-1].commands == 15)
+    assert retained == [(31, [3.0]), (31, []), (32, [5.0]), (33, [6.0])]
+    assert len(one.connection.last_blocks) == 2
+    one.post(Fill(3, [50]), Retain(3, [7.0]))
+    until(lambda: one.connection.received_count == 17)
+    one.post(None)
+    until(lambda: not one.connection.last_blocks)
+    assert len(retained) == 4, "a context that exists again is not freed"
+    two.post(Shutdown())
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("returns", [[float("nan")], [-1.0], [float("inf"), 1e308, 1e308], [1.0] * 5000])
+def test_bad_durations_do_not_stop_the_engine(engine: Engine, returns: list[float]) -> None:
+    server = EngineServer()
+    gateway = FakeGateway(server)
+    thread = threading.Thread(target=server.serve, args=(engine,), daemon=True)
+    thread.start()
+    gateway.post(Fill(1, [31] * 64))
+    until(lambda: bool(gateway.updates(1)))
+    gateway.post(Free(1), Retain(1, returns))
+    for context in range(2, 22):  # more than the pool holds
+        gateway.post(Fill(context, [30 + context] * 64), Free(context - 1), Retain(context - 1, returns))
+        until(lambda context=context: bool(gateway.updates(context)))  # type: ignore[misc]
+    assert all(gateway.updates(context)[0].error is None for context in range(1, 22))
+    gateway.post(Shutdown())
+    thread.join(30)
+    assert not thread.is_alive()
+    engine.check_integrity()
 
 
 def test_command_that_raises_fails_only_its_context(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

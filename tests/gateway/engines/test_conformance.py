@@ -274,6 +274,22 @@ async def test_freeing_a_context_aborts_its_generation(subject: Subject) -> None
     assert subject.engine.load == 0
 
 
+async def test_a_freed_context_can_be_expected_to_continue(subject: Subject) -> None:
+    context = subject.engine.open("", URGENT)
+    context.retain([1.0])
+    numbers = [30 + index for index in range(40)]
+    context.fill(subject.prompt(numbers))
+    answer = text([event async for event in stream_events(context, GREEDY)])
+    context.free()
+    for returns in ([2.0, 3.0], [], [float("nan"), -1.0]):
+        context.retain(returns)
+    events = await ask(subject, GREEDY, numbers)
+    assert deltas(events)[-1].finish == "length"
+    if subject.repeats:
+        assert text(events) == answer
+    assert subject.engine.load == 0
+
+
 async def test_concurrent_contexts_get_the_same_text_as_single_ones(subject: Subject) -> None:
     prompts = [[20 + index, 21, 22 + index] for index in range(12)]
     alone = [text(await ask(subject, GREEDY, numbers)) for numbers in prompts]

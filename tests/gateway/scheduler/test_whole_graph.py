@@ -113,6 +113,9 @@ class ScriptedContext:
     def rerank(self, urgency: Urgency) -> None:
         """Do nothing: the order does not matter here."""
 
+    def retain(self, returns: Sequence[float]) -> None:
+        """Do nothing: there is no cache here."""
+
     def free(self) -> None:
         if self in self._engine.contexts:
             self._engine.contexts.remove(self)
