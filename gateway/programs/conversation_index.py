@@ -132,6 +132,25 @@ class ConversationIndex:
         match, depth = self._find_by_prompt(conversation, facts)
         return (match, depth) if match is not None else self._find_by_answer(conversation)
 
+    def find_continued(self, conversation: Conversation, match: ProgramCall, depth: int) -> ProgramCall:
+        """Return the call whose prompt the conversation should extend. `match`, `depth`: what `find` returned.
+
+        It is the call of the program that gave the last long answer in the conversation, as the client has its prompt
+        as well then. If the conversation has no known answer behind the match, it is the match. So a branch, whose last
+        messages are others, continues the call at which it begins. If a client rewrites a message and keeps the answers
+        behind it, the conversation continues the call of the last one, whose prompt it does not extend any more.
+        """
+        for place in range(len(conversation.depths) - 1, max(-1, len(conversation.depths) - 1 - _MAX_ANSWERS), -1):
+            position, answer = conversation.depths[place], conversation.answers[place]
+            if position <= depth:
+                break
+            if answer is None or not answer.is_long:
+                continue
+            found = [call for call in self._answers.get(answer.whole) if call.program is match.program]
+            if found:
+                return next((call for call in reversed(found) if call.depth == position), found[-1])
+        return match
+
     def _find_by_answer(self, conversation: Conversation) -> tuple[ProgramCall | None, int]:
         places = list(zip(conversation.depths, conversation.answers, strict=True))[-_MAX_ANSWERS:]
         for depth, answer in reversed(places):
