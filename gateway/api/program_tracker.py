@@ -11,7 +11,7 @@ from compat.openai import Message
 from compat.openai.custom_tools import CustomToolDefinition
 from compat.openai.messages import ToolDefinition
 from gateway.api.openai.tools import ToolCallParserFactory
-from gateway.graph.call import Call, CallState, Usage
+from gateway.graph.call import Call, CallState
 from gateway.programs import (
     AnswerFacts,
     CallRecord,
@@ -44,6 +44,8 @@ _MAX_WAITING, _MAX_WAITING_CHARACTERS = 256, 32 << 20
 characters. Further prompts are not compared."""
 _MIN_LOST_TOKENS = 128
 """Number of tokens below which a lost prefix is not reported: engines cache whole blocks."""
+_NEW_TEXT = ("never_seen", "diverged", "other_key")
+"""Reasons that engines give for tokens of a text that they have not seen before."""
 
 
 def chat_messages(messages: Sequence[Message]) -> list[PromptMessage]:
@@ -263,7 +265,7 @@ def lost_tokens(earlier: CallRecord | None, later: CallRecord | None) -> int | N
     """Return the number of tokens of the earlier prompt that the later call has computed again because its prompt
     differs; None if the engines do not report enough to know it.
 
-    An engine that gives reasons says which tokens it has never seen. Tokens that it has evicted do not count.
+    If the engine gives reasons, tokens that it has evicted do not count.
     """
     if earlier is None or later is None or earlier.engine != later.engine:
         return None
@@ -271,8 +273,4 @@ def lost_tokens(earlier: CallRecord | None, later: CallRecord | None) -> int | N
     if not before.prompt or not (after.cached or after.missed):
         return None
     lost = max(0, min(before.prompt, after.prompt) - after.cached)
-    return min(lost, _never_seen(after)) if after.missed else lost
-
-
-def _never_seen(usage: Usage) -> int:
-    return usage.missed.get("never_seen", 0) + usage.missed.get("other_key", 0)
+    return min(lost, sum(after.missed.get(reason, 0) for reason in _NEW_TEXT)) if after.missed else lost

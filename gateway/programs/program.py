@@ -102,7 +102,7 @@ class ProgramCall:
     source: Any = None
     """The prompt as the gateway has it, while the call runs."""
     lost_prefix: LostPrefix | None = None
-    """Where the prompt does not extend that of the continued call, once it is known."""
+    """Difference between the prompt and that of the continued call, once it is known."""
 
     @property
     def program_id(self) -> str:
