@@ -70,18 +70,13 @@ def text_messages(prompt: str | Sequence[int]) -> list[PromptMessage]:
     return [prompt_message("user", [], media=[prompt])]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request makes one, and setting frozen fields takes three times as long
 class PromptSource:
     """A conversation as the client sent it. `normalizes`: whether the model reads it normalized."""
 
     messages: Sequence[Message]
     tools: Sequence[ToolDefinition | CustomToolDefinition] = ()
     normalizes: bool = False
-
-    @property
-    def is_small(self) -> bool:
-        """Whether nothing is lost if a later prompt does not extend it."""
-        return len(self.messages) == 1 and not self.tools and self.messages[0].length < _MIN_COMPARED
 
     @property
     def length(self) -> int:
@@ -126,13 +121,22 @@ def _described_tool(tool: ToolDefinition | CustomToolDefinition) -> dict[str, An
     return {"name": function.name, "description": function.description, "parameters": function.parameters}
 
 
-@dataclass(frozen=True, slots=True)
+def prompt_source(
+    messages: Sequence[Message], tools: Sequence[ToolDefinition | CustomToolDefinition], *, normalizes: bool
+) -> PromptSource | None:
+    """Return the source of a prompt, or None if it is so short that nothing is lost if no later prompt extends it."""
+    if len(messages) == 1 and not tools and messages[0].length < _MIN_COMPARED:
+        return None
+    return PromptSource(messages, tools, normalizes)
+
+
+@dataclass(slots=True)  # not frozen: each request makes one, and setting frozen fields takes three times as long
 class RequestFacts:
     """Facts of a request about its program.
 
     `prompts`: messages of each prompt, each of which equally many consecutive calls have. `prompt_cache_key`,
     `user_id`: fields of the request. `parser_factory`: finds the tool calls in answers; None if there are none.
-    `source`: the conversation, if there is only one and later ones are compared with it.
+    `source`: the conversation, if later ones are compared with it.
     """
 
     prompts: Sequence[Sequence[PromptMessage]]
@@ -182,8 +186,7 @@ class ProgramTracker:
             prompt = ProgramFacts(messages, session.id if is_named else None, ids)
             member = self.index.begin(session.tenant, prompt, now, call_id=first.id)
             self._join(first, member, facts)
-            if facts.source is not None and (member.continued is not None or not facts.source.is_small):
-                member.source = facts.source
+            member.source = facts.source
             for copy in copies:
                 self._join(copy, self.index.begin_beside(member, now, call_id=copy.id), facts)
 

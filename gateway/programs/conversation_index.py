@@ -130,7 +130,9 @@ class ConversationIndex:
         conversation that only one program gave decides.
         """
         match, depth = self._find_by_prompt(conversation, facts)
-        return (match, depth) if match is not None else self._find_by_answer(conversation)
+        if match is not None or not conversation.has_answers:
+            return match, depth
+        return self._find_by_answer(conversation)
 
     def find_continued(self, conversation: Conversation, match: ProgramCall, depth: int) -> ProgramCall:
         """Return the call whose prompt the conversation should extend. `match`, `depth`: what `find` returned.
@@ -162,12 +164,13 @@ class ConversationIndex:
 
     def _find_by_prompt(self, conversation: Conversation, facts: ProgramFacts) -> tuple[ProgramCall | None, int]:
         weak, system = facts.ids.weak, conversation.system
-        places = zip(
-            reversed(conversation.chain), reversed(conversation.depths), reversed(conversation.answers), strict=True
-        )
-        for key, depth, answer in places:
+        for place in range(len(conversation.chain) - 1, -1, -1):
+            calls = self._prompts.get(conversation.chain[place])
+            if not calls:
+                continue
+            answer = conversation.answers[place]
             best, best_rank = None, (False, False, False, False)
-            for call in reversed(self._prompts.get(key)):
+            for call in reversed(calls):
                 if not _continues(call, answer, system, conversation):
                     continue
                 is_equal = answer is not None and call.answer is not None and call.answer.whole == answer.whole
@@ -175,7 +178,7 @@ class ConversationIndex:
                 if best is None or rank > best_rank:
                     best, best_rank = call, rank
             if best is not None:
-                return best, depth
+                return best, conversation.depths[place]
         return None, 0
 
 

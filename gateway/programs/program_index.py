@@ -12,7 +12,7 @@ from gateway.programs.conversation_index import Conversation, ConversationIndex
 from gateway.programs.facts import AnswerFacts, ProgramFacts, answer_keys
 from gateway.programs.program import CallRecord, Edge, Evidence, LostPrefix, Program, ProgramCall
 from gateway.programs.prompt_memory import HeldPrompt, PromptMemory
-from gateway.programs.text_links import MIN_CHARACTERS, TextLink, TextLinks
+from gateway.programs.text_links import MIN_CHARACTERS, MIN_WHOLE_CHARACTERS, TextLink, TextLinks
 
 _PROGRAM_BYTES, _CALL_BYTES, _NAME_BYTES, _EDGE_BYTES, _TOOL_NAME_BYTES = 900, 2_000, 400, 200, 120
 """Approximate memory of a program, of one of its calls, of a name of either's client, of an edge, and of a tool's name,
@@ -178,9 +178,10 @@ class ProgramIndex:
             parent.is_extended = True
             self._touch(parent)
         self._add_call(held, program, call)
-        program.last_used = now
-        held.programs.move_to_end(program.id)
-        self._idle.move_to_end(program.id)
+        if program.call_count > 1:
+            program.last_used = now
+            held.programs.move_to_end(program.id)
+            self._idle.move_to_end(program.id)
         self._make_room(program)
         return call
 
@@ -261,6 +262,8 @@ class ProgramIndex:
             return parent, "id", spawner
         if match is not None:
             return match.program, "content", None
+        if not links:
+            return self._new_program(held, tenant, now), "none", None
         linked = [link for link in links if _joins(link)]
         if all(link.is_common for link in linked):
             return self._new_program(held, tenant, now), "none", None
@@ -286,21 +289,24 @@ class ProgramIndex:
         call.is_done = answer.state == "done"
         if answer.text or answer.tool_calls:
             call.answer = answer_keys(answer.text, answer.tool_calls)
-            names = [name[:_TOOL_NAME_CHARACTERS] for name, _ in answer.tool_calls[:_MAX_TOOL_NAMES]]
-            call.tool_names = tuple(names)
+            if answer.tool_calls:
+                names = [name[:_TOOL_NAME_CHARACTERS] for name, _ in answer.tool_calls[:_MAX_TOOL_NAMES]]
+                call.tool_names = tuple(names)
         if call.is_forgotten:
             return
         self._touch(call)
-        self._count_bytes(call, _TOOL_NAME_BYTES * len(call.tool_names))
-        self._tenants[program.tenant].conversations.add_answer(call)
-        program.last_used = max(program.last_used, now)
+        if call.tool_names:
+            self._count_bytes(call, _TOOL_NAME_BYTES * len(call.tool_names))
         held = self._tenants[program.tenant]
+        held.conversations.add_answer(call)
+        program.last_used = max(program.last_used, now)
         held.programs.move_to_end(program.id)
         self._idle.move_to_end(program.id)
         if call.is_done:
-            self._links.add(program.tenant, _TextSource(call, False), [answer.text], prompt)
-            if answer.arguments:
-                self._links.add(program.tenant, _TextSource(call, True), answer.arguments, prompt, most=_MAX_ARGUMENT)
+            if len(answer.text) >= MIN_WHOLE_CHARACTERS:
+                self._links.add(program.tenant, _TextSource(call, False), [answer.text], prompt)
+            if answer.tool_calls and (arguments := answer.arguments):
+                self._links.add(program.tenant, _TextSource(call, True), arguments, prompt, most=_MAX_ARGUMENT)
 
     def attach(self, member: ProgramCall, call: Call) -> None:
         """Let a place in a program show the state of its call while that runs."""
@@ -440,6 +446,8 @@ class ProgramIndex:
         """Forget programs other than the newest until the limits hold: first its tenant's own beyond that share."""
         tenant = newest.tenant
         for limit in (self._counts, self._bytes):
+            if limit.has_room(tenant, 0) and not limit.is_full:
+                continue
             while not limit.has_room(tenant, 0) and self._forget_oldest_of(tenant, newest):
                 pass
             while limit.is_full and (largest := limit.largest_holder) is not None:
@@ -482,6 +490,8 @@ def _joins(link: TextLink[_TextSource]) -> bool:
 def _edges(
     parent: ProgramCall | None, spawner: ProgramCall | None, links: Sequence[TextLink[_TextSource]]
 ) -> tuple[Edge, ...]:
+    if parent is None and spawner is None and not links:
+        return ()
     edges: list[Edge] = []
     if parent is not None:
         edges.append(Edge(parent.id, parent.program.id, "extends"))
@@ -498,6 +508,8 @@ def _edges(
 
 def _held_texts(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the texts that are held while the call runs."""
+    if len(texts) == 1:
+        return (texts[0][:_PROMPT_CHARACTERS],)
     held, left = [], _PROMPT_CHARACTERS
     for text in texts:
         if left <= 0:

@@ -96,7 +96,7 @@ class MessagesSpecBuilder:
     program_messages: Sequence[PromptMessage] = ()
     """Hashes of the messages, once the call is built."""
     source: PromptSource | None = None
-    """The equivalent conversation, once the call is built."""
+    """The equivalent conversation, once the call is built, if later ones are compared with it."""
 
     def facts(self, parser_factory: ToolCallParserFactory | None = None) -> RequestFacts | None:
         """Return what the request shows of its program, once the call is built; None if that is not looked for."""

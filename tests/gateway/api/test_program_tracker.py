@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from compat.openai import Message
-from gateway.api.program_tracker import ProgramTracker, PromptSource, chat_messages, lost_tokens, text_messages
+from gateway.api.program_tracker import (
+    ProgramTracker,
+    PromptSource,
+    chat_messages,
+    lost_tokens,
+    prompt_source,
+    text_messages,
+)
 from gateway.graph.call import CallState, Times, Usage
 from gateway.programs import CallRecord, ProgramCall, ProgramFacts, ProgramIndex
 
@@ -90,10 +97,11 @@ def test_a_normalized_prompt_is_held_as_the_model_reads_it() -> None:
         assert held.messages[0]["content"] in ("Rules", [{"type": "text", "text": "Rules"}])
 
 
-def test_only_short_single_messages_are_small() -> None:
+def test_only_short_single_messages_are_not_compared() -> None:
     short, long = message(role="user", content="a"), message(role="user", content=TEXTS[0])
-    assert PromptSource([short]).is_small
-    assert not any(source.is_small for source in (PromptSource([long]), PromptSource([short] * 2)))
+    assert prompt_source([short], (), normalizes=False) is None
+    for messages in ([long], [short] * 2):
+        assert prompt_source(messages, (), normalizes=True) == PromptSource(messages, (), True)
 
 
 @pytest.mark.parametrize(
