@@ -112,7 +112,7 @@ def _described_message(message: Message) -> dict[str, Any]:
         fields["reasoning_content"] = message.reasoning_text
     if message.tool_calls:
         functions = [call.function for call in message.tool_calls]
-        fields["tool_calls"] = [{"name": call.name, "arguments": call.template_arguments} for call in functions]
+        fields["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in functions]
     return fields
 
 

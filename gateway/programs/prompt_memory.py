@@ -1,8 +1,10 @@
 """Remember the latest prompt of each conversation, and find where a later prompt stops to repeat it."""
 
+import json
+import marshal
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sys import getsizeof
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +23,11 @@ _COMMON_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class HeldPrompt:
-    """Messages and tools of a prompt, as JSON values. `size`: their approximate memory, in bytes."""
+    """Messages and tools of a prompt, as JSON values. `size`: their approximate memory, in bytes.
+
+    A message has `role`, `content`, and if it has them, `name`, `reasoning_content`, and `tool_calls`. Each tool call
+    has a `name` and the text of its `arguments`.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]]
@@ -38,13 +44,11 @@ def held_prompt(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[s
 def _memory_of(values: Any, limit: int) -> int:
     """Return the approximate memory of JSON values, in bytes; beyond the limit, any number above it."""
     total, stack = _ENTRY_BYTES, [values]
-    while stack:
+    while stack and total <= limit:
         value = stack.pop()
         total += getsizeof(value)
-        if total > limit:
-            break
-        if isinstance(value, Mapping):
-            total += sum(map(getsizeof, value))
+        if isinstance(value, dict):
+            total += sum(map(getsizeof, value))  # clients choose names, of any length
             stack.extend(value.values())
         elif isinstance(value, list | tuple):
             stack.extend(value)
@@ -70,10 +74,57 @@ def compare_prompts(earlier: HeldPrompt, later: HeldPrompt) -> Comparison:
     """
     if not _are_similar(_instructions(earlier.messages), _instructions(later.messages)):
         return Comparison(False, None)
-    found = first_difference(earlier.messages, later.messages, earlier_tools=earlier.tools, later_tools=later.tools)
-    if found is not None and found.spoiler is Spoiler.CACHE_CONTROL:  # no model reads it
-        found = None
-    return Comparison(True, found)
+    return Comparison(True, _first_difference(earlier, later))
+
+
+def _first_difference(earlier: HeldPrompt, later: HeldPrompt) -> Difference | None:
+    """Return the first difference that a model reads. Most messages are equal, which is found out without a walk."""
+    if not _are_equal_tools(earlier.tools, later.tools):
+        found = first_difference((), (), earlier_tools=earlier.tools, later_tools=later.tools)
+        if found is not None and found.spoiler is not Spoiler.CACHE_CONTROL:
+            return found
+    for index, message in enumerate(earlier.messages):
+        other = later.messages[index : index + 1]
+        if other and _are_equal(message, other[0]):
+            continue
+        found = first_difference([_parsed(message)], [_parsed(next_message) for next_message in other])
+        if found is not None and found.spoiler is not Spoiler.CACHE_CONTROL:
+            return replace(found, message=index)
+    return None
+
+
+def _are_equal(first: object, second: object) -> bool:
+    try:
+        return first == second
+    except RecursionError:
+        return False
+
+
+def _are_equal_tools(first: Any, second: Any) -> bool:
+    """Return whether tools are equal, including the order of the names in objects; False if they are too deep to tell
+    without a walk."""
+    if len(first) != len(second):
+        return False
+    try:  # version 0 has no references, so that equal values have equal bytes
+        return marshal.dumps(first, 0) == marshal.dumps(second, 0)
+    except ValueError:
+        return False
+
+
+def _parsed(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message with the arguments of its tool calls as objects, as chat templates get them."""
+    tool_calls = message.get("tool_calls")
+    if not tool_calls:
+        return message
+    return {**message, "tool_calls": [{**call, "arguments": _parsed_text(call["arguments"])} for call in tool_calls]}
+
+
+def _parsed_text(text: str) -> Any:
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
 
 
 def _instructions(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -83,7 +83,7 @@ def test_a_held_prompt_has_what_templates_read() -> None:
             "role": "assistant",
             "content": "",
             "reasoning_content": "I think.",
-            "tool_calls": [{"name": "look", "arguments": {"x": 1}}],
+            "tool_calls": [{"name": "look", "arguments": '{"x": 1}'}],
         },
         {"role": "tool", "content": "b"},
     ]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.programs.prompt_difference import Spoiler
+from gateway.programs.prompt_difference import Spoiler, first_difference
 from gateway.programs.prompt_memory import (
     MAX_PROMPT_BYTES,
     HeldPrompt,
@@ -73,6 +73,10 @@ def test_markers_that_no_model_reads_are_no_difference() -> None:
 def test_a_large_prompt_is_not_held() -> None:
     assert held_prompt([{"role": "user", "content": "x" * MAX_PROMPT_BYTES}], ()) is None
     assert held_prompt([{"role": "user", "content": [[]] * (MAX_PROMPT_BYTES // 8)}], ()) is None
+    assert (
+        held_prompt([{"role": "user", "content": "a"}], [{"name": "b", "parameters": {"c" * MAX_PROMPT_BYTES: 1}}])
+        is None
+    )
     deep: Any = []
     for _ in range(20_000):
         deep = [deep]
@@ -125,3 +129,60 @@ def test_memory_is_bounded_and_counted(steps: list[tuple[str, str, int, int]]) -
         assert len(memory) == sum(prompt is not None for prompt in held.values())
         assert memory.bytes < 1_000
         assert all(prompt is None or prompt.size == sizes[place] for place, prompt in held.items())
+
+
+def called(arguments: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": "", "tool_calls": [{"name": "look", "arguments": arguments}]}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "field"),
+    [
+        ('{"x": 1, "y": [2]}', '{"x":1,"y":[2]}', None),
+        ("", "{}", None),
+        ('{"x": 1}', '{"x": 2}', "tool_calls.0.arguments.x"),
+        ('{"x": 1}', '{"x": true}', "tool_calls.0.arguments.x"),
+        ("[1]", "[2]", "tool_calls.0.arguments"),
+        ('{"x": ', '{"x": 1', "tool_calls.0.arguments"),
+        ("[" * 100_000, "[" * 100_001, "tool_calls.0.arguments"),
+    ],
+)
+def test_arguments_are_compared_as_objects(earlier: str, later: str, field: str | None) -> None:
+    compared = compare_prompts(prompt(RULES, QUESTION, called(earlier)), prompt(RULES, QUESTION, called(later)))
+    found = compared.difference
+    assert (None if found is None else (found.message, found.field)) == (None if field is None else (2, field))
+
+
+def test_a_shortened_history_and_deep_values_are_compared() -> None:
+    compared = compare_prompts(prompt(RULES, QUESTION, QUESTION), prompt(RULES, QUESTION))
+    assert compared.difference is not None
+    assert (compared.difference.message, compared.difference.field) == (2, "")
+
+    def deep(end: str) -> list[dict[str, Any]]:
+        value: Any = end
+        for _ in range(5_000):
+            value = {"items": value}
+        return [{"name": "look", "parameters": value}]
+
+    earlier, same, other = (prompt(RULES, QUESTION, tools=deep(end)) for end in ("a", "a", "b"))
+    assert compare_prompts(earlier, same).difference is None
+    changed = compare_prompts(earlier, other).difference
+    assert changed is not None
+    assert (changed.spoiler, changed.earlier, changed.later) == (Spoiler.TOOLS, "a", "b")
+
+
+_CONTENT = st.text("ab", max_size=3) | st.lists(st.fixed_dictionaries({"text": st.text("ab", max_size=3)}), max_size=2)
+_MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": _CONTENT}), max_size=5
+)
+
+
+@settings(deadline=None)
+@given(_MESSAGES, _MESSAGES, st.permutations(["name", "parameters"]))
+def test_the_result_is_the_first_difference(
+    earlier: list[dict[str, Any]], later: list[dict[str, Any]], names: list[str]
+) -> None:
+    tools = [{"name": "look", "parameters": "x"}], [{name: {"name": "look", "parameters": "x"}[name] for name in names}]
+    compared = compare_prompts(prompt(None, *earlier, tools=tools[0]), prompt(None, *later, tools=tools[1]))
+    assert compared.is_continued
+    assert compared.difference == first_difference(earlier, later, earlier_tools=tools[0], later_tools=tools[1])
