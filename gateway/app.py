@@ -102,8 +102,6 @@ def build_services(
     priorities = Priorities(CostModel(), Order(settings.order), accounts.weights)
     has_virtual_keys = bool(settings.admin_keys())
     several = len(accounts.weights) > 1 or has_virtual_keys
-    if settings.programs:
-        tracker = ProgramTracker(ProgramIndex(several_tenants=several), prices.cost_of_call if prices else None)
     scheduler = Scheduler(
         pool,
         settings.max_calls,
@@ -113,6 +111,12 @@ def build_services(
         fill_ahead=settings.fill_ahead,
         traceparent_of=None if exporter is None else traceparent_of,
     )
+    if settings.programs:
+        tracker = ProgramTracker(
+            ProgramIndex(several_tenants=several),
+            prices.cost_of_call if prices else None,
+            on_gap=scheduler.expect_return,
+        )
     store = SessionStore(
         cancel=scheduler.cancel,
         limits=session_limits(settings),

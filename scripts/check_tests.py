@@ -50,6 +50,8 @@ UNTESTED: dict[str, str] = {
     "gateway/journal/storage.py": _RECORDS,
     "gateway/programs/program.py": _RECORDS,
     "gateway/server/lifespan.py": "the life of a process: tests/e2e/test_lifecycle.py",
+    "gateway/simulator/agents/call.py": _RECORDS,
+    "gateway/simulator/agents/policy.py": "tests/gateway/simulator/agents/policies/test_vllm.py: vLLM's is the default",
     "gateway/telemetry/engine_status.py": _RECORDS,
 }
 """Modules without a test file of their name, and the reason."""

@@ -37,8 +37,10 @@ class Evictable(Protocol):
 
     due_rank: float | None
     """Rank of the most urgent sequence that will come back for it, or None."""
-    is_evictable: bool
-    """Whether no sequence holds it and no block follows it."""
+
+    @property
+    def is_evictable(self) -> bool:
+        """Whether no sequence holds it and no block follows it."""
 
 
 class EvictionPolicy:

@@ -22,6 +22,7 @@ from gateway.programs import (
     ProgramFacts,
     ProgramIndex,
     PromptMessage,
+    ToolGaps,
     client_ids,
     compare_prompts,
     held_prompt,
@@ -165,10 +166,18 @@ class _Waiting:
 class ProgramTracker:
     """Owner of the programs of a gateway: it tells the index of each call's beginning and end."""
 
-    def __init__(self, index: ProgramIndex, cost_of: Callable[[Call], float] | None = None) -> None:
-        """`cost_of`: cost of a call that has ended, if the gateway has prices."""
+    def __init__(
+        self,
+        index: ProgramIndex,
+        cost_of: Callable[[Call], float] | None = None,
+        on_gap: Callable[[Call, Sequence[float]], None] = lambda call, returns: None,
+    ) -> None:
+        """`cost_of`: cost of a call that has ended, if the gateway has prices. `on_gap` is called when a gap begins
+        after a call, with the durations to expect; see `ToolGaps.begin`."""
         self.index = index
+        self.gaps = ToolGaps()
         self._cost_of = cost_of
+        self._on_gap = on_gap
         self._waiting: deque[_Waiting] = deque()
         self._waiting_characters = 0
         self._comparing: asyncio.Task[None] | None = None
@@ -185,6 +194,7 @@ class ProgramTracker:
             first, *copies = calls[number * count : (number + 1) * count]
             prompt = ProgramFacts(messages, session.id if is_named else None, ids)
             member = self.index.begin(session.tenant, prompt, now, call_id=first.id)
+            self.gaps.end(member, now)
             self._join(first, member, facts)
             member.source = facts.source
             for copy in copies:
@@ -201,15 +211,18 @@ class ProgramTracker:
         if isinstance(member, ProgramCall):
             value = call.output.value or "" if call.state is CallState.DONE else ""
             record = record_of(call, None if self._cost_of is None else self._cost_of(call))
-            asyncio.get_running_loop().call_soon(self._end, member, value, record)
+            asyncio.get_running_loop().call_soon(self._end, call, member, value, record)
 
-    def _end(self, member: ProgramCall, value: str, record: CallRecord) -> None:
+    def _end(self, call: Call, member: ProgramCall, value: str, record: CallRecord) -> None:
         tool_calls: Sequence[tuple[str, str]] = ()
         if member.parser_factory is not None and len(value) <= _MAX_PARSED:
             value, tool_calls = parse_answer(member.parser_factory(), value, cut=record.finish_reason == "length")
         if member.source is not None and record.state is CallState.DONE:
             self._compare_later(member, member.source)
-        self.index.end(member, AnswerFacts(value, tool_calls, record.state), time.time(), record)
+        now = time.time()
+        self.index.end(member, AnswerFacts(value, tool_calls, record.state), now, record)
+        if member.is_done and not member.is_forgotten:
+            self._on_gap(call, self.gaps.begin(member, now))
 
     # prompts
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gateway.cli import simulate_agents
 from gateway.simulator.engine import TABLES, BadTable, read_costs
 from gateway.simulator.policies import POLICIES
 from gateway.simulator.simulation import Outcome, Scenario, simulate
@@ -15,11 +16,16 @@ from gateway.simulator.workload import MIXES
 
 def main(arguments: Sequence[str]) -> int:
     """Print the times that each policy achieved. Return the exit status."""
+    if any(argument.partition("=")[0] == "--agents" for argument in arguments):
+        return simulate_agents.main(arguments)
     parser = argparse.ArgumentParser(
         prog="myna simulate",
         description="Run applications on modelled engines in virtual time, with the real scheduler, and compare "
         "policies of ordering and placing their calls.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--agents", metavar="FILE", help="recorded agent sessions to replay; see `myna simulate --agents FILE --help`"
     )
     parser.add_argument("--engines", type=int, default=1, metavar="N", help="number of engines, 1 to 1024 (default: 1)")
     tables = f"{' or '.join(sorted(TABLES))}, or a file written by `python -m bench.simulator --table`"

@@ -204,6 +204,10 @@ class Engine(Protocol):
     some. Otherwise it applies to all of the text."""
 
     @property
+    def kv_tokens(self) -> int:
+        """Size of its KV cache, in tokens; 0 if that is unknown."""
+
+    @property
     def is_ready(self) -> bool:
         """Whether the engine accepts work now."""
 

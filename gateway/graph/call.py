@@ -170,6 +170,14 @@ class ProgramMember(Protocol):
     """Place of a call in the program that it belongs to. See `gateway/programs`."""
 
     @property
+    def id(self) -> str:
+        """Unique id."""
+
+    @property
+    def parent(self) -> "ProgramMember | None":
+        """Place of the call whose prompt and answer this call's prompt extends."""
+
+    @property
     def program_id(self) -> str:
         """Id of the program."""
 

@@ -1,4 +1,10 @@
-"""Programs: the applications behind requests of clients that declare nothing."""
+"""Programs: the applications behind requests of clients that declare nothing. Pure.
+
+`program_index` finds the program of a request, and `text_links` the answers that its prompt contains. `tool_gaps`
+watches the gaps between its calls, from which `tool_times` learns how long tools run. `service` orders programs by
+arrival and attained service. `pausing` decides which calls wait at a tool boundary, so that the KV of the others fits.
+`prompt_difference` names what differs between two turns.
+"""
 
 from gateway.programs.facts import (
     NO_IDS,
@@ -14,6 +20,7 @@ from gateway.programs.program_index import ProgramIndex, ProgramLimits
 from gateway.programs.prompt_difference import Difference, Spoiler
 from gateway.programs.prompt_memory import Comparison, HeldPrompt, compare_prompts, held_prompt
 from gateway.programs.text_links import TextLink, TextLinks
+from gateway.programs.tool_gaps import ToolGaps
 
 __all__ = [
     "NO_IDS",
@@ -34,6 +41,7 @@ __all__ = [
     "Spoiler",
     "TextLink",
     "TextLinks",
+    "ToolGaps",
     "client_ids",
     "compare_prompts",
     "held_prompt",

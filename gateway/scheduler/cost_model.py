@@ -62,6 +62,12 @@ class CostModel:
         rows, step = max(0.0, prompt - cached) * pace.row_seconds, pace.step_seconds
         return Cost(rows + output * step, rows + output * math.sqrt(pace.row_seconds * step))
 
+    def used_seconds(self, call: Call) -> float:
+        """Return the engine time that a call has used so far, in seconds. See `cost` for the work of a token."""
+        prompt, cached, completion = call.spent_tokens
+        pace = self.pace or _DEFAULT_PACE
+        return max(0, prompt - cached) * pace.row_seconds + completion * math.sqrt(pace.row_seconds * pace.step_seconds)
+
     def observe(self, engine: Engine) -> None:
         """Update the average durations with those of an engine that is about to receive a call."""
         now, pace = engine.step_times, self.pace

@@ -19,7 +19,8 @@ from gateway.scheduler.coalescing import copy_outputs, find_leader
 from gateway.scheduler.input_reader import CallFailed, InputReader, render_template, upstream_failure
 from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.placement import Placement, place
-from gateway.scheduler.priority import Priorities
+from gateway.scheduler.priority import Order, Priorities
+from gateway.scheduler.program_gate import ProgramGate
 
 log = logging.getLogger("myna.scheduler")
 
@@ -57,6 +58,7 @@ class CallExecutor:
         self._working_calls: dict[str, Call] = {}
         """Calls that have an engine context, by id."""
         self._isolation = Isolation()
+        self._gate = ProgramGate(lambda call: priorities.program_rank(call, now()), now)
         self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
         self._is_rerank_scheduled = False
@@ -98,6 +100,10 @@ class CallExecutor:
         context = self._contexts.pop(call.id, None)
         if context is not None:
             context.free()
+
+    def expect_return(self, call: Call, returns: Sequence[float]) -> None:
+        """See `Scheduler.expect_return`."""
+        self._gate.expect(call, returns)
 
     def priorities_changed(self) -> None:
         """Inform the engines in the next turn of the loop: once, however many changes there are in this turn."""
@@ -179,6 +185,18 @@ class CallExecutor:
                 await call.until_final(source)
         if not call.waiting_on:
             call.set_state(CallState.QUEUED)
+        try:
+            while True:
+                engine = await self._find_engine(call, rendering, wait=wait, lost=lost)
+                if self._priorities.order is Order.ARRIVAL or self._gate.try_enter(call, engine):
+                    break
+                await self._gate.wait(call, engine)
+            await self._run_on(call, rendering, engine, alone=False)
+        finally:
+            self._gate.leave(call)
+
+    async def _find_engine(self, call: Call, rendering: Rendering, *, wait: bool, lost: str | None) -> Engine:
+        """Choose an engine for a call. See `_attempt`."""
         engines: Sequence[Engine] = ()
         while not engines:
             ready = await self._engines.find_ready(rendering.model, wait=wait)
@@ -190,7 +208,7 @@ class CallExecutor:
             prefix_index, prefixes = self._priorities.prefix_index, self._priorities.prefixes(call)
             engine = self._place(call, engines, prefix_index.tokens_by_engine(prefixes))
             prefix_index.record_placement(prefixes, engine)
-        await self._run_on(call, rendering, engine, alone=False)
+        return engine
 
     async def _attempt_alone(self, call: Call, rendering: Rendering, lost: str) -> None:
         """Run a call that may have killed an engine, on an engine without other work.

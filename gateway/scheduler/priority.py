@@ -7,6 +7,9 @@ consumer run together. Between applications, small ones go before large ones, an
 All deadlines are times of one clock, so no call waits for ever. This is earliest deadline first (EDF), with deadlines
 inherited along the graph.
 
+The deadline of a plain request that belongs to a program counts from the program's rank instead of its arrival: see
+`gateway.programs.service`. So a program that returns from a tool goes before those that arrived after it.
+
 There is no clock and no I/O here: the caller passes the time.
 """
 
@@ -17,9 +20,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.engines.protocol import Urgency
-from gateway.graph.call import Call, Objective
+from gateway.graph.call import Call, Objective, ProgramMember
 from gateway.graph.prefix_hash import PrefixKey, prefix_keys
 from gateway.graph.variable import Variable
+from gateway.programs.service import ProgramService
 from gateway.scheduler.cost_model import Cost, CostModel
 from gateway.scheduler.fair_queue import FairQueue
 from gateway.scheduler.objective import dependents_of, sources
@@ -80,11 +84,13 @@ class Priorities:
         """`order`: with `Order.ARRIVAL`, engines get the order of arrival only. `weights`: weights of the
         tenants for the fair queue; 1 if not listed."""
         self.cost_model = cost_model
-        self._order = order
+        self.order = order
         self.prefix_index = PrefixIndex()
         self._entries: dict[str, _Entry] = {}
         self._sessions: dict[int, _Outstanding] = {}
         self.fair_queue = FairQueue({} if weights is None else weights)
+        self.programs = ProgramService(weights)
+        """Service that programs have attained."""
         self._changed: dict[str, Call] = {}
         self._stale: dict[str, Call] = {}
         """Calls whose ranks must be computed again, because their dependents or their deadlines have changed."""
@@ -103,7 +109,9 @@ class Priorities:
         session.calls += 1
         session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
-        deadline_unread = now + fair_offset + patience + path + _extension(session.seconds)
+        if call.program is not None and not call.session.id:
+            fair_offset += self._begin_in_program(call, call.program, now)
+        deadline_unread = now + fair_offset + patience + path + deadline_extension(session.seconds)
         self._entries[call.id] = entry = _Entry(call, prefixes, cost, path, fair_offset, deadline_unread)
         self._changed[call.id] = call
         entry.dependents = self._count_dependents(call)
@@ -121,6 +129,20 @@ class Priorities:
                     variable, Objective.LATENCY if variable.latency_subscribers else Objective.THROUGHPUT, now
                 )
 
+    def _begin_in_program(self, call: Call, member: ProgramMember, now: float) -> float:
+        """Record a call of a program. Return the program's rank minus the time, in seconds."""
+        self.programs.begin(member.program_id, call.session.tenant, now)
+        return self.programs.rank(member.program_id, now) - now
+
+    def program_rank(self, call: Call, now: float) -> float:
+        """Return the rank of a call's program: the lowest goes first. For a call without one, the time."""
+        return now if call.program is None else self.programs.rank(call.program.program_id, now)
+
+    def charge_program(self, call: Call, now: float) -> None:
+        """Add what a call has used to the service of its program."""
+        if call.program is not None and not call.session.id:
+            self.programs.charge(call.program.program_id, self.cost_model.used_seconds(call), now)
+
     def prompt_prefilled(self, call: Call) -> None:
         """Record that an engine has prefilled the call's prompt: calls with the same beginning have less work."""
         self.prefix_index.mark_prefilled(self.prefixes(call))
@@ -133,7 +155,7 @@ class Priorities:
             return
         patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
         patience = PATIENCE_SECONDS if patient else 0.0
-        deadline = now + entry.fair_offset + patience + entry.path + _extension(self._needed_work(call))
+        deadline = now + entry.fair_offset + patience + entry.path + deadline_extension(self._needed_work(call))
         if deadline < entry.deadline:
             entry.deadline = deadline
             self._stale[call.id] = call
@@ -174,7 +196,7 @@ class Priorities:
 
     def urgency(self, call: Call) -> Urgency:
         """Return the urgency of the call for engines."""
-        if self._order is Order.ARRIVAL:
+        if self.order is Order.ARRIVAL:
             return Urgency(call.arrival, interactive=True)
         return Urgency(self.rank(call), _is_interactive(call))
 
@@ -292,7 +314,7 @@ class Priorities:
         assert tenants == self.fair_queue.unfinished(), "tenants that do nothing"
 
 
-def _extension(work: float) -> float:
+def deadline_extension(work: float) -> float:
     """Return the deadline extension, in seconds, of a variable that needs this many seconds of work."""
     return WORK_FACTOR * work + LONG_WORK_EXTENSION * min(1.0, max(0.0, work / SHORT_WORK - 1.0))
 

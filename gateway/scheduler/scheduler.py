@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from gateway.engines.protocol import Engines
 from gateway.graph.call import Call, CallState, Objective
@@ -240,6 +240,7 @@ class Scheduler:
         self._unfinished.remove(call.session.tenant)
         if not call.state.is_final:  # its task was cancelled before it first ran
             self._cancellation.cancel(call, Failure("cancelled", "the call was cancelled", call.id))
+        self._priorities.charge_program(call, self._now())
         self._priorities.end(call)  # last, so that the waiting client gets its answer before this work
         if call.state is CallState.DONE:
             self._priorities.cost_model.learn(call)
@@ -300,6 +301,13 @@ class Scheduler:
         If the variable has no producer and has failed, its consumers fail.
         """
         self._cancellation.release_variable(variable)
+
+    def expect_return(self, call: Call, returns: Sequence[float]) -> None:
+        """Record when the program of a call that has ended is expected to extend it, so that engines keep its KV.
+
+        `returns`: earlier durations of such gaps, in seconds, in ascending order.
+        """
+        self._executor.expect_return(call, returns)
 
     async def wait_idle(self) -> None:
         """Wait until all calls have ended."""

@@ -106,6 +106,7 @@ class EngineFactory:
             concurrency=table.concurrency,
             tls=self.upstream_tls,
             capabilities=table.capabilities,
+            kv_tokens=table.kv_tokens,
             malformed=MalformedCalls(table.tool_calls or self._settings.upstream_tool_calls),
         )
         return Upstream(config, self._pool.notify_change, start_timeout=self._settings.engine_wait)

@@ -113,6 +113,7 @@ class SimulatedEngine:
     def __init__(self, name: str, costs: Costs) -> None:
         self.name = name
         self.tokens_per_unit = 1.0
+        self.kv_tokens = costs.kv_tokens
         self.constrains_after_reasoning = True
         self.busy = 0.0
         """Seconds spent in steps."""

@@ -32,6 +32,7 @@ class FakeEngine:
     def __init__(self, tokenizer: Tokenizer | None = None, name: str = "fake") -> None:
         self.name = name
         self.tokens_per_unit = 1.0
+        self.kv_tokens = 0
         self.constrains_after_reasoning = True
         self.is_ready = True
         self.load = 0

@@ -124,6 +124,11 @@ class EngineClient:
         return self._tokenizer
 
     @property
+    def kv_tokens(self) -> int:
+        """Size of the KV cache, in tokens; 0 until the engine was ready."""
+        return 0 if self.info is None else self.info.kv_tokens
+
+    @property
     def kv_blocks(self) -> int:
         """Number of blocks of the KV cache; 0 while the engine is not ready."""
         return self.info.kv_tokens // self.info.block_size if self.info is not None and self._ready else 0

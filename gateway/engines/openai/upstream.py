@@ -59,7 +59,8 @@ class UpstreamConfig:
     `url`: with or without its `/v1`. `models`: models to use; if empty, all that the server lists. `timeout`: seconds
     of silence, before or within an answer, after which the request is aborted. `concurrency`: maximum number of
     concurrent requests; 0 leaves it to the server. `malformed`: treatment of malformed tool calls.
-    `capabilities`: what its models can do; if empty, what the server and the names of the models show.
+    `capabilities`: what its models can do; if empty, what the server and the names of the models show. `kv_tokens`:
+    size of its KV cache, in tokens; 0 if that is unknown.
     """
 
     name: str
@@ -72,6 +73,7 @@ class UpstreamConfig:
     tls: ssl.SSLContext | None = None
     malformed: MalformedCalls = MalformedCalls.REPAIR
     capabilities: Sequence[str] = ()
+    kv_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ def test_refusals_and_prompts_of_completions_are_texts() -> None:
     assert text_messages([1, 2])[0].key == text_messages([1, 2])[0].key != text_messages([2, 1])[0].key
 
 
+CALL: Any = object()
+"""A call of which nothing is read."""
 TEXTS = ["question " * 100, "question " * 99 + "again"]
 
 
@@ -132,7 +134,7 @@ async def test_prompts_wait_in_a_bounded_queue() -> None:
     for number in range(300):
         member = index.begin("t", ProgramFacts(text_messages(f"question {number}")), 0.0)
         member.source = conversation(TEXTS[0])
-        tracker._end(member, "answer", record(Usage()))
+        tracker._end(CALL, member, "answer", record(Usage()))
     assert len(tracker._waiting) == 256
     await tracker.settle()
     assert len(index._prompts) == 256
@@ -140,7 +142,7 @@ async def test_prompts_wait_in_a_bounded_queue() -> None:
     for _ in range(3):
         member = index.begin("t", ProgramFacts(text_messages("x")), 0.0)
         member.source = conversation("x" * (15 << 20))
-        tracker._end(member, "answer", record(Usage()))
+        tracker._end(CALL, member, "answer", record(Usage()))
     assert len(tracker._waiting) == 2  # the third one exceeds the limit of characters
     await tracker.close()
     assert len(index._prompts) == 256
@@ -158,15 +160,15 @@ async def test_a_call_without_an_answer_leaves_the_prompt_that_it_continues() ->
 
     answer = "This is an answer that is long enough to be found again."
     first = turn(TEXTS[0])
-    tracker._end(first, answer, record(Usage()))
+    tracker._end(CALL, first, answer, record(Usage()))
     await tracker.settle()
     failed = turn(TEXTS[1], answer, "next")
     failed_record = CallRecord("m", CallState.FAILED, "e", None, None, Times(0.0), Usage(), None)
-    tracker._end(failed, "", failed_record)
+    tracker._end(CALL, failed, "", failed_record)
     await tracker.settle()
     assert index.prompt_of(first) is not None
     again = turn(TEXTS[1], answer, "next")
-    tracker._end(again, answer, record(Usage()))
+    tracker._end(CALL, again, answer, record(Usage()))
     await tracker.settle()
     assert index.prompt_of(first) is None
     assert again.lost_prefix is not None
@@ -182,7 +184,7 @@ async def test_a_call_of_another_agent_leaves_the_prompt_of_the_conversation() -
         source = conversation(rules, *([TEXTS[0]] if not members else [TEXTS[0], answer, "a title"]))
         members.append(index.begin("t", ProgramFacts(chat_messages(source.messages)), 0.0))
         members[-1].source = source
-        tracker._end(members[-1], answer, record(Usage()))
+        tracker._end(CALL, members[-1], answer, record(Usage()))
         await tracker.settle()
     assert members[1].parent is members[0]
     assert members[1].lost_prefix is None

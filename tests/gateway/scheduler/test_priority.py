@@ -12,6 +12,7 @@ from gateway.graph.call import Call, CallSpec, CallState, Objective
 from gateway.graph.references import Reference
 from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session
+from gateway.programs.service import GRANT_SECONDS, SERVICE_FACTOR
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.objective import sources
 from gateway.scheduler.priority import LONG_WORK_EXTENSION, PATIENCE_SECONDS, PRODUCER_LEAD, WORK_FACTOR, Priorities
@@ -68,6 +69,57 @@ def test_calls_that_a_subscriber_needs_go_first_and_the_longest_path_leads() -> 
     assert harness.order(first, last, unread) == [0, 1, 2]
     assert harness.order(first, short, last) == [0, 1, 2], "the longer path first"
     assert harness.order(second, last) == [0, 1]
+
+
+class _Member:
+    """Place in a program."""
+
+    id, parent = "", None
+
+    def __init__(self, program: str) -> None:
+        self.program_id = program
+
+
+def test_a_program_that_returns_goes_before_those_that_arrived_after_it() -> None:
+    harness = PriorityHarness()
+
+    def request(program: str) -> Call:
+        call = join(Session(id="", tenant="", created=0.0, ttl=60.0))
+        call.program = _Member(program)
+        harness.priorities.add(call, harness.now)
+        harness.read(call)
+        return call
+
+    first = request("a")
+    finish(first)
+    harness.priorities.charge_program(first, harness.now)
+    harness.priorities.end(first)
+    harness.now += 10
+    newcomer = request("b")
+    harness.now += 10
+    returning, last = request("a"), request("c")
+    assert harness.order(newcomer, returning, last) == [1, 0, 2]
+    declared = join(session())
+    declared.program = _Member("a")
+    harness.priorities.add(declared, harness.now)
+    harness.read(declared)
+    assert harness.order(returning, last, declared) == [0, 1, 2], "a declared session has deadlines of its own"
+
+
+def test_programs_pay_for_what_their_calls_used() -> None:
+    harness = PriorityHarness()
+    call = join(Session(id="", tenant="", created=0.0, ttl=60.0))
+    call.program = _Member("a")
+    harness.priorities.add(call, harness.now)
+    call.times.started = 1.0
+    call.usage.prompt, call.usage.cached, call.usage.completion = 1_000_000, 200_000, 10
+    before = harness.priorities.program_rank(call, harness.now)
+    harness.priorities.charge_program(call, harness.now)
+    row, step = 0.001, 0.01
+    used = 800_000 * row + 10 * (row * step) ** 0.5
+    assert harness.cost_model.used_seconds(call) == pytest.approx(used)
+    rank = before + SERVICE_FACTOR * (used - GRANT_SECONDS)
+    assert harness.priorities.program_rank(call, harness.now) == pytest.approx(rank)
 
 
 def test_equal_prompts_share_one_entry_of_the_prefix_index() -> None:

@@ -1,0 +1,94 @@
+"""Admission at tool boundaries: which calls wait, so that programs do not evict each other's KV. Pure.
+
+KV of a program in a tool is worth its memory if the next call comes soon enough. Keeping it saves the time to compute
+it again, and keeps others out meanwhile. Let a program hold `tokens` of a pool of `capacity`, and let it return after
+`wait`. Keeping it occupies `tokens * wait` of the pool. Evicting it costs `tokens * row_seconds` of the engine, and
+occupies `tokens * tokens * row_seconds` of the pool while it is computed again. If the whole pool is worth as much as
+the whole engine, keeping it is better up to
+
+    wait = (tokens + capacity) * row_seconds
+
+A call whose prompt is cached to at least a half continues a program that is active, and is admitted. All others wait
+at the boundary of a tool until they fit next to the KV that is worth its memory. They are few: a program pauses only if
+its KV was evicted, and eviction takes all of one program before it takes a part of the next.
+
+Two more calls are admitted at once. A small call displaces little, whatever the pool holds. And while the engine has
+nothing to do, a wait saves only the time in which the engine could compute the displaced KV again; so a call that has
+waited for that long beside an idle engine is admitted. Its wait costs at most twice what the best decision would cost,
+as in the ski rental problem.
+
+A pause is bounded. A call that has waited for `MAX_PAUSE_SECONDS` fits as soon as it fits next to the KV of programs
+that go before it, so it waits for these only; see `gateway.programs.service` for how long that can be.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+SMALL_SHARE = 32
+"""Share of the pool, as a divisor, up to which a call is small."""
+MAX_PAUSE_SECONDS = 300.0
+"""Duration of a pause, in seconds, after which KV of programs of higher rank is no reason to wait. Programs of equal
+ranks wait for each other, so that programs that arrive together do not evict each other."""
+
+
+class RetainedKv(NamedTuple):
+    """KV of a program in a tool. `tokens`: its size. `wait`: seconds until its next call; see
+    `engine.kv.forecast.expected_wait`. `rank`: rank of the program; the lowest goes first."""
+
+    program: str
+    tokens: int
+    wait: float
+    rank: float
+
+
+class PendingCall(NamedTuple):
+    """Call that waits. `prompt`: its tokens, `cached`: the first of them that are cached. `needed`: tokens of the pool
+    that it would occupy beyond those that running calls hold. `waited`: seconds since its arrival, and `idle`:
+    those of them in which the engine had nothing to do."""
+
+    program: str
+    prompt: int
+    cached: int
+    needed: int
+    waited: float
+    rank: float
+    idle: float = 0.0
+
+
+def longest_wait(tokens: int, capacity: int, row_seconds: float) -> float:
+    """Return the longest wait, in seconds, for which KV is worth its memory.
+
+    `tokens`: its size. `capacity`: tokens of the pool. `row_seconds`: time to compute one prompt token.
+    """
+    return (tokens + capacity) * row_seconds
+
+
+def is_active(prompt: int, cached: int) -> bool:
+    """Return whether a call continues a program that is active: at least half of its prompt is cached."""
+    return 2 * cached >= prompt
+
+
+class PausePlan:
+    """KV that is worth its memory at one time, and whether a call fits next to it."""
+
+    def __init__(self, retained: Iterable[RetainedKv], *, capacity: int, row_seconds: float) -> None:
+        """`capacity`: tokens of the pool. `row_seconds`: time to compute one prompt token."""
+        self._capacity = capacity
+        self._row_seconds = row_seconds
+        self._kept = [kv for kv in retained if kv.wait <= longest_wait(kv.tokens, capacity, row_seconds)]
+        self._total = sum(kv.tokens for kv in self._kept)
+        self._of_program: dict[str, int] = {}
+        for kv in self._kept:
+            self._of_program[kv.program] = self._of_program.get(kv.program, 0) + kv.tokens
+
+    def must_pause(self, call: PendingCall, available: int) -> bool:
+        """Return whether a call must wait at its tool boundary. `available`: tokens that no running call holds."""
+        if is_active(call.prompt, call.cached) or call.needed * SMALL_SHARE <= self._capacity:
+            return False
+        if call.idle > call.needed * self._row_seconds:
+            return False
+        if call.waited < MAX_PAUSE_SECONDS:
+            kept = self._total - self._of_program.get(call.program, 0)
+        else:
+            kept = sum(kv.tokens for kv in self._kept if kv.rank <= call.rank and kv.program != call.program)
+        return call.needed > available - kept

@@ -1,0 +1,97 @@
+"""Order between programs, from their arrival and the service that they have attained. Pure: the caller passes the time.
+
+The rank of a program is a time, in seconds of the caller's clock; the lowest goes first:
+
+    rank = arrival + SERVICE_FACTOR * max(0, attained service / weight - GRANT_SECONDS)
+
+Agents return from tools again and again, and a program that is done frees its KV. If newcomers overtook the programs
+that run, all of them would hold KV and evict each other. So arrival counts most, and a program that returns from a tool
+goes before those that arrived after its rank. A program that has attained more than its grant goes later than its
+arrival says, so a short program does not wait for all of a very long one. Without a grant, programs that arrive
+together would take turns, and evict each other's KV at each turn.
+
+Starvation bound: a program that arrives after the rank of another one cannot go before it. One that arrived earlier can
+go before it only until its own service lifts it beyond, which takes at most
+
+    weight * (GRANT_SECONDS + (rank - arrival) / SERVICE_FACTOR)
+
+seconds of service. The sum over the programs that arrived earlier bounds the service that goes first.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+SERVICE_FACTOR = 3.0
+"""Seconds by which a program's rank grows for each second of attained service: `WORK_FACTOR` of single calls."""
+GRANT_SECONDS = 300.0
+"""Attained service, in seconds of engine time for weight 1, that leaves a program's rank at its arrival."""
+HALF_LIFE = 3600.0
+"""Time, in seconds, after which attained service counts half."""
+IDLE_SECONDS = 3600.0
+"""Time without a call, in seconds, after which a program counts as new. Without it, a program that once arrived early
+would go before all others for ever."""
+MAX_PROGRAMS = 100_000
+"""Maximum number of programs that are remembered. The ones without a call for the longest time are forgotten first."""
+
+
+class _Service:
+    __slots__ = ("arrival", "attained", "attained_at", "last_call", "weight")
+
+    def __init__(self, now: float, weight: float) -> None:
+        self.arrival = self.attained_at = self.last_call = now
+        self.attained = 0.0
+        self.weight = weight
+
+    def decay(self, now: float) -> None:
+        """Let the attained service decay until now."""
+        if now > self.attained_at:
+            self.attained *= 0.5 ** ((now - self.attained_at) / HALF_LIFE)
+            self.attained_at = now
+
+
+class ProgramService:
+    """Owner of the attained service of programs."""
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        """`weights`: weights of the tenants, greater than 0; 1 if not listed."""
+        self._weights = {} if weights is None else weights
+        self._programs: OrderedDict[str, _Service] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+    def begin(self, program: str, tenant: str, now: float) -> None:
+        """Record a call of a program. The first one, or one after `IDLE_SECONDS`, is the program's arrival."""
+        service = self._programs.get(program)
+        weight = self._weights.get(tenant, 1.0)
+        if service is None or now - service.last_call > IDLE_SECONDS:
+            if service is None and len(self._programs) >= MAX_PROGRAMS:
+                self._programs.popitem(last=False)
+            service = self._programs[program] = _Service(now, weight)
+        service.last_call, service.weight = max(service.last_call, now), weight
+        self._programs.move_to_end(program)
+
+    def charge(self, program: str, seconds: float, now: float) -> None:
+        """Add service to a program. `seconds`: engine time. A program that was forgotten is not charged. Raises
+        ValueError if the service is negative or not finite."""
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"a program cannot attain {seconds} seconds of service")
+        service = self._programs.get(program)
+        if service is not None:
+            service.decay(now)
+            service.attained += seconds
+            service.last_call = max(service.last_call, now)
+            self._programs.move_to_end(program)
+
+    def end(self, program: str) -> None:
+        """Forget a program."""
+        self._programs.pop(program, None)
+
+    def rank(self, program: str, now: float) -> float:
+        """Return the rank of a program, in seconds. For a program that is not known, the time itself: it would arrive
+        now."""
+        service = self._programs.get(program)
+        if service is None:
+            return now
+        service.decay(now)
+        return service.arrival + SERVICE_FACTOR * max(0.0, service.attained / service.weight - GRANT_SECONDS)

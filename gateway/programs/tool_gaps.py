@@ -1,0 +1,71 @@
+"""Gaps between an answer of a program and the request that extends it: tools run, or a person reads. Pure."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gateway.programs.program import ProgramCall
+from gateway.programs.tool_times import ToolTimes
+
+PERSON = ""
+"""Word, instead of a tool's name, for the gap after an answer that calls no tools."""
+MAX_GAP_SECONDS = 3_600.0
+"""Time, in seconds, after which a gap counts as one of this length: clients do not say that an agent has ended. So
+forecasts include agents that never return."""
+MAX_GAPS = 50_000
+"""Maximum number of gaps that are watched. The oldest are no longer watched first."""
+_WORD_CHARACTERS = 128
+
+
+class _Gap(NamedTuple):
+    """Gap since a time, of a tenant. `word`: names of the tools."""
+
+    since: float
+    tenant: str
+    word: str
+
+
+class ToolGaps:
+    """Owner of the gaps that have not ended. It teaches `ToolTimes` how long they take."""
+
+    def __init__(self, times: ToolTimes | None = None) -> None:
+        self.times = times or ToolTimes()
+        self._gaps: OrderedDict[str, _Gap] = OrderedDict()
+        """Gaps by the id of the call with the answer, the oldest first."""
+
+    def __len__(self) -> int:
+        return len(self._gaps)
+
+    def begin(self, call: ProgramCall, now: float) -> Sequence[float]:
+        """Begin the gap after a call that has ended with an answer. Return the durations to expect, in seconds, in
+        ascending order; the list may change with the next observation.
+
+        `now`: seconds of any clock that does not go back, the same for all methods.
+        """
+        self.expire(now)
+        tenant, word = call.program.tenant, word_of(call.tool_names)
+        self._gaps[call.id] = _Gap(now, tenant, word)
+        self._gaps.move_to_end(call.id)
+        if len(self._gaps) > MAX_GAPS:
+            self._gaps.popitem(last=False)
+        return self.times.forecast(tenant, word)
+
+    def end(self, call: ProgramCall, now: float) -> None:
+        """End the gap before a call that extends an answer, and learn from it."""
+        gap = None if call.parent is None else self._gaps.pop(call.parent.id, None)
+        if gap is not None:
+            self.times.observe(gap.tenant, gap.word, max(0.0, now - gap.since), now)
+
+    def expire(self, now: float) -> None:
+        """Count gaps that last for too long as ended."""
+        while self._gaps:
+            id, gap = next(iter(self._gaps.items()))
+            if now - gap.since <= MAX_GAP_SECONDS:
+                return
+            del self._gaps[id]
+            self.times.observe(gap.tenant, gap.word, MAX_GAP_SECONDS, now)
+
+
+def word_of(tool_names: Sequence[str]) -> str:
+    """Return the word for the tools that an answer calls: their names in order, each once."""
+    return "+".join(sorted(set(tool_names)))[:_WORD_CHARACTERS] if tool_names else PERSON

@@ -1,0 +1,167 @@
+"""KV that programs hold on one engine, as far as the gateway can estimate it. Pure: the caller passes the time.
+
+The engine is not asked, so this works for servers elsewhere as well. Running calls hold their prompts and answers. What
+a call held stays in the engine's cache until the pool is full; then this estimate gives up the KV whose next reader is
+expected last, as the engine's eviction policy does.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.kv.forecast import expected_wait
+from gateway.graph.call import ProgramMember
+from gateway.programs.pausing import PausePlan, PendingCall, RetainedKv
+
+_MAX_ENTRIES = 256
+"""Number of programs into which the pool is divided at most: smaller amounts of retained KV are not counted."""
+_PLAN_SECONDS = 0.1
+"""Time for which expected waits are not computed again, in seconds."""
+_MAX_ANCESTORS = 8
+"""Number of earlier turns in which the beginning of a prompt is looked for."""
+
+
+@dataclass(slots=True)
+class _Kv:
+    """KV of a call's context. `tokens`: its size. `parent`: the call whose context is its beginning. `shared`: tokens
+    of it that count for another context already. `released`: time of its release; None while the call runs. `returns`:
+    see `expected_wait`."""
+
+    program: str
+    tokens: int
+    rank: float
+    parent: str | None = None
+    shared: int = 0
+    released: float | None = None
+    returns: Sequence[float] = ()
+
+    @property
+    def own(self) -> int:
+        """Tokens that count for this context."""
+        return max(0, self.tokens - self.shared)
+
+
+class ProgramKv:
+    """Estimate of the KV of programs on one engine."""
+
+    def __init__(self, capacity: int) -> None:
+        """`capacity`: size of the engine's KV cache, in tokens."""
+        self.capacity = capacity
+        self.row_seconds = 0.0
+        """Time to compute one prompt token, in seconds."""
+        self._running: dict[str, _Kv] = {}
+        """KV of running calls, by the call's id."""
+        self._retained: dict[str, _Kv] = {}
+        """KV of calls that have ended, by the call's id."""
+        self._beginnings: dict[str, list[int]] = {}
+        """Contexts that are the beginnings of others: their tokens, and the number of the others."""
+        self._running_tokens = 0
+        self._retained_tokens = 0
+        self._plan: tuple[float, PausePlan] | None = None
+
+    def __len__(self) -> int:
+        return len(self._running) + len(self._retained)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call of a program runs."""
+        return not self._running
+
+    def cached(self, member: ProgramMember) -> tuple[str | None, int]:
+        """Return the latest earlier turn of a call that is in the cache, and its tokens; None and 0 if none is."""
+        turn, steps = member.parent, 0
+        while turn is not None and steps < _MAX_ANCESTORS:
+            for contexts in (self._retained, self._running):
+                if (kv := contexts.get(turn.id)) is not None:
+                    return turn.id, kv.tokens
+            if (beginning := self._beginnings.get(turn.id)) is not None:
+                return turn.id, beginning[0]
+            turn, steps = turn.parent, steps + 1
+        return None, 0
+
+    def must_pause(self, call: PendingCall, now: float) -> bool:
+        """Return whether a call must wait at its tool boundary. See `PausePlan`. A call that is larger than the pool
+        needs all of it."""
+        call = call._replace(needed=min(call.needed, self.capacity))
+        if self._running_tokens + self._retained_tokens + call.needed <= self.capacity:
+            return False
+        if self._plan is None or now - self._plan[0] > _PLAN_SECONDS:
+            retained = [RetainedKv(kv.program, kv.own, _wait(kv, now), kv.rank) for kv in self._retained.values()]
+            self._plan = now, PausePlan(retained, capacity=self.capacity, row_seconds=self.row_seconds)
+        return self._plan[1].must_pause(call, self.capacity - self._running_tokens)
+
+    def enter(self, member: ProgramMember, tokens: int, rank: float, now: float) -> None:
+        """Record that a call runs. `tokens`: size of its prompt and its answer, estimated."""
+        self.leave(member.id, 0, now)
+        parent, parent_tokens = self.cached(member)
+        kv = self._running[member.id] = _Kv(member.program_id, tokens, rank, parent)
+        if parent is not None:
+            if parent in self._beginnings or parent in self._running:
+                kv.shared = parent_tokens
+            self._remove(parent)  # the call holds it from now on
+            beginning = self._beginnings.setdefault(parent, [parent_tokens, 0])
+            beginning[1] += 1
+        self._running_tokens += kv.own
+        self._shrink(now)
+        self._plan = None
+
+    def leave(self, id: str, tokens: int, now: float) -> None:
+        """Record that a call has ended, with so many tokens in its context. Do nothing for calls that do not run."""
+        kv = self._running.pop(id, None)
+        if kv is None:
+            return
+        self._running_tokens -= kv.own
+        kv.tokens, kv.released = tokens, now
+        if tokens * _MAX_ENTRIES >= self.capacity:
+            self._retained[id] = kv
+            self._retained_tokens += kv.own
+        else:
+            self._forget_beginning(kv)
+        self._plan = None
+
+    def expect(self, id: str, returns: Sequence[float]) -> None:
+        """Record when the next reader of an ended call's context is expected. See `expected_wait`."""
+        if (kv := self._retained.get(id)) is not None:
+            kv.returns = returns
+            self._plan = None
+
+    def _remove(self, id: str) -> None:
+        if (kv := self._retained.pop(id, None)) is not None:
+            self._retained_tokens -= kv.own
+            self._forget_beginning(kv)
+
+    def _forget_beginning(self, kv: _Kv) -> None:
+        if kv.parent is not None:
+            beginning = self._beginnings[kv.parent]
+            beginning[1] -= 1
+            if not beginning[1]:
+                del self._beginnings[kv.parent]
+
+    def _shrink(self, now: float) -> None:
+        """Remove retained KV that does not fit beside the running calls."""
+        excess = self._running_tokens + self._retained_tokens - self.capacity
+        if excess <= 0:
+            return
+        last_first = sorted(self._retained, key=lambda id: _wait(self._retained[id], now), reverse=True)
+        for id in last_first:
+            if excess <= 0:
+                return
+            excess -= self._retained[id].own
+            self._remove(id)
+
+    def check_integrity(self) -> None:
+        """Compute the sums again. Raises AssertionError on any difference."""
+        assert self._running_tokens == sum(kv.own for kv in self._running.values())
+        assert self._retained_tokens == sum(kv.own for kv in self._retained.values())
+        parents = [kv.parent for kv in (*self._running.values(), *self._retained.values()) if kv.parent is not None]
+        assert {id: beginning[1] for id, beginning in self._beginnings.items()} == {
+            id: parents.count(id) for id in parents
+        }
+        assert all(kv.tokens * _MAX_ENTRIES >= self.capacity for kv in self._retained.values())
+
+
+def _wait(kv: _Kv, now: float) -> float:
+    """Return the seconds until the next reader; infinite if none is expected."""
+    if not kv.returns or kv.released is None:
+        return math.inf
+    return expected_wait(kv.returns, now - kv.released)

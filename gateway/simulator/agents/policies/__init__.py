@@ -1,0 +1,1 @@
+"""Policies that the replay compares, one module for each."""

@@ -1,0 +1,101 @@
+"""gateway/programs/service.py: ranks of programs, the starvation bound, decay and bounds."""
+
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.programs import service as module
+from gateway.programs.service import GRANT_SECONDS, HALF_LIFE, IDLE_SECONDS, SERVICE_FACTOR, ProgramService
+
+
+def test_a_program_that_returns_goes_before_newcomers() -> None:
+    service = ProgramService()
+    service.begin("agent", "key", 0.0)
+    service.charge("agent", 5.0, 50.0)
+    service.begin("newcomer", "key", 60.0)
+    service.begin("agent", "key", 61.0)
+    assert service.rank("agent", 61.0) < service.rank("newcomer", 61.0)
+
+
+def test_a_short_program_does_not_wait_for_all_of_a_long_one() -> None:
+    service = ProgramService()
+    service.begin("long", "key", 0.0)
+    service.charge("long", GRANT_SECONDS + 100.0, 100.0)
+    service.begin("short", "key", 100.0)
+    assert service.rank("short", 100.0) < service.rank("long", 100.0)
+
+
+def test_weights_divide_the_service() -> None:
+    service = ProgramService({"heavy": 4.0})
+    for program in ("heavy", "light"):
+        service.begin(program, program, 0.0)
+        service.charge(program, 8 * GRANT_SECONDS, 0.0)
+    assert service.rank("heavy", 0.0) == SERVICE_FACTOR * GRANT_SECONDS
+    assert service.rank("light", 0.0) == SERVICE_FACTOR * 7 * GRANT_SECONDS
+
+
+def test_attained_service_decays() -> None:
+    service = ProgramService()
+    service.begin("agent", "key", 0.0)
+    service.charge("agent", 8 * GRANT_SECONDS, 0.0)
+    assert service.rank("agent", HALF_LIFE) == pytest.approx(SERVICE_FACTOR * 3 * GRANT_SECONDS)
+    assert service.rank("agent", 2 * HALF_LIFE) == pytest.approx(SERVICE_FACTOR * GRANT_SECONDS)
+
+
+def test_an_idle_program_counts_as_new() -> None:
+    service = ProgramService()
+    service.begin("agent", "key", 0.0)
+    service.begin("agent", "key", IDLE_SECONDS)
+    assert service.rank("agent", IDLE_SECONDS) == 0.0
+    service.begin("agent", "key", 3 * IDLE_SECONDS)
+    assert service.rank("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 200.0)), min_size=1, max_size=80),
+    st.floats(0.0, 400.0),
+)
+def test_no_program_starves(newcomers: list[tuple[int, float]], earlier: float) -> None:
+    """Serve the lowest rank, one slice at a time, while newcomers arrive without end. The program that waits is
+    overtaken by those alone that arrived before its rank, each for no longer than the bound says."""
+    service = ProgramService()
+    service.begin("waiting", "key", 0.0)
+    service.charge("waiting", earlier, 0.0)
+    rank = service.rank("waiting", 0.0)
+    now, served = 0.0, {}
+    arrivals: dict[str, float] = {}
+    for number, (gap, slice_seconds) in enumerate(newcomers):
+        name = f"newcomer {number}"
+        service.begin(name, "key", now)
+        arrivals[name] = now
+        candidates = ["waiting", *arrivals]
+        first = min(candidates, key=lambda program: (service.rank(program, now), program != "waiting"))
+        if first == "waiting":
+            break
+        assert arrivals[first] < rank
+        service.charge(first, slice_seconds, now)
+        served[first] = served.get(first, 0.0) + slice_seconds
+        now += gap / 10
+        for name, seconds in served.items():
+            # the last slice may begin just before the bound; half a minute of decay changes less than a hundredth
+            assert seconds <= 1.01 * (GRANT_SECONDS + (rank - arrivals[name]) / SERVICE_FACTOR) + 200.0
+
+
+def test_memory_is_bounded() -> None:
+    service = ProgramService()
+    with mock.patch.object(module, "MAX_PROGRAMS", 100):
+        for number in range(1000):
+            service.begin(f"program {number}", "key", float(number))
+            service.begin("regular", "key", float(number))
+    assert len(service) == 100
+    assert service.rank("regular", 999.0) == 0.0  # used all the time, so never forgotten
+    service.end("regular")
+    assert service.rank("regular", 5.0) == 5.0
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
+def test_impossible_service_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="cannot attain"):
+        ProgramService().charge("agent", seconds, 0.0)
