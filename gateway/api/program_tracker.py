@@ -258,7 +258,10 @@ class ProgramTracker:
             self._comparing = None
 
     async def _compare(self, waiting: _Waiting) -> None:
-        """Compare the prompt of a call with that of the call which it continues, and remember it instead."""
+        """Compare the prompt of a call with that of the call which it continues, and remember it instead.
+
+        So of several calls that continue one call, the first that ends is compared.
+        """
         member, continued = waiting.member, waiting.continued
         earlier = None if continued is None else self.index.prompt_of(continued)
 

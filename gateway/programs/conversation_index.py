@@ -137,10 +137,11 @@ class ConversationIndex:
     def find_continued(self, conversation: Conversation, match: ProgramCall, depth: int) -> ProgramCall:
         """Return the call whose prompt the conversation should extend. `match`, `depth`: what `find` returned.
 
-        It is the call of the program that gave the last long answer in the conversation, as the client has its prompt
-        as well then. If the conversation has no known answer behind the match, it is the match. So a branch, whose last
-        messages are others, continues the call at which it begins. If a client rewrites a message and keeps the answers
-        behind it, the conversation continues the call of the last one, whose prompt it does not extend any more.
+        It is the call of the same program that gave the last long answer in the conversation: a client that sends the
+        answer back has the prompt before it as well. If no known answer stands behind the match, it is the match. So a
+        branch, whose last messages are new, continues the call at which it begins. If a client rewrites a message and
+        keeps the answers behind it, the conversation continues the call of the last answer, whose prompt it does not
+        extend any more. Conversations without an answer in common continue nothing of each other, whatever their ids.
         """
         for place in range(len(conversation.depths) - 1, max(-1, len(conversation.depths) - 1 - _MAX_ANSWERS), -1):
             position, answer = conversation.depths[place], conversation.answers[place]
