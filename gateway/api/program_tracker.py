@@ -254,6 +254,7 @@ class ProgramTracker:
                 waiting = self._waiting.popleft()
                 self._waiting_characters -= waiting.length
                 await self._compare(waiting)
+                await asyncio.sleep(0)  # many short prompts may have waited for a long one
         finally:
             self._comparing = None
 
