@@ -238,6 +238,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     app[BODY_BYTES_LIMIT] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
     app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_close_background)
+    app.on_cleanup.append(_close_programs)
     app[WEBSOCKETS] = WebSockets(SharedLimit(MAX_SOCKETS, several=several), settings.cors_origin)
     app.on_shutdown.append(_close_websockets)
     if settings.parrot_api:
@@ -256,3 +257,9 @@ async def _close_websockets(app: web.Application) -> None:
 
 async def _close_background(app: web.Application) -> None:
     await app[BACKGROUND].close()
+
+
+async def _close_programs(app: web.Application) -> None:
+    tracker = app[SERVICES].programs
+    if tracker is not None:
+        await tracker.close()

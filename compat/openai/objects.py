@@ -98,10 +98,31 @@ class SessionList(TypedDict):
     data: list[SessionObject]
 
 
+class PromptDifference(TypedDict):
+    """First difference between the prompt of a call and that of an earlier call which it continues. From there on, no
+    engine can reuse the tokens of the earlier prompt.
+
+    `call`: id of the earlier call. `message`: index of the message, null for the tools. `field`: path of the field in
+    it. `offset`: position in the field's text, in characters. `earlier`, `later`: excerpts of both texts, at most 80
+    characters. `spoiler`: known cause. `lost_tokens`: tokens of the earlier prompt that were computed again because of
+    it, null if the engine does not report enough to know it."""
+
+    call: str
+    message: int | None
+    role: str
+    field: str
+    offset: int
+    earlier: str
+    later: str
+    spoiler: Literal["billing_line", "countdown", "date", "reasoning", "tools", "cache_control", "unknown"]
+    lost_tokens: int | None
+
+
 class CallObject(TypedDict):
     """A call of a graph. Times are seconds of the Unix clock. `spent_ms`: how the time was spent, by phase.
     `waits_for`: the cause of the wait for the next token, null if the call has ended. `cost` is there if the server has
-    prices."""
+    prices. `prompt_difference` is there if the call is of a program and its prompt does not extend that of the call
+    which it continues."""
 
     id: str
     model: str
@@ -130,6 +151,7 @@ class CallObject(TypedDict):
     finished: float | None
     spent_ms: dict[str, float]
     cost: NotRequired[float]
+    prompt_difference: NotRequired[PromptDifference]
 
 
 Edge = TypedDict("Edge", {"from": str, "to": str})

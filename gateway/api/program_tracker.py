@@ -2,27 +2,51 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compat.openai import Message
+from compat.openai.custom_tools import CustomToolDefinition
+from compat.openai.messages import ToolDefinition
 from gateway.api.openai.tools import ToolCallParserFactory
 from gateway.graph.call import Call, CallState
 from gateway.programs import (
     AnswerFacts,
     CallRecord,
+    Comparison,
+    HeldPrompt,
+    LostPrefix,
     ProgramCall,
     ProgramFacts,
     ProgramIndex,
     PromptMessage,
     ToolGaps,
     client_ids,
+    compare_prompts,
+    held_prompt,
     prompt_message,
 )
+from gateway.prompts.normalize import normalize_messages
 from gateway.prompts.tool_calls.parser import parse_answer
+from gateway.runtime.executors import offload
 
 _MAX_PARSED = 262_144
 """Length of an answer, in characters, beyond which its tool calls are not looked for."""
+_MIN_COMPARED = 512
+"""Length of a prompt of one message without tools, in characters, below which it is not compared with later ones: it
+takes few blocks of a cache."""
+_SHORT_CHARACTERS, _SHORT_COUNT = 8_192, 16
+"""Length of a prompt without tools, in characters, and number of its messages, up to which it is compared without a
+thread."""
+_MAX_WAITING, _MAX_WAITING_CHARACTERS = 256, 32 << 20
+"""Maximum number of prompts that wait for a comparison after their calls have ended, and their length together, in
+characters. Further prompts are not compared."""
+_MIN_LOST_TOKENS = 128
+"""Number of tokens below which a lost prefix is not reported: engines cache whole blocks."""
+_NEW_TEXT = ("never_seen", "diverged", "other_key")
+"""Reasons that engines give for tokens of a text that they have not seen before."""
 
 
 def chat_messages(messages: Sequence[Message]) -> list[PromptMessage]:
@@ -47,24 +71,96 @@ def text_messages(prompt: str | Sequence[int]) -> list[PromptMessage]:
     return [prompt_message("user", [], media=[prompt])]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request makes one, and setting frozen fields takes three times as long
+class PromptSource:
+    """A conversation as the client sent it. `normalizes`: whether the model reads it normalized."""
+
+    messages: Sequence[Message]
+    tools: Sequence[ToolDefinition | CustomToolDefinition] = ()
+    normalizes: bool = False
+
+    @property
+    def length(self) -> int:
+        """Approximate length, in characters; at least `_SHORT_CHARACTERS` if there are tools or many messages."""
+        length = sum([message.length for message in self.messages])
+        return length + _SHORT_CHARACTERS if self.tools or len(self.messages) > _SHORT_COUNT else length
+
+    def held(self) -> HeldPrompt | None:
+        """Return what chat templates can read of it, or None if it is too large.
+
+        Ids of tool calls are left out, because clients change them and few templates write them.
+        """
+        messages: Sequence[dict[str, Any]] = [_described_message(message) for message in self.messages]
+        if self.normalizes:
+            messages = normalize_messages(messages)
+        for message in messages:
+            if isinstance(message["content"], list):
+                parts: list[Any] = message["content"]
+                message["content"] = [_text_part(part) if isinstance(part, str) else part for part in parts]
+        return held_prompt(messages, [_described_tool(tool) for tool in self.tools])
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _described_message(message: Message) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    fields: dict[str, Any] = {"role": role, "content": message.parts}
+    if message.name is not None:
+        fields["name"] = message.name
+    if message.reasoning_text:
+        fields["reasoning_content"] = message.reasoning_text
+    if message.tool_calls:
+        functions = [call.function for call in message.tool_calls]
+        fields["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in functions]
+    return fields
+
+
+def _described_tool(tool: ToolDefinition | CustomToolDefinition) -> dict[str, Any]:
+    function = tool.function
+    return {"name": function.name, "description": function.description, "parameters": function.parameters}
+
+
+def prompt_source(
+    messages: Sequence[Message], tools: Sequence[ToolDefinition | CustomToolDefinition], *, normalizes: bool
+) -> PromptSource | None:
+    """Return the source of a prompt, or None if it is so short that nothing is lost if no later prompt extends it."""
+    if len(messages) == 1 and not tools and messages[0].length < _MIN_COMPARED:
+        return None
+    return PromptSource(messages, tools, normalizes)
+
+
+@dataclass(slots=True)  # not frozen: each request makes one, and setting frozen fields takes three times as long
 class RequestFacts:
     """Facts of a request about its program.
 
     `prompts`: messages of each prompt, each of which equally many consecutive calls have. `prompt_cache_key`,
     `user_id`: fields of the request. `parser_factory`: finds the tool calls in answers; None if there are none.
+    `source`: the conversation, if later ones are compared with it.
     """
 
     prompts: Sequence[Sequence[PromptMessage]]
     prompt_cache_key: str | None = None
     user_id: str | None = None
     parser_factory: ToolCallParserFactory | None = None
+    source: PromptSource | None = None
 
 
 def record_of(call: Call, cost: float | None = None) -> CallRecord:
     """Return what a program keeps of a call, or shows of it now."""
     model = call.model or call.spec.model
     return CallRecord(model, call.state, call.engine, call.finish_reason, call.failure, call.times, call.usage, cost)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A call that has ended, its conversation with its length in characters, and the call that it continues."""
+
+    member: ProgramCall
+    source: PromptSource
+    length: int
+    continued: ProgramCall | None
 
 
 class ProgramTracker:
@@ -82,6 +178,9 @@ class ProgramTracker:
         self.gaps = ToolGaps()
         self._cost_of = cost_of
         self._on_gap = on_gap
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_characters = 0
+        self._comparing: asyncio.Task[None] | None = None
 
     def begin(self, calls: Sequence[Call], facts: RequestFacts, headers: Mapping[str, str], *, is_named: bool) -> None:
         """Give each of a request's calls its place in a program, before the scheduler sees them.
@@ -97,6 +196,7 @@ class ProgramTracker:
             member = self.index.begin(session.tenant, prompt, now, call_id=first.id)
             self.gaps.end(member, now)
             self._join(first, member, facts)
+            member.source = facts.source
             for copy in copies:
                 self._join(copy, self.index.begin_beside(member, now, call_id=copy.id), facts)
 
@@ -117,7 +217,80 @@ class ProgramTracker:
         tool_calls: Sequence[tuple[str, str]] = ()
         if member.parser_factory is not None and len(value) <= _MAX_PARSED:
             value, tool_calls = parse_answer(member.parser_factory(), value, cut=record.finish_reason == "length")
+        if member.source is not None and record.state is CallState.DONE:
+            self._compare_later(member, member.source)
         now = time.time()
         self.index.end(member, AnswerFacts(value, tool_calls, record.state), now, record)
         if member.is_done and not member.is_forgotten:
             self._on_gap(call, self.gaps.begin(member, now))
+
+    # prompts
+
+    async def settle(self) -> None:
+        """Wait until the prompts of all ended calls are compared."""
+        while self._comparing is not None:
+            await asyncio.shield(self._comparing)
+
+    async def close(self) -> None:
+        """Stop comparing prompts."""
+        self._waiting.clear()
+        self._waiting_characters = 0
+        await self.settle()
+
+    def _compare_later(self, member: ProgramCall, source: PromptSource) -> None:
+        """Compare the prompt of a call that has its answer, once it is its turn."""
+        length = source.length
+        if len(self._waiting) >= _MAX_WAITING or self._waiting_characters + length > _MAX_WAITING_CHARACTERS:
+            return
+        self._waiting.append(_Waiting(member, source, length, member.continued))
+        self._waiting_characters += length
+        if self._comparing is None:
+            self._comparing = asyncio.get_running_loop().create_task(self._compare_all())
+
+    async def _compare_all(self) -> None:
+        """Compare prompts one after another, so that they take at most one thread."""
+        try:
+            while self._waiting:
+                waiting = self._waiting.popleft()
+                self._waiting_characters -= waiting.length
+                await self._compare(waiting)
+                await asyncio.sleep(0)  # many short prompts may have waited for a long one
+        finally:
+            self._comparing = None
+
+    async def _compare(self, waiting: _Waiting) -> None:
+        """Compare the prompt of a call with that of the call which it continues, and remember it instead.
+
+        So of several calls that continue one call, the first that ends is compared.
+        """
+        member, continued = waiting.member, waiting.continued
+        earlier = None if continued is None else self.index.prompt_of(continued)
+
+        def work() -> tuple[HeldPrompt | None, Comparison | None]:
+            later = waiting.source.held()
+            return later, None if earlier is None or later is None else compare_prompts(earlier, later)
+
+        length = max(waiting.length, 0 if earlier is None else earlier.size // 4)  # a message takes some 500 bytes
+        later, result = work() if length < _SHORT_CHARACTERS else await offload(work, length)
+        is_continued = result is not None and result.is_continued
+        self.index.remember_prompt(member, later, continued if is_continued else None)
+        if continued is None or result is None or result.difference is None:
+            return
+        tokens = lost_tokens(continued.record, member.record)
+        if tokens is None or tokens >= _MIN_LOST_TOKENS:
+            self.index.report(member, LostPrefix(continued.id, result.difference, tokens))
+
+
+def lost_tokens(earlier: CallRecord | None, later: CallRecord | None) -> int | None:
+    """Return the number of tokens of the earlier prompt that the later call has computed again because its prompt
+    differs; None if the engines do not report enough to know it.
+
+    If the engine gives reasons, tokens that it has evicted do not count.
+    """
+    if earlier is None or later is None or earlier.engine != later.engine:
+        return None
+    before, after = earlier.usage, later.usage
+    if not before.prompt or not (after.cached or after.missed):
+        return None
+    lost = max(0, min(before.prompt, after.prompt) - after.cached)
+    return min(lost, sum(after.missed.get(reason, 0) for reason in _NEW_TEXT)) if after.missed else lost

@@ -7,7 +7,16 @@ from typing import cast
 
 from aiohttp import web
 
-from compat.openai import CallObject, Edge, ProgramGraph, ProgramLink, ProgramList, ProgramObject, VariableObject
+from compat.openai import (
+    CallObject,
+    Edge,
+    ProgramGraph,
+    ProgramLink,
+    ProgramList,
+    ProgramObject,
+    PromptDifference,
+    VariableObject,
+)
 from gateway.api.program_tracker import record_of
 from gateway.api.semantic.diagrams import dot, mermaid
 from gateway.api.semantic.extension import describe_failure
@@ -19,7 +28,7 @@ from gateway.http.json_body import json_response
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import operation
 from gateway.http.query_params import choice_param, int_param
-from gateway.programs import Program, ProgramCall, ProgramIndex
+from gateway.programs import LostPrefix, Program, ProgramCall, ProgramIndex
 from gateway.scheduler.objective import objective
 
 routes = web.RouteTableDef()
@@ -209,7 +218,24 @@ def _describe_call(member: ProgramCall, output: str, inputs: list[str], services
     }
     if services.prices and record is not None and record.cost is not None:
         described["cost"] = record.cost
+    if member.lost_prefix is not None:
+        described["prompt_difference"] = _describe_difference(member.lost_prefix)
     return described
+
+
+def _describe_difference(lost: LostPrefix) -> PromptDifference:
+    found = lost.difference
+    return {
+        "call": lost.earlier,
+        "message": found.message,
+        "role": found.role,
+        "field": found.field,
+        "offset": found.offset,
+        "earlier": found.earlier,
+        "later": found.later,
+        "spoiler": found.spoiler.value,
+        "lost_tokens": lost.tokens,
+    }
 
 
 def phases_of(times: Times, now: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The commands `myna sessions`, `myna programs` and `myna graph SESSION`: show the state of a running server."""
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -10,6 +11,18 @@ from datetime import datetime
 from typing import Any
 
 from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base_url, print_text, request_json
+
+_MAX_DIFFERENCES = 50
+"""Maximum number of differences between prompts that are printed for a program."""
+_ADVICE = {
+    "billing_line": "the system prompt begins with a line that changes; start the server with --normalize-prompts on",
+    "countdown": "a marker counts tokens or money down; turn it off in the client, or keep it at the end of the prompt",
+    "date": "a date or time changes; move it to the end of the prompt, or send it only once",
+    "reasoning": "the client drops or changes the reasoning of earlier answers; let it send them unchanged",
+    "tools": "the tools or their order change; send the same tools in each turn",
+    "unknown": "the client rewrites an earlier message; let it only append messages",
+}
+"""Advice for each known cause of a difference between the prompts of two turns."""
 
 
 def sessions(arguments: Sequence[str]) -> int:
@@ -35,7 +48,7 @@ def programs(arguments: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, default=100, help="maximum number of programs in the list (default: 100)")
     options = parser.parse_args(arguments)
     if options.program is not None:
-        return _print(options, f"/programs/{urllib.parse.quote(options.program, safe='')}", graph_as_text)
+        return _print(options, f"/programs/{urllib.parse.quote(options.program, safe='')}", program_as_text)
     return _print(options, f"/programs?limit={options.limit}", lambda answer: programs_as_text(answer["data"]))
 
 
@@ -94,6 +107,37 @@ def programs_as_text(found: Sequence[Mapping[str, Any]]) -> str:
             )
         )
     return as_table(rows)
+
+
+def program_as_text(program: Mapping[str, Any]) -> str:
+    """Return the calls of a program as a tree, and one line for each way in which its prompts spoil the cache."""
+    lines = list(_differences_as_text(program["calls"]))
+    return "\n".join(
+        [graph_as_text(program), *(["", "Prompts that do not extend the earlier turn:"] if lines else []), *lines]
+    )
+
+
+def _differences_as_text(calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield one line for each cause and place of differences, with the texts of the latest one."""
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for call in calls:
+        if (difference := call.get("prompt_difference")) is not None:
+            key = tuple(difference[name] for name in ("spoiler", "message", "role", "field"))
+            found.setdefault(key, []).append(difference)
+    for (spoiler, message, role, field), differences in itertools.islice(found.items(), _MAX_DIFFERENCES):
+        place = "tools" if message is None else f"message {message} ({role if role.isprintable() else _quoted(role)})"
+        tokens = sum(difference["lost_tokens"] or 0 for difference in differences)
+        amount = f"{len(differences)} x" + (f", {tokens} tokens computed again" if tokens else "")
+        earlier, later = (_quoted(differences[-1][name]) for name in ("earlier", "later"))
+        where = f"{place}, {field if field.isprintable() else _quoted(field)}" if field else place
+        yield f"{amount}: {where}: {earlier} -> {later}: {_ADVICE.get(spoiler, _ADVICE['unknown'])}"
+    if len(found) > _MAX_DIFFERENCES:
+        yield f"and {len(found) - _MAX_DIFFERENCES} more"
+
+
+def _quoted(text: str) -> str:
+    """Return a text in quotes, with escapes for what a terminal does not show."""
+    return json.dumps(text, ensure_ascii=not text.replace("\n", "").isprintable())
 
 
 def _clock(seconds: float) -> str:

@@ -15,8 +15,10 @@ from gateway.programs.facts import (
     client_ids,
     prompt_message,
 )
-from gateway.programs.program import CallRecord, Edge, Program, ProgramCall
+from gateway.programs.program import CallRecord, Edge, LostPrefix, Program, ProgramCall
 from gateway.programs.program_index import ProgramIndex, ProgramLimits
+from gateway.programs.prompt_difference import Difference, Spoiler
+from gateway.programs.prompt_memory import Comparison, HeldPrompt, compare_prompts, held_prompt
 from gateway.programs.text_links import TextLink, TextLinks
 from gateway.programs.tool_gaps import ToolGaps
 
@@ -25,16 +27,23 @@ __all__ = [
     "AnswerFacts",
     "CallRecord",
     "ClientIds",
+    "Comparison",
+    "Difference",
     "Edge",
+    "HeldPrompt",
+    "LostPrefix",
     "Program",
     "ProgramCall",
     "ProgramFacts",
     "ProgramIndex",
     "ProgramLimits",
     "PromptMessage",
+    "Spoiler",
     "TextLink",
     "TextLinks",
     "ToolGaps",
     "client_ids",
+    "compare_prompts",
+    "held_prompt",
     "prompt_message",
 ]

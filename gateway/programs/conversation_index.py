@@ -130,7 +130,29 @@ class ConversationIndex:
         conversation that only one program gave decides.
         """
         match, depth = self._find_by_prompt(conversation, facts)
-        return (match, depth) if match is not None else self._find_by_answer(conversation)
+        if match is not None or not conversation.has_answers:
+            return match, depth
+        return self._find_by_answer(conversation)
+
+    def find_continued(self, conversation: Conversation, match: ProgramCall, depth: int) -> ProgramCall:
+        """Return the call whose prompt the conversation should extend. `match`, `depth`: what `find` returned.
+
+        It is the call of the same program that gave the last long answer in the conversation: a client that sends the
+        answer back has the prompt before it as well. If no known answer stands behind the match, it is the match. So a
+        branch, whose last messages are new, continues the call at which it begins. If a client rewrites a message and
+        keeps the answers behind it, the conversation continues the call of the last answer, whose prompt it does not
+        extend any more. Conversations without an answer in common continue nothing of each other, whatever their ids.
+        """
+        for place in range(len(conversation.depths) - 1, max(-1, len(conversation.depths) - 1 - _MAX_ANSWERS), -1):
+            position, answer = conversation.depths[place], conversation.answers[place]
+            if position <= depth:
+                break
+            if answer is None or not answer.is_long:
+                continue
+            found = [call for call in self._answers.get(answer.whole) if call.program is match.program]
+            if found:
+                return next((call for call in reversed(found) if call.depth == position), found[-1])
+        return match
 
     def _find_by_answer(self, conversation: Conversation) -> tuple[ProgramCall | None, int]:
         places = list(zip(conversation.depths, conversation.answers, strict=True))[-_MAX_ANSWERS:]
@@ -143,12 +165,13 @@ class ConversationIndex:
 
     def _find_by_prompt(self, conversation: Conversation, facts: ProgramFacts) -> tuple[ProgramCall | None, int]:
         weak, system = facts.ids.weak, conversation.system
-        places = zip(
-            reversed(conversation.chain), reversed(conversation.depths), reversed(conversation.answers), strict=True
-        )
-        for key, depth, answer in places:
+        for place in range(len(conversation.chain) - 1, -1, -1):
+            calls = self._prompts.get(conversation.chain[place])
+            if not calls:
+                continue
+            answer = conversation.answers[place]
             best, best_rank = None, (False, False, False, False)
-            for call in reversed(self._prompts.get(key)):
+            for call in reversed(calls):
                 if not _continues(call, answer, system, conversation):
                     continue
                 is_equal = answer is not None and call.answer is not None and call.answer.whole == answer.whole
@@ -156,7 +179,7 @@ class ConversationIndex:
                 if best is None or rank > best_rank:
                     best, best_rank = call, rank
             if best is not None:
-                return best, depth
+                return best, conversation.depths[place]
         return None, 0
 
 

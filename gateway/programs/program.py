@@ -8,6 +8,7 @@ from typing import Any, Literal
 from gateway.graph.call import Call, CallState, Times, Usage
 from gateway.graph.errors import Failure
 from gateway.programs.facts import AnswerKeys
+from gateway.programs.prompt_difference import Difference
 
 EdgeKind = Literal["extends", "answer", "spawns"]
 """Relation of two calls: the prompt extends the other's prompt and answer; holds its answer, whole or in part; or is
@@ -28,7 +29,7 @@ class Edge:
     length: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request makes one, and setting frozen fields takes three times as long
 class CallRecord:
     """Record of a call that has ended."""
 
@@ -40,6 +41,19 @@ class CallRecord:
     times: Times
     usage: Usage
     cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LostPrefix:
+    """Difference because of which a call does not extend the prompt of an earlier one although it continues it.
+
+    `earlier`: id of the earlier call. `tokens`: number of tokens of its prompt that were computed again for this
+    reason, if the engine reports enough to know it.
+    """
+
+    earlier: str
+    difference: Difference
+    tokens: int | None
 
 
 @dataclass(eq=False, slots=True)
@@ -83,6 +97,12 @@ class ProgramCall:
     """Approximate memory, in bytes."""
     prompt: Sequence[str] = ()
     """New texts of the prompt, while the call runs."""
+    continued: "ProgramCall | None" = None
+    """The call whose prompt this prompt should extend, because it has its answer, while the call runs."""
+    source: Any = None
+    """The prompt as the gateway has it, while the call runs."""
+    lost_prefix: LostPrefix | None = None
+    """Difference between the prompt and that of the continued call, once it is known."""
 
     @property
     def program_id(self) -> str:

@@ -3,18 +3,24 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from gateway.graph.call import Call
 from gateway.graph.ids import new_id
 from gateway.graph.limits import SharedLimit
 from gateway.programs.conversation_index import Conversation, ConversationIndex
 from gateway.programs.facts import AnswerFacts, ProgramFacts, answer_keys
-from gateway.programs.program import CallRecord, Edge, Evidence, Program, ProgramCall
-from gateway.programs.text_links import MIN_CHARACTERS, TextLink, TextLinks
+from gateway.programs.program import CallRecord, Edge, Evidence, LostPrefix, Program, ProgramCall
+from gateway.programs.prompt_memory import HeldPrompt, PromptMemory
+from gateway.programs.text_links import MIN_CHARACTERS, MIN_WHOLE_CHARACTERS, TextLink, TextLinks
 
 _PROGRAM_BYTES, _CALL_BYTES, _NAME_BYTES, _EDGE_BYTES, _TOOL_NAME_BYTES = 900, 2_000, 400, 200, 120
 """Approximate memory of a program, of one of its calls, of a name of either's client, of an edge, and of a tool's name,
-in bytes. Texts of answers count in `TextLinks`."""
+in bytes. Texts of answers count in `TextLinks`, and prompts in `PromptMemory`."""
+_LOST_PREFIX_BYTES = 1_600
+"""Approximate memory of a `LostPrefix` with its excerpts, in bytes."""
+_MAX_COMPARED_CALLS = 32
+"""Maximum number of calls of a program, the newest, among which the call with a short answer is searched."""
 _MAX_NAMES = 64
 """Maximum number of the client's ids, and of former ids, that are remembered for one program."""
 _MAX_EDGES = 128
@@ -40,15 +46,16 @@ _JOINING_SHARE = 0.5
 class ProgramLimits:
     """Limits of what is remembered.
 
-    `programs`, `bytes`: of all tenants together. `program_calls`: calls of one program. `text_bytes`: memory for texts
-    of answers, of all tenants together. `idle_seconds`: time after its last request at which a program without running
-    calls is forgotten.
+    `programs`, `bytes`: of all tenants together. `program_calls`: calls of one program. `text_bytes`, `prompt_bytes`:
+    memory for texts of answers and for the latest prompts, of all tenants together. `idle_seconds`: time after its last
+    request at which a program without running calls is forgotten.
     """
 
     programs: int = 50_000
     bytes: int = 128 << 20
     program_calls: int = 512
     text_bytes: int = 64 << 20
+    prompt_bytes: int = 64 << 20
     idle_seconds: float = 7_200.0
 
 
@@ -107,6 +114,9 @@ class ProgramIndex:
         self._counts = SharedLimit(self.limits.programs, several=several_tenants)
         self._bytes = SharedLimit(self.limits.bytes, several=several_tenants)
         self._links: TextLinks[_TextSource] = TextLinks(self.limits.text_bytes, several_tenants=several_tenants)
+        self._prompts: PromptMemory[ProgramCall] = PromptMemory(
+            self.limits.prompt_bytes, several_tenants=several_tenants
+        )
 
     def __len__(self) -> int:
         return len(self._idle)
@@ -121,6 +131,11 @@ class ProgramIndex:
         """Approximate memory of the texts of answers, in bytes."""
         return self._links.bytes
 
+    @property
+    def prompt_bytes(self) -> int:
+        """Approximate memory of the latest prompts, in bytes."""
+        return self._prompts.bytes
+
     # requests
 
     def begin(self, tenant: str, facts: ProgramFacts, now: float, *, call_id: str | None = None) -> ProgramCall:
@@ -134,10 +149,13 @@ class ProgramIndex:
             held = self._tenants[tenant] = _Tenant()
         conversation = Conversation(facts.messages)
         match, depth = held.conversations.find(conversation, facts)
+        continued: ProgramCall | None
         if match is not None and depth == len(facts.messages):  # a repetition is a branch beside the first try
             parent, depth = match.parent, match.parent.depth if match.parent is not None else 0
+            continued = parent
         else:
             parent = match
+            continued = None if match is None else held.conversations.find_continued(conversation, match, depth)
         texts = self._new_texts(held, conversation, depth)
         links = self._links.find(tenant, texts) if texts else []
         program, evidence, spawner = self._program_of(held, tenant, facts, match, links, now)
@@ -154,14 +172,16 @@ class ProgramIndex:
             evidence=evidence,
             edges=_edges(parent, spawner, links),
             prompt=_held_texts(texts),
+            continued=continued or _find_by_place(program, conversation),
         )
         if parent is not None:
             parent.is_extended = True
             self._touch(parent)
         self._add_call(held, program, call)
-        program.last_used = now
-        held.programs.move_to_end(program.id)
-        self._idle.move_to_end(program.id)
+        if program.call_count > 1:
+            program.last_used = now
+            held.programs.move_to_end(program.id)
+            self._idle.move_to_end(program.id)
         self._make_room(program)
         return call
 
@@ -242,6 +262,8 @@ class ProgramIndex:
             return parent, "id", spawner
         if match is not None:
             return match.program, "content", None
+        if not links:
+            return self._new_program(held, tenant, now), "none", None
         linked = [link for link in links if _joins(link)]
         if all(link.is_common for link in linked):
             return self._new_program(held, tenant, now), "none", None
@@ -257,6 +279,7 @@ class ProgramIndex:
             return
         program, prompt = call.program, call.prompt
         call.ended, call.prompt, call.call, call.parser_factory, call.record = now, (), None, None, record
+        call.continued = call.source = None
         program.running -= 1
         if record is not None:
             program.prompt_tokens += record.usage.prompt
@@ -266,26 +289,46 @@ class ProgramIndex:
         call.is_done = answer.state == "done"
         if answer.text or answer.tool_calls:
             call.answer = answer_keys(answer.text, answer.tool_calls)
-            names = [name[:_TOOL_NAME_CHARACTERS] for name, _ in answer.tool_calls[:_MAX_TOOL_NAMES]]
-            call.tool_names = tuple(names)
+            if answer.tool_calls:
+                names = [name[:_TOOL_NAME_CHARACTERS] for name, _ in answer.tool_calls[:_MAX_TOOL_NAMES]]
+                call.tool_names = tuple(names)
         if call.is_forgotten:
             return
         self._touch(call)
-        self._count_bytes(call, _TOOL_NAME_BYTES * len(call.tool_names))
-        self._tenants[program.tenant].conversations.add_answer(call)
-        program.last_used = max(program.last_used, now)
+        if call.tool_names:
+            self._count_bytes(call, _TOOL_NAME_BYTES * len(call.tool_names))
         held = self._tenants[program.tenant]
+        held.conversations.add_answer(call)
+        program.last_used = max(program.last_used, now)
         held.programs.move_to_end(program.id)
         self._idle.move_to_end(program.id)
         if call.is_done:
-            self._links.add(program.tenant, _TextSource(call, False), [answer.text], prompt)
-            if answer.arguments:
-                self._links.add(program.tenant, _TextSource(call, True), answer.arguments, prompt, most=_MAX_ARGUMENT)
+            if len(answer.text) >= MIN_WHOLE_CHARACTERS:
+                self._links.add(program.tenant, _TextSource(call, False), [answer.text], prompt)
+            if answer.tool_calls and (arguments := answer.arguments):
+                self._links.add(program.tenant, _TextSource(call, True), arguments, prompt, most=_MAX_ARGUMENT)
 
     def attach(self, member: ProgramCall, call: Call) -> None:
         """Let a place in a program show the state of its call while that runs."""
         if member.ended is None:
             member.call = call
+
+    def prompt_of(self, call: ProgramCall) -> HeldPrompt | None:
+        """Return the prompt of a call, if it is remembered."""
+        return self._prompts.get(call.program.tenant, call)
+
+    def remember_prompt(self, call: ProgramCall, prompt: HeldPrompt | None, instead: ProgramCall | None = None) -> None:
+        """Remember the prompt of a call, in place of that of the call which it continues. None: it is too large."""
+        if instead is not None:
+            self._prompts.remove(instead.program.tenant, instead)
+        if prompt is not None and not call.is_forgotten:
+            self._prompts.add(call.program.tenant, call, prompt)
+
+    def report(self, call: ProgramCall, lost: LostPrefix) -> None:
+        """Record why a call does not extend the prompt of the call which it continues."""
+        if call.lost_prefix is None and not call.is_forgotten:
+            call.lost_prefix = lost
+            self._count_bytes(call, _LOST_PREFIX_BYTES)
 
     # queries
 
@@ -356,8 +399,9 @@ class ProgramIndex:
 
     def _forget_call(self, held: _Tenant, call: ProgramCall) -> None:
         call.is_forgotten = True
-        call.parent = None
+        call.parent = call.continued = None
         call.prompt = ()
+        self._prompts.remove(call.program.tenant, call)
         del call.program.calls[call.id]
         held.conversations.remove(call)
         for is_argument in (False, True):
@@ -402,6 +446,8 @@ class ProgramIndex:
         """Forget programs other than the newest until the limits hold: first its tenant's own beyond that share."""
         tenant = newest.tenant
         for limit in (self._counts, self._bytes):
+            if limit.has_room(tenant, 0) and not limit.is_full:
+                continue
             while not limit.has_room(tenant, 0) and self._forget_oldest_of(tenant, newest):
                 pass
             while limit.is_full and (largest := limit.largest_holder) is not None:
@@ -422,6 +468,18 @@ class ProgramIndex:
         return True
 
 
+def _find_by_place(program: Program, conversation: Conversation) -> ProgramCall | None:
+    """Return the call of the program that gave the last answer in the conversation at the same place, however short the
+    answer is. It connects turns of an agent with an id whose early messages change from turn to turn."""
+    if not program.calls or len(conversation.answers) < 2:
+        return None
+    answer, depth = conversation.answers[-2], conversation.depths[-2]
+    for call in islice(reversed(program.calls.values()), _MAX_COMPARED_CALLS):
+        if call.depth == depth and call.answer is not None and answer is not None and call.answer.whole == answer.whole:
+            return call
+    return None
+
+
 def _joins(link: TextLink[_TextSource]) -> bool:
     """Return whether a text in common makes a new conversation part of the program."""
     if link.source.is_argument:
@@ -432,6 +490,8 @@ def _joins(link: TextLink[_TextSource]) -> bool:
 def _edges(
     parent: ProgramCall | None, spawner: ProgramCall | None, links: Sequence[TextLink[_TextSource]]
 ) -> tuple[Edge, ...]:
+    if parent is None and spawner is None and not links:
+        return ()
     edges: list[Edge] = []
     if parent is not None:
         edges.append(Edge(parent.id, parent.program.id, "extends"))
@@ -448,6 +508,8 @@ def _edges(
 
 def _held_texts(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the texts that are held while the call runs."""
+    if len(texts) == 1:
+        return (texts[0][:_PROMPT_CHARACTERS],)
     held, left = [], _PROMPT_CHARACTERS
     for text in texts:
         if left <= 0:

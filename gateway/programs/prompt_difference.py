@@ -182,7 +182,7 @@ class _Walk:
 
     def _difference(self, earlier: Any, later: Any, spoiler: Spoiler | None = None) -> Difference:
         before, after = _text(earlier), _text(later)
-        offset = _common_length(before, after)
+        offset = common_length(before, after)
         role = "" if self._pair.message is None else _role(self._pair)
         if spoiler is None:
             spoiler = self._spoiler(role, earlier, later, before, after, offset)
@@ -302,7 +302,7 @@ def _json(value: Any, room: int) -> Iterator[str]:
         yield json.dumps(value[:room] if isinstance(value, str) else value, ensure_ascii=False, default=repr)
 
 
-def _common_length(first: str, second: str) -> int:
+def common_length(first: str, second: str) -> int:
     """Return the number of characters that both texts begin with. Time is linear."""
     length = min(len(first), len(second))
     if first[:length] == second[:length]:

@@ -131,7 +131,8 @@ class TextLinks(Generic[Source]):
         held = self._tenants.get(tenant)
         if held is None:
             held = self._tenants[tenant] = _Tenant()
-        size = _ANSWER_BYTES + len(text.encode(errors="surrogatepass")) + _WINDOW_BYTES * len(keys)
+        length = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+        size = _ANSWER_BYTES + length + _WINDOW_BYTES * len(keys)
         answer = _Answer(source, text, whole, tuple(keys), size)
         self._numbers += 1
         held.answers[self._numbers] = answer
@@ -341,6 +342,8 @@ def _copied_ranges(answer: str, indexed: set[int], prompt: Sequence[str]) -> Ite
         if left <= 0:
             return
         text, left = whole[:left], left - len(whole)
+        if len(text) < MIN_CHARACTERS:
+            continue
         keys = _searched_keys(text)
         known = indexed.intersection(keys)
         if not known:

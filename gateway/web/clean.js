@@ -68,6 +68,22 @@ export function cleanCall(value) {
     finished: cleanNumber(value.finished),
     spent: cleanNumbers(value.spent_ms),
     cost: cleanNumber(value.cost),
+    difference: cleanDifference(value.prompt_difference),
+  };
+}
+
+/** Return where a prompt does not extend that of an earlier call, or null if it does or cannot be understood. */
+export function cleanDifference(value) {
+  if (value === null || typeof value !== "object" || cleanText(value.call) === "") return null;
+  return {
+    call: cleanText(value.call),
+    message: cleanNumber(value.message),
+    role: cleanText(value.role),
+    field: cleanText(value.field),
+    earlier: cleanText(value.earlier),
+    later: cleanText(value.later),
+    spoiler: cleanText(value.spoiler, "unknown"),
+    tokens: cleanNumber(value.lost_tokens),
   };
 }
 

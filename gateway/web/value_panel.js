@@ -22,6 +22,25 @@ export function followText({ kind, gap }, call) {
   return `${kind} ${call.output}${gap === null ? "" : `, ${duration(gap / 1_000)} later`}`;
 }
 
+/** Names of what makes prompts differ from turn to turn. */
+const SPOILERS = {
+  billing_line: "attribution line",
+  countdown: "token countdown",
+  date: "date or time",
+  reasoning: "reasoning",
+  tools: "tools",
+};
+
+/** Return where the prompt of a call differs from that of the call which it continues, and what that costs. */
+export function differenceText(difference) {
+  if (difference === null) return null;
+  const { message, role, field, earlier, later, spoiler, tokens } = difference;
+  const place = message === null ? "tools" : `message ${message}${role === "" ? "" : ` (${role})`}`;
+  const cause = Object.hasOwn(SPOILERS, spoiler) ? `${SPOILERS[spoiler]}, ` : "";
+  const cost = tokens === null ? "" : `, ${count(tokens)} tokens computed again`;
+  return label(`${cause}${place}${field === "" ? "" : `, ${field}`}: “${earlier}” became “${later}”${cost}`, 600);
+}
+
 /**
  * Return the panel.
  *
@@ -211,6 +230,7 @@ export function valuePanel(context) {
           ? null
           : `${count(call.promptTokens)} tokens, ${count(call.cachedTokens)} cached${missed.length === 0 ? "" : `, ${missed.join(", ")}`}`,
       ],
+      ["Prompt differs", differenceText(call.difference ?? null)],
       ["Answer", call.completionTokens === 0 ? null : plural(call.completionTokens, "token")],
       ["Finish", call.finishReason === null ? null : label(call.finishReason, 40)],
       ["Cost", call.cost === null ? null : cost(call.cost)],

@@ -14,7 +14,7 @@ from gateway.api.anthropic.conversation import VerifySignature, to_chat_messages
 from gateway.api.anthropic.token_estimate import estimate_tokens
 from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.openai.tools import ToolCallParserFactory
-from gateway.api.program_tracker import RequestFacts
+from gateway.api.program_tracker import PromptSource, RequestFacts
 from gateway.graph.call import CallSpec
 from gateway.graph.references import NO_NAME
 from gateway.graph.segments import Segment, Slot
@@ -95,6 +95,8 @@ class MessagesSpecBuilder:
     """Part of the request that does not apply, once the call is built."""
     program_messages: Sequence[PromptMessage] = ()
     """Hashes of the messages, once the call is built."""
+    source: PromptSource | None = None
+    """The equivalent conversation, once the call is built, if later ones are compared with it."""
 
     def facts(self, parser_factory: ToolCallParserFactory | None = None) -> RequestFacts | None:
         """Return what the request shows of its program, once the call is built; None if that is not looked for."""
@@ -102,13 +104,15 @@ class MessagesSpecBuilder:
             return None
         metadata = self.body.metadata if isinstance(self.body, MessagesRequest) else None
         user_id = None if metadata is None else metadata.user_id
-        return RequestFacts([self.program_messages], user_id=user_id, parser_factory=parser_factory)
+        return RequestFacts([self.program_messages], user_id=user_id, parser_factory=parser_factory, source=self.source)
 
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
         builder = self.builder_for(model)
         spec = builder.build(model)
         self.warning, self.program_messages = builder.warning, builder.program_messages
+        if self.has_programs and self.source is None:
+            self.source = builder.source
         if model.window is None:
             return spec
         limit = model.window - estimate_tokens(spec.segments)

@@ -16,7 +16,7 @@ from gateway.api.openai.tools import (
     tools_of,
     unenforced_warning,
 )
-from gateway.api.program_tracker import RequestFacts, chat_messages
+from gateway.api.program_tracker import PromptSource, RequestFacts, chat_messages, prompt_source
 from gateway.api.sampling import answer_slot, named_slots, request_sampling
 from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import CALL_HEADERS, NO_EXTENSION
@@ -110,7 +110,13 @@ class ChatSpecBuilder:
         """Return what the request shows of its program, once the call is built; None if that is not looked for."""
         if not self.has_programs:
             return None
-        return RequestFacts([self.program_messages], prompt_cache_key, user_id, parser_factory)
+        return RequestFacts([self.program_messages], prompt_cache_key, user_id, parser_factory, self.source)
+
+    @property
+    def source(self) -> PromptSource | None:
+        """Return the conversation as the model reads it, if later ones are compared with it."""
+        tools = self.body.tools if self.body.tools and self.body.tool_choice != "none" else ()
+        return prompt_source(self.body.messages, tools, normalizes=self.normalizes)
 
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing else."""

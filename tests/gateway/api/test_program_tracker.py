@@ -1,7 +1,20 @@
 """gateway/api/program_tracker.py: messages of requests become facts about programs. test_programs.py tests the rest."""
 
+from typing import Any
+
+import pytest
+
 from compat.openai import Message
-from gateway.api.program_tracker import chat_messages, text_messages
+from gateway.api.program_tracker import (
+    ProgramTracker,
+    PromptSource,
+    chat_messages,
+    lost_tokens,
+    prompt_source,
+    text_messages,
+)
+from gateway.graph.call import CallState, Times, Usage
+from gateway.programs import CallRecord, ProgramCall, ProgramFacts, ProgramIndex
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
@@ -42,3 +55,137 @@ def test_refusals_and_prompts_of_completions_are_texts() -> None:
     assert list(refusal.texts) == ["no"]
     assert text_messages("a")[0].texts == ["a"]
     assert text_messages([1, 2])[0].key == text_messages([1, 2])[0].key != text_messages([2, 1])[0].key
+
+
+CALL: Any = object()
+"""A call of which nothing is read."""
+TEXTS = ["question " * 100, "question " * 99 + "again"]
+
+
+def conversation(*contents: object, tools: Any = (), normalizes: bool = False) -> PromptSource:
+    roles = ["system", *["user", "assistant"] * len(contents)]
+    messages = [message(role=role, content=content) for role, content in zip(roles, contents, strict=False)]
+    return PromptSource(messages, tools, normalizes)
+
+
+def test_a_held_prompt_has_what_templates_read() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": '{"x": 1}'}}
+    messages = [
+        message(role="developer", content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
+        message(role="user", content=[IMAGE], name="me"),
+        message(role="assistant", reasoning="I think.", tool_calls=[call]),
+        message(role="tool", tool_call_id="a", content="b"),
+    ]
+    held = PromptSource(messages).held()
+    assert held is not None
+    assert list(held.messages) == [
+        {"role": "system", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "user", "content": [IMAGE], "name": "me"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "I think.",
+            "tool_calls": [{"name": "look", "arguments": '{"x": 1}'}],
+        },
+        {"role": "tool", "content": "b"},
+    ]
+
+
+def test_a_normalized_prompt_is_held_as_the_model_reads_it() -> None:
+    line = "x-anthropic-billing-header: cch=1\n"
+    for content in (f"{line}Rules", [{"type": "text", "text": line}, {"type": "text", "text": "Rules"}]):
+        held = conversation(content, "q", normalizes=True).held()
+        assert held is not None
+        assert held.messages[0]["content"] in ("Rules", [{"type": "text", "text": "Rules"}])
+
+
+def test_only_short_single_messages_are_not_compared() -> None:
+    short, long = message(role="user", content="a"), message(role="user", content=TEXTS[0])
+    assert prompt_source([short], (), normalizes=False) is None
+    for messages in ([long], [short] * 2):
+        assert prompt_source(messages, (), normalizes=True) == PromptSource(messages, (), True)
+
+
+@pytest.mark.parametrize(
+    ("cached", "missed", "expected"),
+    [
+        (0, {}, None),  # the engine reports nothing
+        (600, {}, 400),
+        (1_500, {}, 0),
+        (0, {"evicted": 1_200}, 0),
+        (600, {"never_seen": 100, "other_key": 50, "diverged": 20, "evicted": 430}, 170),
+        (600, {"never_seen": 600}, 400),  # the rest is new
+    ],
+)
+def test_lost_tokens(cached: int, missed: dict[str, int], expected: int | None) -> None:
+    earlier = record(Usage(1_000))
+    assert lost_tokens(earlier, record(Usage(1_600, cached, missed=missed))) == expected
+    assert lost_tokens(None, record(Usage(1_600, cached, missed=missed))) is None
+    assert lost_tokens(earlier, record(Usage(1_600, cached, missed=missed), "another")) is None
+
+
+def record(usage: Usage, engine: str = "e") -> CallRecord:
+    return CallRecord("m", CallState.DONE, engine, "stop", None, Times(0.0), usage, None)
+
+
+async def test_prompts_wait_in_a_bounded_queue() -> None:
+    index = ProgramIndex()
+    tracker = ProgramTracker(index)
+    for number in range(300):
+        member = index.begin("t", ProgramFacts(text_messages(f"question {number}")), 0.0)
+        member.source = conversation(TEXTS[0])
+        tracker._end(CALL, member, "answer", record(Usage()))
+    assert len(tracker._waiting) == 256
+    await tracker.settle()
+    assert len(index._prompts) == 256
+    assert tracker._waiting_characters == 0
+    for _ in range(3):
+        member = index.begin("t", ProgramFacts(text_messages("x")), 0.0)
+        member.source = conversation("x" * (15 << 20))
+        tracker._end(CALL, member, "answer", record(Usage()))
+    assert len(tracker._waiting) == 2  # the third one exceeds the limit of characters
+    await tracker.close()
+    assert len(index._prompts) == 256
+
+
+async def test_a_call_without_an_answer_leaves_the_prompt_that_it_continues() -> None:
+    index = ProgramIndex()
+    tracker = ProgramTracker(index)
+
+    def turn(*texts: str) -> ProgramCall:
+        source = conversation("rules", *texts)
+        member = index.begin("t", ProgramFacts(chat_messages(source.messages)), 0.0)
+        member.source = source
+        return member
+
+    answer = "This is an answer that is long enough to be found again."
+    first = turn(TEXTS[0])
+    tracker._end(CALL, first, answer, record(Usage()))
+    await tracker.settle()
+    failed = turn(TEXTS[1], answer, "next")
+    failed_record = CallRecord("m", CallState.FAILED, "e", None, None, Times(0.0), Usage(), None)
+    tracker._end(CALL, failed, "", failed_record)
+    await tracker.settle()
+    assert index.prompt_of(first) is not None
+    again = turn(TEXTS[1], answer, "next")
+    tracker._end(CALL, again, answer, record(Usage()))
+    await tracker.settle()
+    assert index.prompt_of(first) is None
+    assert again.lost_prefix is not None
+    assert (again.lost_prefix.earlier, again.lost_prefix.difference.message) == (first.id, 1)
+
+
+async def test_a_call_of_another_agent_leaves_the_prompt_of_the_conversation() -> None:
+    index = ProgramIndex()
+    tracker = ProgramTracker(index)
+    answer = "This is an answer that is long enough to be found again."
+    members = []
+    for rules in ("You are an agent that writes code.", "Name this conversation."):
+        source = conversation(rules, *([TEXTS[0]] if not members else [TEXTS[0], answer, "a title"]))
+        members.append(index.begin("t", ProgramFacts(chat_messages(source.messages)), 0.0))
+        members[-1].source = source
+        tracker._end(CALL, members[-1], answer, record(Usage()))
+        await tracker.settle()
+    assert members[1].parent is members[0]
+    assert members[1].lost_prefix is None
+    assert index.prompt_of(members[0]) is not None

@@ -265,3 +265,115 @@ def test_phases_add_up_to_the_life_of_a_call() -> None:
     assert sum(phases.values()) == 9.0
     assert phases_of(Times(created=0.0), 3.0)["queue"] == 3.0
     assert phases_of(Times(created=0.0, started=1.0), 3.0)["prompt"] == 2.0
+
+
+RULES = "\n".join(f"Rule {number}: write short answers, and keep to the style of the file." for number in range(20))
+TOKENS = {"prompt_tokens": 2_000, "completion_tokens": 5, "total_tokens": 2_005}
+
+
+def rules(text: str) -> dict[str, Any]:
+    return {"role": "system", "content": f"{text}\n{RULES}"}
+
+
+async def differences(client: GatewayClient) -> list[Any]:
+    """Return the differences of all calls of the newest program, once all prompts are compared."""
+    assert client.app is not None
+    tracker = client.app[SERVICES].programs
+    assert tracker is not None
+    await asyncio.sleep(0)  # calls end after the tasks that wait for them
+    await tracker.settle()
+    program = (await get(client))["data"][0]
+    calls = (await get(client, f"/{program['id']}"))["calls"]
+    return [call.get("prompt_difference") for call in calls]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_a_text_that_changes_each_turn_is_named(scripted_gateway: ScriptedGateway, path: str) -> None:
+    client, server, _ = scripted_gateway
+    server.script = [says(REPORT, usage=TOKENS), says("Done.", usage=TOKENS)]
+    turns = [user(TASK)]
+    for day in (1, 2):
+        text = f"Today is 2026-11-{day:02d}.\n{RULES}"
+        if path == "/v1/responses":
+            await post(client, path, input=turns, instructions=text)
+        elif path == "/v1/messages":
+            await post(client, path, messages=turns, system=text, max_tokens=50)
+        else:
+            await post(client, path, messages=[{"role": "system", "content": text}, *turns])
+        turns += [{"role": "assistant", "content": REPORT}, user("How long does each take?")]
+    first, second = await differences(client)
+    assert first is None
+    assert second is not None
+    assert (second["message"], second["role"], second["spoiler"]) == (0, "system", "date")
+    assert second["earlier"].startswith("Today is 2026-11-01.\nRule 0")
+    assert second["later"].startswith("Today is 2026-11-02.\nRule 0")
+    assert second["lost_tokens"] is None  # the server says nothing of its cache
+
+
+async def test_lost_tokens_are_known_if_the_server_reports_its_cache(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    for cached, expected in ((1_000, 1_000), (1_900, None)):
+        usage = {**TOKENS, "prompt_tokens": 2_300, "prompt_tokens_details": {"cached_tokens": cached}}
+        server.script = [says(REPORT, usage=TOKENS), says("Done.", usage=usage)]
+        await chat(client, rules("It is 10:15."), user(f"{TASK} {cached}"))
+        history = [user(f"{TASK} {cached}"), {"role": "assistant", "content": REPORT}, user("And?")]
+        await chat(client, rules("It is 10:16."), *history)
+        found = (await differences(client))[-1]
+        assert (None if found is None else found["lost_tokens"]) == expected
+        assert (found is None) == (expected is None)  # what was cached shows that little was lost
+
+
+async def test_a_rewritten_result_is_named_and_a_branch_is_not(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    texts = [f"This is answer {number}, which is long enough to be found again later." for number in range(5)]
+    server.script = [says(text) for text in texts]
+    history = [rules(""), user(TASK)]
+    for number in range(3):
+        answer = await chat(client, *history)
+        history += [{"role": "assistant", "content": answer["content"]}, user(f"Question {number}")]
+    await chat(client, *history[:-3], user("Another question, in place of the last two"))
+    assert await differences(client) == [None] * 4
+    history[3] = user("[old question removed]")
+    await chat(client, *history)
+    *others, last = await differences(client)
+    assert others == [None] * 4
+    assert (last["message"], last["field"], last["offset"]) == (3, "content", 0)
+    assert (last["earlier"], last["later"]) == ("Question 0", "[old question removed]")
+
+
+async def test_changed_tools_are_named(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.script = [calls_tool("task", f'{{"prompt": "{TASK}"}}'), says("Done.")]
+    first = await chat(client, user("Make the tests fast."), tools=[TOOL])
+    result = {"role": "tool", "tool_call_id": "another", "content": REPORT}
+    call = {**first["tool_calls"][0], "id": "another"}  # the id of a call is no difference
+    history = [user("Make the tests fast."), {"role": "assistant", "tool_calls": [call]}, result]
+    other = {**TOOL, "function": {**TOOL["function"], "name": "other"}}
+    await chat(client, *history, tools=[other, TOOL])
+    found = (await differences(client))[-1]
+    assert (found["message"], found["role"], found["field"], found["spoiler"]) == (None, "", "0.name", "tools")
+
+
+async def test_a_line_that_is_removed_from_prompts_is_no_difference() -> None:
+    for normalize, expected in (("on", None), ("off", "billing_line")):
+        async with ScriptedServer() as server, gateway_before(server, normalize_prompts=normalize) as (client, _):
+            server.script = [says(REPORT), says("Done.")]
+            turns = [user(TASK)]
+            for number in (1, 2):
+                await chat(client, rules(f"x-anthropic-billing-header: cch={number}"), *turns)
+                turns += [{"role": "assistant", "content": REPORT}, user("And?")]
+            found = (await differences(client))[-1]
+            assert (None if found is None else found["spoiler"]) == expected
+
+
+async def test_long_prompts_are_compared_in_a_thread(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.script = [says(REPORT), says("Done.")]
+    parts = [{"type": "text", "text": "x" * 20_000}, {"type": "text", "text": "y" * 20_000}]
+    await chat(client, rules(""), {"role": "user", "content": parts})
+    parts[1]["text"] = "y" * 19_999 + "z"
+    history = [{"role": "user", "content": parts}, {"role": "assistant", "content": REPORT}, user("And?")]
+    await chat(client, rules(""), *history)
+    found = (await differences(client))[-1]
+    assert (found["message"], found["field"], found["offset"]) == (1, "content.1.text", 19_999)
+    assert len(found["earlier"]) <= 80

@@ -10,7 +10,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from gateway.cli import inspect
-from gateway.cli.inspect import graph_as_text, programs_as_text, sessions_as_text
+from gateway.cli.inspect import graph_as_text, program_as_text, programs_as_text, sessions_as_text
+from gateway.programs import Spoiler
 
 
 def call(id: str, inputs: list[str], **more: Any) -> dict[str, Any]:
@@ -194,3 +195,50 @@ async def test_errors_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("myna: ")
     assert message in line
+
+
+def difference(**more: Any) -> dict[str, Any]:
+    fields = {"call": "call_1", "message": 0, "role": "system", "field": "content", "offset": 9, "lost_tokens": 40}
+    return fields | {"earlier": "It is 10:15", "later": "It is 10:16", "spoiler": "date"} | more
+
+
+def test_a_program_has_one_line_for_each_way_in_which_its_prompts_differ() -> None:
+    calls = [
+        call("call_1", []),
+        call("call_2", ["a"], prompt_difference=difference()),
+        call("call_3", ["b"], prompt_difference=difference(later="It is 10:17", lost_tokens=None)),
+        call(
+            "call_4",
+            ["b"],
+            prompt_difference=difference(message=None, role="", field="", spoiler="new", later="\x1b[2J"),
+        ),
+    ]
+    variables = [variable("a", "call_1"), variable("b", "call_2"), variable("c", "call_3"), variable("d", "call_4")]
+    text = program_as_text({"calls": calls, "variables": variables})
+    tree, _, rest = text.partition("\n\nPrompts that do not extend the earlier turn:\n")
+    assert tree == graph_as_text({"calls": calls, "variables": variables})
+    dates, tools = rest.splitlines()
+    assert dates.startswith(
+        '2 x, 40 tokens computed again: message 0 (system), content: "It is 10:15" -> "It is 10:17": a date or time'
+    )
+    assert tools.startswith('1 x, 40 tokens computed again: tools: "It is 10:15" -> "\\u001b[2J": the client rewrites')
+
+
+def test_a_program_whose_prompts_extend_each_other_is_a_tree_only() -> None:
+    program = {"calls": [call("call_1", [])], "variables": [variable("a", "call_1")]}
+    assert program_as_text(program) == graph_as_text(program)
+
+
+def test_the_number_of_printed_differences_is_limited() -> None:
+    calls = [call(f"call_{number}", [], prompt_difference=difference(message=number)) for number in range(60)]
+    lines = program_as_text({"calls": calls, "variables": []}).splitlines()
+    assert len(lines) == 3 + 50 + 1
+    assert lines[-1] == "and 10 more"
+
+
+def test_each_known_cause_has_its_advice() -> None:
+    texts = set()
+    for spoiler in Spoiler:
+        found = [call("call_1", [], prompt_difference=difference(spoiler=spoiler.value))]
+        texts.add(program_as_text({"calls": found, "variables": []}))
+    assert len(texts) == len(Spoiler) - 1  # a rolling cache_control is never reported

@@ -12,10 +12,14 @@ from gateway.programs import (
     AnswerFacts,
     CallRecord,
     ClientIds,
+    Difference,
+    LostPrefix,
     ProgramFacts,
     ProgramIndex,
     ProgramLimits,
+    Spoiler,
     client_ids,
+    held_prompt,
     prompt_message,
 )
 from gateway.programs.program import ProgramCall
@@ -340,3 +344,116 @@ def test_counts_and_bytes_are_those_of_what_is_remembered(
     assert all(program.running == 0 for owner in "tu" for program in index.of_tenant(owner))
     index.expire(now + 100.0)
     assert len(index) == index.bytes == index.text_bytes == 0
+
+
+def long_answer(number: int) -> AnswerFacts:
+    return AnswerFacts(f"This is answer {number}, of which no other call has given any part, so far.")
+
+
+def grown(index: ProgramIndex, turns: int, **options: object) -> tuple[Agent, list[ProgramCall]]:
+    """Return an agent after some turns with long answers, and its calls."""
+    agent = Agent("a", index)
+    calls = []
+    for number in range(turns):
+        agent.messages.append(prompt_message("user", [f"question {number}"]))
+        calls.append(agent.send(float(number), long_answer(number), **options))  # type: ignore[arg-type]
+    return agent, calls
+
+
+def begun(agent: Agent, program_facts: ProgramFacts | None = None) -> ProgramCall:
+    """Return the call of the agent's next turn, which runs."""
+    program_facts = program_facts or ProgramFacts()
+    agent.messages.append(prompt_message("user", ["the next question"]))
+    messages = ProgramFacts(agent.messages, program_facts.session, program_facts.ids)
+    return agent.index.begin("t", messages, 50.0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1 << 30), st.integers(1, 12))
+def test_each_turn_continues_the_call_that_it_extends(seed: int, turns: int) -> None:
+    index, pick = ProgramIndex(), random.Random(seed)
+    agent = Agent("a", index)
+    for number in range(turns):
+        if len(agent.messages) > 3 and pick.random() < 0.3:
+            agent = agent.fork(pick.randrange(1, (len(agent.messages) - 1) // 2))
+        agent.messages.append(prompt_message("user", [f"question {number}"]))
+        call = index.begin("t", ProgramFacts(list(agent.messages)), float(number))
+        assert call.continued is call.parent
+        answer = pick.choice([AnswerFacts("OK"), long_answer(number)])
+        index.end(call, answer, float(number))
+        assert call.continued is None
+        agent.messages.append(prompt_message("assistant", [answer.text]))
+
+
+@pytest.mark.parametrize("rewritten", [1, 3, 5])
+def test_a_call_with_a_rewritten_history_continues_the_one_whose_answer_it_has(rewritten: int) -> None:
+    agent, calls = grown(ProgramIndex(), 4)
+    agent.messages[rewritten] = prompt_message("user", ["it was rewritten"])
+    call = begun(agent)
+    assert call.program is calls[0].program
+    assert call.continued is calls[-1]
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_branch_continues_the_call_at_which_it_begins(turns: int) -> None:
+    agent, calls = grown(ProgramIndex(), 4)
+    branch = agent.fork(turns)
+    call = begun(branch)
+    assert call.continued is call.parent is calls[-1 - turns]
+    agent.index.end(call, long_answer(9), 51.0)
+    branch.messages.append(prompt_message("assistant", [long_answer(9).text]))
+    assert begun(branch).continued is call
+
+
+def test_a_repeated_call_continues_the_one_before() -> None:
+    agent, calls = grown(ProgramIndex(), 2)
+    failed = begun(agent)
+    agent.index.end(failed, AnswerFacts(state="failed"), 51.0)
+    again = agent.index.begin("t", ProgramFacts(agent.messages), 52.0)
+    assert again.continued is failed.parent is calls[-1]
+
+
+def test_an_id_connects_short_answers_at_the_same_place() -> None:
+    index, ids = ProgramIndex(), ProgramFacts(ids=ClientIds("s"))
+    agent = Agent("a", index)
+    first = agent.ask(0.0, answer=AnswerFacts("OK"), facts=ids)
+    agent.messages[1] = prompt_message("user", ["It is another day."])
+    call = begun(agent, ids)
+    assert (call.parent, call.continued) == (None, first)
+    index.end(call, AnswerFacts("OK"), 51.0)
+    unrelated = Agent("b", index, messages=[prompt_message("user", ["x"])] * 3)
+    unrelated.messages.append(prompt_message("assistant", ["OK"]))
+    assert begun(unrelated, ids).continued is None
+
+
+def test_programs_that_are_forgotten_lose_their_prompts_and_differences() -> None:
+    index = ProgramIndex(ProgramLimits(program_calls=3))
+    _, calls = grown(index, 2)
+    held = held_prompt([{"role": "user", "content": "question"}], ())
+    assert held is not None
+    lost = LostPrefix(calls[0].id, Difference(0, "user", "content", 3, "a", "b", Spoiler.UNKNOWN), 500)
+    for call in calls:
+        index.remember_prompt(call, held)
+    index.remember_prompt(calls[1], held, calls[0])
+    assert (index.prompt_of(calls[0]), index.prompt_of(calls[1]), index.prompt_bytes) == (None, held, held.size)
+    before = index.bytes
+    index.report(calls[1], lost)
+    size = index.bytes - before
+    assert size > 0
+    index.report(calls[1], lost)
+    assert (calls[1].lost_prefix, index.bytes) == (lost, before + size)
+    index.forget_tenant("t")
+    index.remember_prompt(calls[1], held)
+    index.report(calls[0], lost)
+    assert (index.prompt_bytes, index.bytes, calls[0].lost_prefix) == (0, 0, None)
+
+
+def test_a_forgotten_call_is_not_held_by_a_running_one() -> None:
+    index = ProgramIndex(ProgramLimits(program_calls=2))
+    agent, _ = grown(index, 1)
+    running = begun(agent)
+    for number in range(3):
+        grown_call = index.begin("t", ProgramFacts(agent.messages), 60.0 + number)
+        index.end(grown_call, AnswerFacts(state="failed"), 60.0 + number)
+    assert running.is_forgotten
+    assert running.continued is None

@@ -4,12 +4,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { missName, stateKind } from "../../../gateway/web/causes.js";
-import { cleanCall, cleanLink, cleanProgram } from "../../../gateway/web/clean.js";
+import { cleanCall, cleanDifference, cleanLink, cleanProgram } from "../../../gateway/web/clean.js";
 import { RateHistory, cleanStatus, ratesBetween } from "../../../gateway/web/rates.js";
 import { joinPrograms, selectSessions } from "../../../gateway/web/sessions.js";
 import { linePoints } from "../../../gateway/web/sparkline.js";
 import { tokenText } from "../../../gateway/web/timeline.js";
-import { followText } from "../../../gateway/web/value_panel.js";
+import { differenceText, followText } from "../../../gateway/web/value_panel.js";
 import { usageRows } from "../../../gateway/web/usage_panel.js";
 import { SHOWN, cutAt } from "../../../gateway/web/value_box.js";
 import { receive } from "../../../gateway/web/value_stream.js";
@@ -197,4 +197,31 @@ test("a value arrives in pieces, begins again, and ends", () => {
     true,
   );
   assert.deepEqual(seen, ["ab", "restart", "c", "d", "ready cd"]);
+});
+
+test("a difference between prompts is a text, whatever it contains", () => {
+  const raw = {
+    call: "call_1",
+    message: 0,
+    role: "system",
+    field: "content",
+    offset: 9,
+    earlier: "It is <b>10:15</b>",
+    later: "It is <b>10:16</b>\u202e",
+    spoiler: "date",
+    lost_tokens: 2_000,
+  };
+  const { difference } = cleanCall(rawCall("a", { prompt_difference: raw }));
+  const text = differenceText(difference);
+  assert.equal(typeof text, "string");
+  assert.match(text, /^date or time, message 0 \(system\), content: “It is <b>10:15<\/b>” became “It is <b>10:16/);
+  assert.match(text, /\\u202e”, 2.000 tokens computed again$/);
+  const other = { ...raw, message: null, role: "", field: "", spoiler: "constructor", lost_tokens: null };
+  assert.equal(differenceText(cleanDifference(other)).slice(0, 14), "tools: “It is ");
+  for (const value of [undefined, null, 5, {}, { call: 7 }]) assert.equal(cleanDifference(value), null);
+  assert.equal(differenceText(cleanCall(rawCall("a")).difference), null);
+  const garbage = cleanDifference({ call: "a", message: "x", role: {}, field: [], earlier: 1, lost_tokens: "y" });
+  assert.equal(differenceText(garbage), "tools: “” became “”");
+  const long = { ...raw, earlier: "x".repeat(5_000), later: "y".repeat(5_000) };
+  assert.ok(differenceText(cleanDifference(long)).length <= 600);
 });
