@@ -28,6 +28,8 @@ _ATTEMPTS = 3
 """Maximum number of attempts at a call, if engines refuse it temporarily or fail for reasons unrelated to it."""
 _MAX_RECORDED = 15
 """Maximum number of failed attempts of a call that are recorded. A producer may restart more often."""
+_MAX_FREED = 1_000
+"""Maximum number of freed contexts that are remembered until it is known when they are read again."""
 _SHORT_PAUSE = 1.0
 """Longest pause after which a lost call gets another attempt on the same model, if another model could answer, in
 seconds."""
@@ -57,6 +59,8 @@ class CallExecutor:
         """Contexts of calls that have not ended, by the call's id."""
         self._working_calls: dict[str, Call] = {}
         """Calls that have an engine context, by id."""
+        self._freed: dict[str, EngineContext] = {}
+        """The latest contexts of calls of programs that have ended, by the call's id, until `expect_return`."""
         self._isolation = Isolation()
         self._gate = ProgramGate(
             lambda call: priorities.program_rank(call, now()), priorities.cost_model.answer_tokens, now
@@ -105,6 +109,8 @@ class CallExecutor:
 
     def expect_return(self, call: Call, returns: Sequence[float]) -> None:
         """See `Scheduler.expect_return`."""
+        if (context := self._freed.pop(call.id, None)) is not None:
+            context.retain(returns)
         self._gate.expect(call, returns)
 
     def priorities_changed(self) -> None:
@@ -222,6 +228,11 @@ class CallExecutor:
         async with self._isolation.alone(lost, serving) as engine:
             await self._run_on(call, rendering, engine, alone=True)
 
+    def _remember_freed(self, call: Call, context: EngineContext) -> None:
+        self._freed[call.id] = context
+        if len(self._freed) > _MAX_FREED:
+            del self._freed[next(iter(self._freed))]
+
     def _has_contexts(self, session: Session, engine: Engine) -> bool:
         """Return whether calls of the session have contexts on the engine. They may wait for other calls of it."""
         return bool(session.id) and any(
@@ -250,6 +261,8 @@ class CallExecutor:
             self._contexts.pop(call.id, None)
             self._working_calls.pop(call.id, None)
             context.free()
+            if call.program is not None:
+                self._remember_freed(call, context)
         if leader is not None:
             await self._follow(call, leader)
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 
 from engine.kv.eviction import EvictionPolicy
+from engine.kv.expectations import Expectation
 from gateway.scheduler.priority import deadline_extension
 from gateway.simulator.agents.call import AgentCall
 from gateway.simulator.agents.kv_pool import Extent, KvPool
@@ -25,7 +26,7 @@ _BLOCK = 16
 class _Block:
     """Extent as the eviction policy sees it."""
 
-    __slots__ = ("block", "candidates", "due_rank", "extent", "last_release", "path", "read_count")
+    __slots__ = ("block", "candidates", "due_rank", "expectation", "extent", "last_release", "path", "read_count")
 
     def __init__(self, extent: Extent, number: int) -> None:
         self.extent = extent
@@ -33,6 +34,7 @@ class _Block:
         self.last_release = 0
         self.read_count = 1
         self.due_rank: float | None = None
+        self.expectation: Expectation | None = None
         self.candidates: Mapping[Extent, None] = {}
 
     @property
