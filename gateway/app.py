@@ -109,6 +109,7 @@ def build_services(
         several_tenants=several,
         priorities=priorities,
         fill_ahead=settings.fill_ahead,
+        pause_programs=settings.pause_programs,
         traceparent_of=None if exporter is None else traceparent_of,
     )
     if settings.programs:

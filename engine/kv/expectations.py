@@ -42,6 +42,7 @@ class Evictable(Protocol):
     """Rank of the most urgent sequence that will come back for it, or None."""
     expectation: "Expectation | None"
     """The last expectation that a reader returns for it, which may have ended, or None."""
+
     @property
     def is_evictable(self) -> bool:
         """Whether no sequence holds it and no block follows it."""

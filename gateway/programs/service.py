@@ -87,11 +87,19 @@ class ProgramService:
         """Forget a program."""
         self._programs.pop(program, None)
 
+    def delay(self, program: str, now: float) -> float:
+        """Return by how much the service that a program has attained moves its rank behind its arrival, in seconds. For
+        a program that is not known, 0."""
+        service = self._programs.get(program)
+        if service is None:
+            return 0.0
+        service.decay(now)
+        return SERVICE_FACTOR * max(0.0, service.attained / service.weight - GRANT_SECONDS)
+
     def rank(self, program: str, now: float) -> float:
         """Return the rank of a program, in seconds. For a program that is not known, the time itself: it would arrive
         now."""
         service = self._programs.get(program)
         if service is None:
             return now
-        service.decay(now)
-        return service.arrival + SERVICE_FACTOR * max(0.0, service.attained / service.weight - GRANT_SECONDS)
+        return service.arrival + self.delay(program, now)

@@ -19,7 +19,7 @@ from gateway.scheduler.coalescing import copy_outputs, find_leader
 from gateway.scheduler.input_reader import CallFailed, InputReader, render_template, upstream_failure
 from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.placement import Placement, place
-from gateway.scheduler.priority import Order, Priorities
+from gateway.scheduler.priority import Priorities
 from gateway.scheduler.program_gate import ProgramGate
 
 log = logging.getLogger("myna.scheduler")
@@ -44,11 +44,13 @@ class CallExecutor:
         priorities: Priorities,
         *,
         fill_ahead: bool = True,
+        pause_programs: bool = False,
         place: Placement = place,
         traceparent_of: Callable[[Call], str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`fill_ahead`: fill prompts before all their values exist. `place` chooses engines. `traceparent_of` returns
+        """`fill_ahead`: fill prompts before all their values exist. `pause_programs`: let new programs wait while their
+        KV does not fit. `place` chooses engines. `traceparent_of` returns
         the trace header of a call, if traces are exported. `now`: clock of the pauses after long work, in seconds."""
         self._engines = engines
         self._priorities = priorities
@@ -62,9 +64,11 @@ class CallExecutor:
         self._freed: dict[str, EngineContext] = {}
         """The latest contexts of calls of programs that have ended, by the call's id, until `expect_return`."""
         self._isolation = Isolation()
-        self._gate = ProgramGate(
-            lambda call: priorities.program_rank(call, now()), priorities.cost_model.answer_tokens, now
-        )
+        self._gate: ProgramGate | None = None
+        if pause_programs:
+            self._gate = ProgramGate(
+                lambda call: priorities.program_rank(call, now()), priorities.cost_model.answer_tokens, now
+            )
         self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
         self._is_rerank_scheduled = False
@@ -111,7 +115,8 @@ class CallExecutor:
         """See `Scheduler.expect_return`."""
         if (context := self._freed.pop(call.id, None)) is not None:
             context.retain(returns)
-        self._gate.expect(call, returns)
+        if self._gate is not None:
+            self._gate.expect(call, returns)
 
     def priorities_changed(self) -> None:
         """Inform the engines in the next turn of the loop: once, however many changes there are in this turn."""
@@ -193,15 +198,18 @@ class CallExecutor:
                 await call.until_final(source)
         if not call.waiting_on:
             call.set_state(CallState.QUEUED)
+        engine = await self._find_engine(call, rendering, wait=wait, lost=lost)
+        gate = self._gate
+        if gate is None:
+            await self._run_on(call, rendering, engine, alone=False)
+            return
         try:
-            while True:
+            while not gate.try_enter(call, engine):
+                await gate.wait(call, engine)
                 engine = await self._find_engine(call, rendering, wait=wait, lost=lost)
-                if self._priorities.order is Order.ARRIVAL or self._gate.try_enter(call, engine):
-                    break
-                await self._gate.wait(call, engine)
             await self._run_on(call, rendering, engine, alone=False)
         finally:
-            self._gate.leave(call)
+            gate.leave(call)
 
     async def _find_engine(self, call: Call, rendering: Rendering, *, wait: bool, lost: str | None) -> Engine:
         """Choose an engine for a call. See `_attempt`."""

@@ -7,8 +7,9 @@ consumer run together. Between applications, small ones go before large ones, an
 All deadlines are times of one clock, so no call waits for ever. This is earliest deadline first (EDF), with deadlines
 inherited along the graph.
 
-The deadline of a plain request that belongs to a program counts from the program's rank instead of its arrival: see
-`gateway.programs.service`. So a program that returns from a tool goes before those that arrived after it.
+A plain request of a program that has attained much service gets a later deadline: see `gateway.programs.service`. It is
+at most MAX_SERVICE_DELAY later, so no program starves. The order of arrival of whole programs, which that module also
+has, is not used for single calls: measured on agents, their own arrivals and work order them better.
 
 There is no clock and no I/O here: the caller passes the time.
 """
@@ -45,6 +46,8 @@ Under overload every call becomes late. A question that takes a second must not 
 SHORT_WORK = 2.0
 """Work in seconds up to which LONG_WORK_EXTENSION does not apply. From here to twice as much it grows to its full
 size."""
+MAX_SERVICE_DELAY = LONG_WORK_EXTENSION
+"""Maximum deadline extension, in seconds, for the service that a program has attained."""
 PRODUCER_LEAD = 1e-6
 """Share of a call's time by which the calls that it reads are due before it.
 
@@ -110,7 +113,7 @@ class Priorities:
         session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
         if call.program is not None and not call.session.id:
-            fair_offset += self._begin_in_program(call, call.program, now)
+            fair_offset += self._service_delay(call, call.program, now)
         deadline_unread = now + fair_offset + patience + path + deadline_extension(session.seconds)
         self._entries[call.id] = entry = _Entry(call, prefixes, cost, path, fair_offset, deadline_unread)
         self._changed[call.id] = call
@@ -129,10 +132,11 @@ class Priorities:
                     variable, Objective.LATENCY if variable.latency_subscribers else Objective.THROUGHPUT, now
                 )
 
-    def _begin_in_program(self, call: Call, member: ProgramMember, now: float) -> float:
-        """Record a call of a program. Return the program's rank minus the time, in seconds."""
+    def _service_delay(self, call: Call, member: ProgramMember, now: float) -> float:
+        """Record a call of a program. Return how much later its deadline is because of the program's service, in
+        seconds."""
         self.programs.begin(member.program_id, call.session.tenant, now)
-        return self.programs.rank(member.program_id, now) - now
+        return min(MAX_SERVICE_DELAY, self.programs.delay(member.program_id, now))
 
     def program_rank(self, call: Call, now: float) -> float:
         """Return the rank of a call's program: the lowest goes first. For a call without one, the time."""

@@ -1,4 +1,9 @@
-"""Gate at tool boundaries: calls of programs wait here until their KV fits. See `gateway.programs.pausing`."""
+"""Gate before the engines: new programs wait here until their KV fits. See `gateway.programs.pausing`.
+
+The gateway only estimates which KV an engine has. A wrong estimate would hold a program whose KV is there, and which
+the engine would evict meanwhile; measured on agents, that cost more than it saved. So a call that extends another one
+never waits, and only the first calls of programs do.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -38,10 +43,10 @@ class _Pool:
 
 
 class ProgramGate:
-    """Owner of the estimates of the programs' KV, and of the calls that wait at tool boundaries.
+    """Owner of the estimates of the programs' KV, and of the calls that wait.
 
-    Only plain requests of programs wait here, whose prompts are complete. A call of a named session may wait for the
-    value of another call, so that one must not wait for its KV. Engines whose KV cache has an unknown size are not
+    Only plain requests wait here, whose prompts are complete. A call of a named session may wait for the value of
+    another call, so it must not wait for KV. Engines whose KV cache has an unknown size are not
     concerned either.
     """
 
@@ -137,6 +142,8 @@ class ProgramGate:
     def _must_pause(
         self, pool: _Pool, call: Call, member: ProgramMember, prompt: int, now: float, *, waited: float, idle: float
     ) -> bool:
+        if member.parent is not None:
+            return False
         _, cached = pool.kv.cached(member)
         common = pool.kv.common(member.program_id)
         cached = max(cached, common)

@@ -59,18 +59,25 @@ class Scheduler:
         several_tenants: bool = False,
         priorities: Priorities | None = None,
         fill_ahead: bool = True,
+        pause_programs: bool = False,
         traceparent_of: Callable[[Call], str] | None = None,
         place: Placement = place,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_calls`: maximum number of unfinished calls; with `several_tenants`, no tenant alone may have all of
         them. `observe` is called with each call that ends. `fill_ahead`: fill prompts before all their values exist.
-        `traceparent_of`: see `CallExecutor`.
+        `pause_programs`, `traceparent_of`: see `CallExecutor`.
         `priorities` orders the calls, `place` chooses engines. `now` is the clock of the priorities, in seconds."""
         self._unfinished = SharedLimit(max_calls, several=several_tenants)
         self._priorities = priorities or Priorities(CostModel())
         self._executor = CallExecutor(
-            engines, self._priorities, fill_ahead=fill_ahead, place=place, traceparent_of=traceparent_of, now=now
+            engines,
+            self._priorities,
+            fill_ahead=fill_ahead,
+            pause_programs=pause_programs,
+            place=place,
+            traceparent_of=traceparent_of,
+            now=now,
         )
         self._cancellation = Cancellation(self._abort, observe)
         self._stuck_calls = StuckCallDetector(self._has_task)

@@ -12,11 +12,13 @@ from gateway.engines.protocol import ContextRefused, Engine, EngineBusy, EngineL
 from gateway.graph.call import Call, CallSpec, CallState, Rendering
 from gateway.graph.errors import Failure
 from gateway.graph.segments import Segment, Text
+from gateway.graph.session import Session
 from gateway.scheduler import Scheduler
 from gateway.scheduler.execution import _reset
 from tests.fakes.engine import FakeContext, FakeEngine, FakeEngines
 from tests.gateway.graph.test_session import session, spec
 from tests.gateway.scheduler.scheduler_harness import ANSWER, SchedulerHarness, settle, slot, submit
+from tests.gateway.scheduler.test_program_kv import Member
 
 
 async def test_a_call_that_lost_its_engine_runs_again() -> None:
@@ -31,6 +33,50 @@ async def test_a_call_that_lost_its_engine_runs_again() -> None:
     assert call.output.value == "2"
     assert len(harness.engine.opened) == 2
     assert harness.engine.load == 0
+
+
+def plain_call(prompt: int, program: str) -> Call:
+    """Return the call of a plain request of a program."""
+    call = Session(id="", tenant="", created=0.0, ttl=60.0).add(
+        CallSpec(model="m", segments=[Text([1] * prompt), ANSWER], deferred=True)
+    )
+    call.program = Member(call.id, program)
+    return call
+
+
+async def test_engines_are_told_when_the_kv_of_a_program_is_read_again() -> None:
+    harness = SchedulerHarness()
+    call, other = plain_call(12, "a"), harness.run()
+    harness.scheduler.submit(call)
+    await harness.scheduler.wait_idle()
+    for _ in range(2):
+        harness.scheduler.expect_return(call, [1.0, 2.0])
+    harness.scheduler.expect_return(other, [1.0])
+    assert [context.retained for context in harness.engine.opened] == [[], [[1.0, 2.0]]]
+
+
+async def test_a_new_program_waits_until_its_kv_fits_if_that_is_set() -> None:
+    engine = FakeEngine()
+    engine.kv_tokens = 1_000
+    scheduler = Scheduler(FakeEngines(engine), 10, pause_programs=True)
+    first, second = plain_call(700, "a"), plain_call(600, "b")
+    engine.hold()
+    for call in (first, second):
+        scheduler.submit(call)
+    await settle()
+    assert [first.state, second.state] == [CallState.PREFILL, CallState.QUEUED]
+    engine.released.set()
+    await asyncio.wait_for(scheduler.wait_idle(), 10)
+    assert [first.state, second.state] == [CallState.DONE, CallState.DONE]
+    third, fourth = plain_call(700, "c"), plain_call(600, "d")
+    engine.hold()
+    for call in (third, fourth):
+        scheduler.submit(call)
+    await settle()
+    scheduler.cancel(fourth, Failure("cancelled", "test"))
+    engine.released.set()
+    await asyncio.wait_for(scheduler.wait_idle(), 10)
+    assert [third.state, fourth.state] == [CallState.DONE, CallState.CANCELLED]
 
 
 async def test_an_exposed_call_that_lost_its_engine_fails() -> None:

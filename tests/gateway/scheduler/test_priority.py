@@ -15,7 +15,14 @@ from gateway.graph.session import Session
 from gateway.programs.service import GRANT_SECONDS, SERVICE_FACTOR
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.objective import sources
-from gateway.scheduler.priority import LONG_WORK_EXTENSION, PATIENCE_SECONDS, PRODUCER_LEAD, WORK_FACTOR, Priorities
+from gateway.scheduler.priority import (
+    LONG_WORK_EXTENSION,
+    MAX_SERVICE_DELAY,
+    PATIENCE_SECONDS,
+    PRODUCER_LEAD,
+    WORK_FACTOR,
+    Priorities,
+)
 
 _numbers = itertools.count()
 
@@ -80,7 +87,7 @@ class _Member:
         self.program_id = program
 
 
-def test_a_program_that_returns_goes_before_those_that_arrived_after_it() -> None:
+def test_programs_that_attained_much_service_go_later_but_not_for_ever() -> None:
     harness = PriorityHarness()
 
     def request(program: str) -> Call:
@@ -90,20 +97,22 @@ def test_a_program_that_returns_goes_before_those_that_arrived_after_it() -> Non
         harness.read(call)
         return call
 
-    first = request("a")
-    finish(first)
-    harness.priorities.charge_program(first, harness.now)
-    harness.priorities.end(first)
-    harness.now += 10
-    newcomer = request("b")
-    harness.now += 10
-    returning, last = request("a"), request("c")
-    assert harness.order(newcomer, returning, last) == [1, 0, 2]
+    request("a"), request("b")
+    harness.priorities.programs.charge("a", GRANT_SECONDS, harness.now)
+    within_grant, newcomer = request("a"), request("c")
+    assert harness.order(within_grant, newcomer) == [0, 1]
+    harness.priorities.programs.charge("a", 10.0, harness.now)
+    heavy, newcomer = request("a"), request("d")
+    assert harness.order(heavy, newcomer) == [1, 0]
+    harness.priorities.programs.charge("a", 1e9, harness.now)
+    heaviest = request("a")
+    harness.now += MAX_SERVICE_DELAY + 1
+    assert harness.order(heaviest, request("e")) == [0, 1]
     declared = join(session())
     declared.program = _Member("a")
     harness.priorities.add(declared, harness.now)
     harness.read(declared)
-    assert harness.order(returning, last, declared) == [0, 1, 2], "a declared session has deadlines of its own"
+    assert harness.order(declared, request("f")) == [0, 1], "a declared session has deadlines of its own"
 
 
 def test_programs_pay_for_what_their_calls_used() -> None:

@@ -70,7 +70,7 @@ async def test_a_newcomer_waits_until_the_other_program_has_ended() -> None:
     await settle()
     assert harness.gate.waiting_calls == 1
     turn = harness.call(2_600, parent=first)
-    assert harness.gate.try_enter(turn, harness.engine), "its prompt is cached"
+    assert harness.gate.try_enter(turn, harness.engine), "a call that extends another never waits"
     harness.finish(turn, [])
     await asyncio.wait_for(waiting, 5)
     assert harness.gate.waiting_calls == 0
