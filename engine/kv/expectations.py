@@ -1,4 +1,4 @@
-"""Readers that are expected to return for released blocks, and the order in which the pool gives up on them.
+"""Readers that are expected to return for released blocks, and the order in which the pool evicts them.
 
 An agent's answer that ends in tool calls is followed by a request that extends it, once the tools have run. The gateway
 sends how long earlier waits of this kind took. So the blocks of the answer have a forecast, see `forecast.py`, which
@@ -23,7 +23,8 @@ _FRESH_SECONDS = 0.5
 _FRESH_SHARE = 1 / 8
 """Time for which a forecast is cached, as a share of the time since the release."""
 _SAME = 0.9
-"""Waits whose ratio is at least this are the same: the group that has lost a block already loses the next one too."""
+"""Ratio of two forecasts from which they count as equal. Then the policy continues with the group that it selected
+last."""
 
 
 class Evictable(Protocol):
@@ -41,7 +42,7 @@ class Evictable(Protocol):
     due_rank: float | None
     """Rank of the most urgent sequence that will come back for it, or None."""
     expectation: "Expectation | None"
-    """The last expectation that a reader returns for it, which may have ended, or None."""
+    """The latest expectation for this block, or None. It may have ended."""
 
     @property
     def is_evictable(self) -> bool:
@@ -98,7 +99,7 @@ class Expectations:
         return len(self._order) + len(self._refreshes)
 
     def add(self, blocks: Iterable[Evictable], released: float, returns: Sequence[float]) -> Evictable | None:
-        """Expect a reader for a group of blocks, instead of the readers that were expected for them.
+        """Expect a reader for a group of blocks. This replaces earlier expectations for these blocks.
 
         Arguments as in `Expectation`; `returns` is not empty. Return the leaf that becomes ordinary because there are
         too many expectations, or None.
@@ -129,7 +130,7 @@ class Expectations:
             self._end(expectation)
 
     def offer(self, leaf: Evictable) -> None:
-        """Make a block that can be evicted the leaf of its group."""
+        """Record the evictable block at the end of its group."""
         expectation = leaf.expectation
         assert expectation is not None
         assert expectation.is_live

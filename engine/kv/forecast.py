@@ -17,7 +17,7 @@ from collections.abc import Sequence
 def expected_wait(durations: Sequence[float], age: float) -> float:
     """Return the seconds that a block waits for each return of its reader, if the pool keeps it for the best time.
 
-    The pool may keep a block for some time and then give up. Keeping it for a time `h` costs `E[min(wait, h)]` seconds
+    The pool may keep a block for some time and then evict it. Keeping it for a time `h` costs `E[min(wait, h)]` seconds
     and ends in a return with probability `P(wait <= h)`; the result is the minimum of their ratio over all `h`. It is
     the reciprocal of the Gittins index (Gittins, 1979; here as in Aalto et al., 2009). A mean would be wrong here: a
     tool that takes 10 s as a rule and an hour at times has a mean of minutes.

@@ -65,7 +65,7 @@ def chat_messages(messages: Sequence[Message]) -> list[PromptMessage]:
 
 
 def text_messages(prompt: str | Sequence[int]) -> list[PromptMessage]:
-    """Return the prompt of a completion as a conversation of one message. Numbers of tokens have no text."""
+    """Return the prompt of a completion as a conversation of one message. Prompts given as token ids have no text."""
     if isinstance(prompt, str):
         return [prompt_message("user", [prompt])]
     return [prompt_message("user", [], media=[prompt])]
@@ -125,7 +125,7 @@ def _described_tool(tool: ToolDefinition | CustomToolDefinition) -> dict[str, An
 def prompt_source(
     messages: Sequence[Message], tools: Sequence[ToolDefinition | CustomToolDefinition], *, normalizes: bool
 ) -> PromptSource | None:
-    """Return the source of a prompt, or None if it is so short that nothing is lost if no later prompt extends it."""
+    """Return the source of a prompt, or None if the prompt is too short to be compared."""
     if len(messages) == 1 and not tools and messages[0].length < _MIN_COMPARED:
         return None
     return PromptSource(messages, tools, normalizes)
@@ -135,7 +135,7 @@ def prompt_source(
 class RequestFacts:
     """Facts of a request about its program.
 
-    `prompts`: messages of each prompt, each of which equally many consecutive calls have. `prompt_cache_key`,
+    `prompts`: messages of each prompt. Each prompt has the same number of consecutive calls (`n`). `prompt_cache_key`,
     `user_id`: fields of the request. `parser_factory`: finds the tool calls in answers; None if there are none.
     `source`: the conversation, if later ones are compared with it.
     """
@@ -148,7 +148,7 @@ class RequestFacts:
 
 
 def record_of(call: Call, cost: float | None = None) -> CallRecord:
-    """Return what a program keeps of a call, or shows of it now."""
+    """Return the record of a call that its program retains, or shows while the call runs."""
     model = call.model or call.spec.model
     return CallRecord(model, call.state, call.engine, call.finish_reason, call.failure, call.times, call.usage, cost)
 
@@ -164,7 +164,7 @@ class _Waiting:
 
 
 class ProgramTracker:
-    """Owner of the programs of a gateway: it tells the index of each call's beginning and end."""
+    """Owner of the programs of a gateway: it records the beginning and the end of each call in the index."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class ProgramTracker:
         await self.settle()
 
     def _compare_later(self, member: ProgramCall, source: PromptSource) -> None:
-        """Compare the prompt of a call that has its answer, once it is its turn."""
+        """Queue the prompt of a finished call for comparison."""
         length = source.length
         if len(self._waiting) >= _MAX_WAITING or self._waiting_characters + length > _MAX_WAITING_CHARACTERS:
             return
@@ -259,9 +259,9 @@ class ProgramTracker:
             self._comparing = None
 
     async def _compare(self, waiting: _Waiting) -> None:
-        """Compare the prompt of a call with that of the call which it continues, and remember it instead.
+        """Compare the prompt of a call with that of the call it continues, then retain it in place of that prompt.
 
-        So of several calls that continue one call, the first that ends is compared.
+        So if several calls continue the same call, only the first to end is compared.
         """
         member, continued = waiting.member, waiting.continued
         earlier = None if continued is None else self.index.prompt_of(continued)

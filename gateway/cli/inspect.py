@@ -110,7 +110,7 @@ def programs_as_text(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def program_as_text(program: Mapping[str, Any]) -> str:
-    """Return the calls of a program as a tree, and one line for each way in which its prompts spoil the cache."""
+    """Return the calls of a program as a tree, and one line for each kind of difference between its turns' prompts."""
     lines = list(_differences_as_text(program["calls"]))
     return "\n".join(
         [graph_as_text(program), *(["", "Prompts that do not extend the earlier turn:"] if lines else []), *lines]

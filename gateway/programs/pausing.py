@@ -1,4 +1,7 @@
-"""Admission at tool boundaries: which calls wait, so that programs do not evict each other's KV. Pure.
+"""Admission: which calls wait, so that programs do not evict each other's KV. Pure.
+
+In the simulator, any call can wait. In the server (`gateway.scheduler.program_gate`), only calls that extend no other
+call can, such as the first call of a program.
 
 KV of a program in a tool is worth its memory if the next call comes soon enough. Keeping it saves the time to compute
 it again, and keeps others out meanwhile. Let a program hold `tokens` of a pool of `capacity`, and let it return after
@@ -8,17 +11,18 @@ the whole engine, keeping it is better up to
 
     wait = (tokens + capacity) * row_seconds
 
-A call whose prompt is cached to at least a half continues a program that is active, and is admitted. All others wait
-at the boundary of a tool until they fit next to the KV that is worth its memory. They are few: a program pauses only if
-its KV was evicted, and eviction takes all of one program before it takes a part of the next.
+A call whose prompt is cached to at least a half continues a program that is active, and is admitted. Other calls wait
+until they fit next to the KV that is worth its memory. Of the calls that follow a tool's run, few wait: only calls
+whose KV was evicted, and the policy evicts all KV of one program before it evicts a part of the next.
 
-Two more calls are admitted at once. A small call displaces little, whatever the pool holds. And while the engine has
-nothing to do, a wait saves only the time in which the engine could compute the displaced KV again; so a call that has
-waited for that long beside an idle engine is admitted. Its wait costs at most twice what the best decision would cost,
-as in the ski rental problem.
+Two more kinds of calls are admitted. A small call displaces little, whatever the pool holds. And while the engine runs
+no call of a program, a wait saves only the time in which the engine could compute the displaced KV again. So a call is
+admitted once it has waited for that long beside such an engine. Its wait costs at most twice what the best decision
+would cost, as in the ski rental problem. (The simulator does not count this time.)
 
-A pause is bounded. A call that has waited for `MAX_PAUSE_SECONDS` fits as soon as it fits next to the KV of programs
-that go before it, so it waits for these only; see `gateway.programs.service` for how long that can be.
+After `MAX_PAUSE_SECONDS`, a call waits only for running calls and for the KV of programs that go before it; see
+`gateway.programs.service` for how long that can be. In the server, the time counts from the beginning of a wait for one
+engine. It begins anew if the engine fails or the call is moved to another engine.
 """
 
 from collections.abc import Iterable
@@ -44,7 +48,7 @@ class RetainedKv(NamedTuple):
 class PendingCall(NamedTuple):
     """Call that waits. `prompt`: its tokens, `cached`: the first of them that are cached. `needed`: tokens of the pool
     that it would occupy beyond those that running calls hold. `waited`: seconds since its arrival, and `idle`:
-    those of them in which the engine had nothing to do."""
+    those of them in which the engine ran no call of a program."""
 
     program: str
     prompt: int
@@ -82,7 +86,7 @@ class PausePlan:
             self._of_program[kv.program] = self._of_program.get(kv.program, 0) + kv.tokens
 
     def must_pause(self, call: PendingCall, available: int) -> bool:
-        """Return whether a call must wait at its tool boundary. `available`: tokens that no running call holds."""
+        """Return whether a call must wait. `available`: tokens that no running call holds."""
         if is_active(call.prompt, call.cached) or call.needed * SMALL_SHARE <= self._capacity:
             return False
         if call.idle > call.needed * self._row_seconds:

@@ -30,7 +30,7 @@ _MAX_TOOL_NAMES = 16
 _TOOL_NAME_CHARACTERS = 64
 """Number of characters of a tool's name that are remembered."""
 _MAX_ABSORBED_CALLS = 16
-"""Number of calls up to which a program can turn out to be part of another."""
+"""Maximum number of calls of a program that is merged into another one."""
 _MAX_SYSTEMS = 256
 """Number of instructions of one tenant that are remembered, because their texts were searched before."""
 _PROMPT_CHARACTERS = 65_536
@@ -88,21 +88,23 @@ class ProgramIndex:
     """Owner of the live programs of all tenants. It finds the program of each request, in this order:
 
     1. A session of the gateway that the request names is one program.
-    2. A session id that the agent sends is one program; with the id of a parent, it is the parent's program. Such a
-       program may have many conversations, as Claude Code sends one id for all its agents.
+    2. A session id that the agent sends is one program; with the id of a parent, it is the parent's program. A new id
+       without a parent belongs to a program if a tool call of that program contains the prompt. Such a program may have
+       many conversations, as Claude Code sends one id for all its agents.
     3. A request that extends a known conversation belongs to its program. See `ConversationIndex.find`.
-    4. A new conversation that holds at least half of an answer of a program, or whose prompt a program's tool call
-       holds, belongs to that program, unless several calls gave this same answer. If it holds answers of several
-       programs, as the last call of a map-reduce does, the small ones among them that no id names become parts of the
-       first one.
+    4. A new conversation belongs to a program if it contains at least half of an answer of that program, or if a tool
+       call of the program contains its prompt. At least one of these texts must come from one call only. If the
+       conversation contains answers of several programs, as the last call of a map-reduce does, the index chooses one:
+       a program with an id, else the one with most calls. The small programs without an id are merged into it.
     5. Any other request begins a program.
 
     `prompt_cache_key` and `metadata.user_id` are weak ids: applications set one for all their requests. A weak id never
     makes two conversations one program. It only decides between programs whose conversations are equal.
 
-    A client that sends another client's id or text changes only how requests of its own key are grouped. All memory is
-    bounded; see `ProgramLimits`. What has been idle longest is forgotten first, of the tenant that has most, and at
-    once what exceeds a tenant's share. A method never fails because of what a client sent.
+    A client that sends another client's id or text changes only how requests of its own API key are grouped. All memory
+    is bounded; see `ProgramLimits`. If the memory is full, the index forgets the longest idle program of the tenant
+    with the most memory. If a tenant exceeds its own share, the index forgets that tenant's longest idle programs at
+    once. A method never fails because of what a client sent.
     """
 
     def __init__(self, limits: ProgramLimits | None = None, *, several_tenants: bool = True) -> None:
@@ -314,7 +316,7 @@ class ProgramIndex:
             member.call = call
 
     def prompt_of(self, call: ProgramCall) -> HeldPrompt | None:
-        """Return the prompt of a call, if it is remembered."""
+        """Return the prompt of a call and mark it as most recently used; None if it is not remembered."""
         return self._prompts.get(call.program.tenant, call)
 
     def remember_prompt(self, call: ProgramCall, prompt: HeldPrompt | None, instead: ProgramCall | None = None) -> None:
@@ -393,7 +395,7 @@ class ProgramIndex:
         self._bytes.add(call.program.tenant, size)
 
     def _touch(self, call: ProgramCall) -> None:
-        """Forget other calls of the program before this one."""
+        """Mark the call as the most recently used one of its program."""
         if not call.is_forgotten:
             call.program.calls.move_to_end(call.id)
 
@@ -424,7 +426,7 @@ class ProgramIndex:
             del self._tenants[tenant]
 
     def _absorb(self, held: _Tenant, program: Program, other: Program) -> None:
-        """Make another program a part of this one, if it is small and no id names it."""
+        """Merge another program into this one, if it is small and no id names it."""
         if other is program or other.names or len(program.former_ids) + len(other.former_ids) >= _MAX_NAMES:
             return
         if other.call_count > _MAX_ABSORBED_CALLS or len(program.calls) + len(other.calls) > self.limits.program_calls:
@@ -443,7 +445,8 @@ class ProgramIndex:
         self._bytes.remove(program.tenant, _PROGRAM_BYTES - _NAME_BYTES)
 
     def _make_room(self, newest: Program) -> None:
-        """Forget programs other than the newest until the limits hold: first its tenant's own beyond that share."""
+        """Forget programs until the limits hold, but not the newest: first those of its tenant, if that exceeds its
+        share, then those of the tenant with the most."""
         tenant = newest.tenant
         for limit in (self._counts, self._bytes):
             if limit.has_room(tenant, 0) and not limit.is_full:

@@ -1,4 +1,4 @@
-"""Remember the latest prompt of each conversation, and find where a later prompt stops to repeat it."""
+"""Remember the latest prompt of each conversation, and find the first place where a later prompt differs from it."""
 
 import json
 import marshal
@@ -67,7 +67,7 @@ class Comparison:
 def compare_prompts(earlier: HeldPrompt, later: HeldPrompt) -> Comparison:
     """Compare the prompt of a turn with that of a later call which has the answer of that turn in its history.
 
-    The later prompt should extend the earlier one if both are of one agent. They are not if one of them has no
+    The later prompt should extend the earlier one if both are of one agent. They are not if only one of them has
     instructions at its start, or if less than half of the shorter instructions stand in the longer ones: as equal
     beginning and end, or as equal lines. Such calls are, for example, those that let a small agent name or judge the
     conversation of another. Time is linear in the size of the prompts.
@@ -78,7 +78,10 @@ def compare_prompts(earlier: HeldPrompt, later: HeldPrompt) -> Comparison:
 
 
 def _first_difference(earlier: HeldPrompt, later: HeldPrompt) -> Difference | None:
-    """Return the first difference that a model reads. Most messages are equal, which is found out without a walk."""
+    """Return the first difference that a model reads.
+
+    Most messages are equal, which is found by comparing them directly.
+    """
     if not _are_equal_tools(earlier.tools, later.tools):
         found = first_difference((), (), earlier_tools=earlier.tools, later_tools=later.tools)
         if found is not None and found.spoiler is not Spoiler.CACHE_CONTROL:
@@ -101,8 +104,8 @@ def _are_equal(first: object, second: object) -> bool:
 
 
 def _are_equal_tools(first: Any, second: Any) -> bool:
-    """Return whether tools are equal, including the order of the names in objects; False if they are too deep to tell
-    without a walk."""
+    """Return whether tools are equal, including the order of the names in objects; False if they are nested too deeply
+    for a direct comparison."""
     if len(first) != len(second):
         return False
     try:  # version 0 has no references, so that equal values have equal bytes
@@ -155,8 +158,8 @@ def _are_similar(first: str, second: str) -> bool:
 class PromptMemory(Generic[Key]):
     """Owner of the prompts that later prompts are compared with, by tenant and call.
 
-    The memory is bounded: the prompt that was used longest ago is forgotten first, of the tenant with the most bytes,
-    and at once what exceeds a tenant's share.
+    If the memory is full, the least recently used prompt of the tenant with the most bytes is forgotten. If a tenant
+    exceeds its own share, its least recently used prompts are forgotten at once.
     """
 
     def __init__(self, max_bytes: int, *, several_tenants: bool = True) -> None:
@@ -183,7 +186,7 @@ class PromptMemory(Generic[Key]):
             self._forget_oldest(largest)
 
     def get(self, tenant: str, key: Key) -> HeldPrompt | None:
-        """Return the prompt of a call, and forget others before it; None if it is not remembered."""
+        """Return the prompt of a call and mark it as most recently used; None if it is not remembered."""
         held = self._tenants.get(tenant)
         if held is None or key not in held:
             return None

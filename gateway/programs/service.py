@@ -5,10 +5,13 @@ The rank of a program is a time, in seconds of the caller's clock; the lowest go
     rank = arrival + SERVICE_FACTOR * max(0, attained service / weight - GRANT_SECONDS)
 
 Agents return from tools again and again, and a program that is done frees its KV. If newcomers overtook the programs
-that run, all of them would hold KV and evict each other. So arrival counts most, and a program that returns from a tool
-goes before those that arrived after its rank. A program that has attained more than its grant goes later than its
-arrival says, so a short program does not wait for all of a very long one. Without a grant, programs that arrive
-together would take turns, and evict each other's KV at each turn.
+that run, all of them would hold KV and evict each other. So arrival counts most in `rank`: a program that returns from
+a tool goes before programs that arrived after its rank. A program that has attained more than its grant goes later
+than its arrival says, so a short program does not wait for all of a very long one. Without a grant, programs that
+arrive together would take turns, and evict each other's KV at each turn.
+
+The server's queue uses only `delay`. The pause gate and the simulator use `rank`. Measured on agents, a queue in the
+order of arrival was slower (docs/benchmarks.md).
 
 Starvation bound: a program that arrives after the rank of another one cannot go before it. One that arrived earlier can
 go before it only until its own service lifts it beyond, which takes at most

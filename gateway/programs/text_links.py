@@ -47,7 +47,7 @@ class TextLink(Generic[Source]):
 
     `length`: characters that were found in one piece. `share`: their share of the answer. `is_prompt`: whether a whole
     text of the prompt stands in the answer, as the prompt of a sub-agent does. `is_common`: whether other sources
-    gave this part of it too, so that it says little of where the prompt has it from.
+    contain this part too; then the source of the prompt's text is not known.
     """
 
     source: Source
@@ -109,8 +109,9 @@ class TextLinks(Generic[Source]):
     ) -> None:
         """Remember the texts of an answer.
 
-        `prompt`: texts of its own prompt; what the answer has copied from them is not searched for, because later
-        prompts have it from where this one had it. `most`: characters of each text in which common text must begin.
+        `prompt`: texts of its own prompt. Text that the answer copied from them is not indexed: a later prompt probably
+        got it from the same place as this prompt. `most`: number of characters at the start of each text in which
+        common text must begin.
         """
         for text in texts:
             stripped = text.strip()

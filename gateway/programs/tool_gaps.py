@@ -8,12 +8,12 @@ from gateway.programs.program import ProgramCall
 from gateway.programs.tool_times import ToolTimes
 
 PERSON = ""
-"""Word, instead of a tool's name, for the gap after an answer that calls no tools."""
+"""Name, in place of a tool's, for the gap after an answer that calls no tools."""
 MAX_GAP_SECONDS = 3_600.0
-"""Time, in seconds, after which a gap counts as one of this length: clients do not say that an agent has ended. So
-forecasts include agents that never return."""
+"""Maximum length of a gap, in seconds; longer gaps count as this long. Clients do not report that an agent has ended,
+so forecasts include agents that never return."""
 MAX_GAPS = 50_000
-"""Maximum number of gaps that are watched. The oldest are no longer watched first."""
+"""Maximum number of gaps that are watched. The oldest gaps are dropped first."""
 _WORD_CHARACTERS = 128
 
 

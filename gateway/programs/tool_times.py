@@ -49,7 +49,7 @@ class ToolTimes:
     """Owner of the durations of tools.
 
     Three levels serve as a fallback for each other: the tool of the tenant, all tools of the tenant, and all tools of
-    all tenants. The last one tells a tenant nothing about another but a distribution of seconds.
+    all tenants. The last level reveals to a tenant only a distribution of durations.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,8 @@ class ToolTimes:
         return self._tools
 
     def observe(self, tenant: str, tool: str, seconds: float, now: float) -> None:
-        """Record that a tool took so many seconds. `tool`: its name, or another word for what the program waits for.
+        """Record that a tool took so many seconds. `tool`: its name, or `tool_gaps.PERSON`.
+
         Raises ValueError if the duration is negative or not finite."""
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"a tool cannot take {seconds} seconds")

@@ -1,8 +1,8 @@
-"""Gate before the engines: new programs wait here until their KV fits. See `gateway.programs.pausing`.
+"""Gate before the engines: new conversations of programs wait here until their KV fits. See `gateway.programs.pausing`.
 
-The gateway only estimates which KV an engine has. A wrong estimate would hold a program whose KV is there, and which
-the engine would evict meanwhile; measured on agents, that cost more than it saved. So a call that extends another one
-never waits, and only the first calls of programs do.
+The gateway only estimates which KV an engine has. With a wrong estimate, a program waits although its KV is cached, and
+the engine evicts this KV in the meantime. Measured on agents, that cost more than it saved. So a call that extends
+another one never waits; the first call of a program, and of each further conversation in it, can wait.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from gateway.programs.pausing import PendingCall
 from gateway.scheduler.program_kv import ProgramKv
 
 _CHECK_SECONDS = 0.25
-"""Interval at which waiting calls are looked at again, in seconds: expected waits change with time."""
+"""Interval at which waiting calls are checked again, in seconds: expected waits change with time."""
 _ROW_SECONDS = 0.001
 """Assumed time to compute one prompt token, in seconds, for engines that do not report it."""
 
@@ -46,8 +46,7 @@ class ProgramGate:
     """Owner of the estimates of the programs' KV, and of the calls that wait.
 
     Only plain requests wait here, whose prompts are complete. A call of a named session may wait for the value of
-    another call, so it must not wait for KV. Engines whose KV cache has an unknown size are not
-    concerned either.
+    another call, so it must not wait for KV. Calls do not wait for engines whose KV cache has an unknown size.
     """
 
     def __init__(
@@ -90,7 +89,10 @@ class ProgramGate:
         return True
 
     async def wait(self, call: Call, engine: Engine) -> None:
-        """Wait until a call may run on the engine, or a while at most: the engine may be gone meanwhile."""
+        """Wait until a call may run on the engine, or until the engine is not ready. Then ask `try_enter` again.
+
+        Each wait counts the time of the call's pause anew.
+        """
         pool, member = self._pool_of(engine), call.program
         if pool is None or member is None:
             return

@@ -1,8 +1,8 @@
 """KV that programs hold on one engine, as far as the gateway can estimate it. Pure: the caller passes the time.
 
-The engine is not asked, so this works for servers elsewhere as well. Running calls hold their prompts and answers. What
-a call held stays in the engine's cache until the pool is full; then this estimate gives up the KV whose next reader is
-expected last, as the engine's eviction policy does.
+The engine is not asked, so this works for upstream servers as well. Running calls hold their prompts and answers. The
+KV of an ended call stays in the engine's cache until the pool is full. Then the estimate evicts the KV whose next
+reader is expected last, as the engine's eviction policy does.
 """
 
 import math
@@ -15,20 +15,20 @@ from gateway.graph.call import ProgramMember
 from gateway.programs.pausing import PausePlan, PendingCall, RetainedKv
 
 _MAX_ENTRIES = 256
-"""Number of programs into which the pool is divided at most: smaller amounts of retained KV are not counted."""
+"""Divisor of the pool: KV of an ended call that is smaller than this part of the pool is ignored."""
 _PLAN_SECONDS = 0.1
-"""Time for which expected waits are not computed again, in seconds."""
+"""Validity of a pause plan, in seconds."""
 _MAX_PROGRAMS = 10_000
 """Maximum number of programs whose common beginnings are remembered."""
 _MAX_ANCESTORS = 8
-"""Number of earlier turns in which the beginning of a prompt is looked for."""
+"""Maximum number of earlier turns in which the beginning of a prompt is searched."""
 
 
 @dataclass(slots=True)
 class _Kv:
-    """KV of a call's context. `tokens`: its size. `parent`: the call whose context is its beginning. `shared`: tokens
-    of it that count for another context already. `released`: time of its release; None while the call runs. `returns`:
-    see `expected_wait`."""
+    """KV of a call's context. `tokens`: its size. `parent`: the call whose context is its beginning. `shared`: number
+    of its tokens that are counted with another context. `released`: time of its release; None while the call runs.
+    `returns`: see `expected_wait`."""
 
     program: str
     tokens: int
@@ -85,7 +85,8 @@ class ProgramKv:
             self._common.popitem(last=False)
 
     def cached(self, member: ProgramMember) -> tuple[str | None, int]:
-        """Return the latest earlier turn of a call that is in the cache, and its tokens; None and 0 if none is."""
+        """Return the id and the tokens of the nearest earlier turn whose KV is estimated to be cached; None and 0 if
+        there is none."""
         turn, steps = member.parent, 0
         while turn is not None and steps < _MAX_ANCESTORS:
             for contexts in (self._retained, self._running):
@@ -97,8 +98,7 @@ class ProgramKv:
         return None, 0
 
     def must_pause(self, call: PendingCall, now: float) -> bool:
-        """Return whether a call must wait at its tool boundary. See `PausePlan`. A call that is larger than the pool
-        needs all of it."""
+        """Return whether a call must wait. See `PausePlan`. A call that is larger than the pool needs all of it."""
         call = call._replace(needed=min(call.needed, self.capacity))
         if self._running_tokens + self._retained_tokens + call.needed <= self.capacity:
             return False

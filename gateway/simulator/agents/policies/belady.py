@@ -2,7 +2,7 @@
 
 It bounds the hit rate that an eviction policy can reach; no server can run it. Order and pauses are those of `myna`:
 the hit rate depends on them as much, and first come, first served would be a bound for no other order. The next use of
-an extent is the next request of its session that holds it. Its time is the recorded pauses until then, each from the
+an extent is the next request of its session that holds it. Its time is the recorded gaps until then, each from the
 previous answer. Time in the engine is not known in advance and does not count. An extent that no later request holds
 goes first of all.
 """
@@ -25,7 +25,7 @@ class BeladyPolicy(MynaPolicy):
     def __init__(self, facts: EngineFacts) -> None:
         super().__init__(facts)
         self._offsets: list[list[float]] = []
-        """Sum of the pauses before each request of each session, in seconds."""
+        """Sum of the gaps before each request of each session, in seconds."""
         self._delays: list[float] = []
         """Arrival of each session, and the time that its calls spent in the engine, in seconds."""
         self._users: dict[Extent, dict[int, list[int]]] = {}

@@ -1,8 +1,8 @@
-"""The policy of myna: programs by arrival and service, pauses at tool boundaries, and forecasts of returns.
+"""The policy of myna: programs by arrival and service, pauses of calls, and forecasts of returns.
 
 It is made of the parts that gateway and engine use: `gateway.programs.tool_times`, `gateway.programs.service`,
 `gateway.programs.pausing` and `engine.kv.forecast`. It knows which agent a call belongs to, how an answer ends, and how
-long earlier pauses took; nothing of the future.
+long earlier gaps between an answer and the next request took; nothing of the future.
 """
 
 import math
@@ -18,8 +18,8 @@ from gateway.simulator.agents.policy import AgentPolicy, EngineFacts
 
 PARTS = ("eviction", "priority", "pausing", "forecast")
 """Parts of the policy that can be turned off. `eviction`: then least recently used. `priority`: then calls first come,
-first served. `pausing`: then each call that fits is admitted. `forecast`: then a pause is expected to last as long
-again as it has lasted."""
+first served. `pausing`: then each call that fits is admitted. `forecast`: then a gap is expected to last as long again
+as it has lasted."""
 _TOKENS = 256.0
 """Assumed number of tokens of an answer until one was observed."""
 _SMOOTHING = 0.02
@@ -45,7 +45,7 @@ class MynaPolicy(AgentPolicy):
         self._service = ProgramService()
         self._tool_times = ToolTimes()
         self._gaps: dict[tuple[int, str], tuple[float, str]] = {}
-        """Time and stop of the latest answer of each agent in a pause."""
+        """Time and stop of the latest answer of each agent in a gap."""
         self._waiting: dict[tuple[int, str], AgentCall] = {}
         """Call that waits, by agent."""
         self._charged: dict[AgentCall, float] = {}
@@ -56,7 +56,7 @@ class MynaPolicy(AgentPolicy):
         self._plan: tuple[tuple[float, int, int], PausePlan] | None = None
 
     def __len__(self) -> int:
-        """Return the number of agents in a pause that are remembered."""
+        """Return the number of agents in a gap that are remembered."""
         return len(self._gaps)
 
     def arrive(self, call: AgentCall, now: float) -> None:
