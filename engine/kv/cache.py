@@ -239,9 +239,9 @@ class KVCache:
         text = hash((node.text, key))
         if self._eviction_policy.was_evicted(hash((node.scope, text))):
             return MissReason.EVICTED
-        if text in self._texts:
-            return MissReason.OTHER_KEY
-        return MissReason.DIVERGED if node.children and node.parent is not None else MissReason.NEVER_SEEN
+        if node.children and node.parent is not None:  # before the next test: else it would show what other scopes hold
+            return MissReason.DIVERGED
+        return MissReason.OTHER_KEY if text in self._texts else MissReason.NEVER_SEEN
 
     def expect_return(self, node: Node, rank: float) -> None:
         """Record that a sequence that releases `node` and its ancestors will come back for them."""

@@ -1,6 +1,7 @@
 """Join the calls of requests with the programs that they belong to. See docs/programs.md."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,11 @@ from gateway.prompts.normalize import normalize_messages
 from gateway.prompts.tool_calls.parser import parse_answer
 from gateway.runtime.executors import offload
 
-_MAX_PARSED = 262_144
+log = logging.getLogger("myna.programs")
+
+_MAX_SEARCHED_PROMPTS = 4
+"""Number of prompts of one request in which texts of earlier answers are looked for."""
+_MAX_PARSED = 65_536
 """Length of an answer, in characters, beyond which its tool calls are not looked for."""
 _MIN_COMPARED = 512
 """Length of a prompt of one message without tools, in characters, below which it is not compared with later ones: it
@@ -82,7 +87,11 @@ class PromptSource:
     @property
     def length(self) -> int:
         """Approximate length, in characters; at least `_SHORT_CHARACTERS` if there are tools or many messages."""
-        length = sum([message.length for message in self.messages])
+        length = 0
+        for message in self.messages:
+            length += message.length + len(message.reasoning_text or "")
+            for call in message.tool_calls or ():
+                length += len(call.function.arguments)
         return length + _SHORT_CHARACTERS if self.tools or len(self.messages) > _SHORT_COUNT else length
 
     def held(self) -> HeldPrompt | None:
@@ -193,7 +202,8 @@ class ProgramTracker:
         for number, messages in enumerate(facts.prompts):
             first, *copies = calls[number * count : (number + 1) * count]
             prompt = ProgramFacts(messages, session.id if is_named else None, ids)
-            member = self.index.begin(session.tenant, prompt, now, call_id=first.id)
+            searches = number < _MAX_SEARCHED_PROMPTS
+            member = self.index.begin(session.tenant, prompt, now, call_id=first.id, searches=searches)
             self.gaps.end(member, now)
             self._join(first, member, facts)
             member.source = facts.source
@@ -216,13 +226,16 @@ class ProgramTracker:
     def _end(self, call: Call, member: ProgramCall, value: str, record: CallRecord) -> None:
         tool_calls: Sequence[tuple[str, str]] = ()
         if member.parser_factory is not None and len(value) <= _MAX_PARSED:
-            value, tool_calls = parse_answer(member.parser_factory(), value, cut=record.finish_reason == "length")
+            try:
+                value, tool_calls = parse_answer(member.parser_factory(), value, cut=record.finish_reason == "length")
+            except Exception:  # the end must be recorded in any case: otherwise the program would count as running
+                log.exception("the tool calls of call %s cannot be found", call.id)
         if member.source is not None and record.state is CallState.DONE:
             self._compare_later(member, member.source)
         now = time.time()
         self.index.end(member, AnswerFacts(value, tool_calls, record.state), now, record)
-        if member.is_done and not member.is_forgotten:
-            self._on_gap(call, self.gaps.begin(member, now))
+        if member.is_done:
+            self._on_gap(call, () if member.is_forgotten else self.gaps.begin(member, now))
 
     # prompts
 

@@ -140,10 +140,13 @@ class ProgramIndex:
 
     # requests
 
-    def begin(self, tenant: str, facts: ProgramFacts, now: float, *, call_id: str | None = None) -> ProgramCall:
+    def begin(
+        self, tenant: str, facts: ProgramFacts, now: float, *, call_id: str | None = None, searches: bool = True
+    ) -> ProgramCall:
         """Return the place of a new call in its program. Pair it with `end`.
 
         `now`: seconds of any clock that does not go back, the same for all methods. `call_id`: unique id of the call.
+        `searches`: whether texts of answers are looked for in the prompt.
         """
         self.expire(now)
         held = self._tenants.get(tenant)
@@ -159,7 +162,7 @@ class ProgramIndex:
             parent = match
             continued = None if match is None else held.conversations.find_continued(conversation, match, depth)
         texts = self._new_texts(held, conversation, depth)
-        links = self._links.find(tenant, texts) if texts else []
+        links = self._links.find(tenant, texts) if texts and searches else []
         program, evidence, spawner = self._program_of(held, tenant, facts, match, links, now)
         call = ProgramCall(
             id=call_id or f"call_{new_id(16)}",

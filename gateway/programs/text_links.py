@@ -29,7 +29,7 @@ _WINDOW = MIN_CHARACTERS - _PERIOD + 1
 """Length of the windows that are hashed, in characters."""
 MAX_INDEXED = 32_768
 """Maximum number of characters of one answer that are indexed: half of them at its start, half at its end."""
-_MAX_SEARCHED = 262_144
+_MAX_SEARCHED = 131_072
 """Maximum number of characters of one prompt that are searched."""
 _MAX_SOURCES = 8
 """Maximum number of answers that are remembered for one window: the newest."""
@@ -37,6 +37,8 @@ _MAX_LINKS = 128
 """Maximum number of links of one prompt."""
 _MAX_COMPARISONS = 4_096
 """Maximum number of places at which the texts are compared for one prompt. Repetitive texts have more."""
+_SCANNED_PER_COMPARISON = 256
+"""Number of characters that are scanned for a window in about the time of one comparison, in repetitive texts."""
 _ANSWER_BYTES, _WINDOW_BYTES = 900, 90
 """Approximate memory of an answer beside its text, and of a window, in bytes."""
 
@@ -290,13 +292,16 @@ def _common_range(answer: str, text: str, index: int, work: list[int]) -> _Commo
     """
     window = text[index : index + _WINDOW]
     at = answer.find(window)
+    work[0] -= (at if at >= 0 else len(answer)) // _SCANNED_PER_COMPARISON
     while at >= 0 and work[0] > 0:
         work[0] -= 1
         before = _common_before(answer, at, text, index)
         after = _common_after(answer, at + _WINDOW, text, index + _WINDOW)
         if before + _WINDOW + after >= MIN_CHARACTERS:
             return _CommonRange(at - before, at + _WINDOW + after, index + _WINDOW + after)
-        at = answer.find(window, at + 1)
+        start = at + 1
+        at = answer.find(window, start)
+        work[0] -= ((at if at >= 0 else len(answer)) - start) // _SCANNED_PER_COMPARISON
     return None
 
 

@@ -54,7 +54,7 @@ class ToolGaps:
         """End the gap before a call that extends an answer, and learn from it."""
         gap = None if call.parent is None else self._gaps.pop(call.parent.id, None)
         if gap is not None:
-            self.times.observe(gap.tenant, gap.word, max(0.0, now - gap.since), now)
+            self.times.observe(gap.tenant, gap.word, min(MAX_GAP_SECONDS, max(0.0, now - gap.since)), now)
 
     def expire(self, now: float) -> None:
         """Count gaps that last for too long as ended."""

@@ -265,12 +265,12 @@ class CallExecutor:
             leader = None if alone else find_leader(call, identity)
             if leader is None:
                 await attempt.generate()
+                if call.program is not None:
+                    self._remember_freed(call, context)
         finally:
             self._contexts.pop(call.id, None)
             self._working_calls.pop(call.id, None)
             context.free()
-            if call.program is not None:
-                self._remember_freed(call, context)
         if leader is not None:
             await self._follow(call, leader)
 

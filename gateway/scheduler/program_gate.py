@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from gateway.engines.protocol import Engine
 from gateway.graph.call import Call, ProgramMember
-from gateway.programs.pausing import PendingCall
+from gateway.programs.pausing import MAX_PAUSE_SECONDS, PendingCall
 from gateway.scheduler.program_kv import ProgramKv
 
 _CHECK_SECONDS = 0.25
 """Interval at which waiting calls are checked again, in seconds: expected waits change with time."""
+MAX_WAIT_SECONDS = 2 * MAX_PAUSE_SECONDS
+"""Longest wait of a call for one engine, in seconds, whatever programs of other API keys hold meanwhile."""
 _ROW_SECONDS = 0.001
 """Assumed time to compute one prompt token, in seconds, for engines that do not report it."""
 
@@ -172,15 +174,20 @@ class ProgramGate:
         now = self._now()
         idle = now - pool.checked if pool.kv.is_idle else 0.0
         pool.checked = now
-        for waiting in sorted(pool.waiting.values(), key=lambda waiting: self._rank_of(waiting.call)):
-            waiting.idle += idle
-            call, member, waited = waiting.call, waiting.member, now - waiting.since
-            if not self._must_pause(pool, call, member, waiting.prompt, now, waited=waited, idle=waiting.idle):
-                self._enter(pool, call, member, waiting.prompt, now)
-                del pool.waiting[call.id]
-                waiting.ended.set_result(None)
-        if pool.waiting:
-            self._check_later(pool)
+        try:
+            for waiting in sorted(pool.waiting.values(), key=lambda waiting: self._rank_of(waiting.call)):
+                waiting.idle += idle
+                call, member, waited = waiting.call, waiting.member, now - waiting.since
+                if waited >= MAX_WAIT_SECONDS or not self._must_pause(
+                    pool, call, member, waiting.prompt, now, waited=waited, idle=waiting.idle
+                ):
+                    self._enter(pool, call, member, waiting.prompt, now)
+                    del pool.waiting[call.id]
+                    if not waiting.ended.done():
+                        waiting.ended.set_result(None)
+        finally:
+            if pool.waiting:
+                self._check_later(pool)
 
 
 def _prompt_tokens(call: Call, engine: Engine) -> int:

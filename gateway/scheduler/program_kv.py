@@ -110,6 +110,7 @@ class ProgramKv:
     def enter(self, member: ProgramMember, tokens: int, rank: float, now: float) -> None:
         """Record that a call runs. `tokens`: size of its prompt and its answer, estimated."""
         self.leave(member.id, 0, now)
+        self._remove(member.id)  # of an earlier attempt
         parent, parent_tokens = self.cached(member)
         kv = self._running[member.id] = _Kv(member.program_id, tokens, rank, parent, self.common(member.program_id))
         if parent is not None:
@@ -132,6 +133,8 @@ class ProgramKv:
         if tokens * _MAX_ENTRIES >= self.capacity:
             self._retained[id] = kv
             self._retained_tokens += kv.own
+            if len(self._retained) > _MAX_ENTRIES:
+                self._remove(next(iter(self._retained)))
         else:
             self._forget_beginning(kv)
         self._plan = None

@@ -354,6 +354,8 @@ def test_cache_miss_reasons() -> None:
     assert missed([*[1] * 4, *[2] * 4]) == {"diverged": 4}
     assert missed([1] * 10) == {"part_of_a_block": 2}
     assert missed([1] * 8, "another") == {"other_key": 8}
+    assert missed([1] * 4 + [3] * 4) == {"diverged": 4}
+    assert missed([1] * 4 + [3] * 4, "another") == {"diverged": 4}, "as if no other scope had the block"
     assert missed(list(range(24))) == {"never_seen": 24}, "fills the pool"
     assert missed([1] * 8) == {"evicted": 8}
     cache = KVCache(BLOCKS, SIZE, shares_prefixes=False)

@@ -208,8 +208,23 @@ def test_long_answers_and_prompts_are_searched_up_to_their_limits() -> None:
     index.add("t", "call", [answer])
     assert index.bytes < 1_500_000
     for part in (answer[5_000:5_100], answer[-5_000:-4_900]):
-        assert [link.source for link in index.find("t", ["0" * 200_000 + part])] == ["call"]
-    assert index.find("t", ["0" * 300_000, answer[5_000:5_100]]) == []
+        assert [link.source for link in index.find("t", ["0" * 100_000 + part])] == ["call"]
+    assert index.find("t", ["0" * 150_000, answer[5_000:5_100]]) == []
     index.add("t", "limited", ["1" * 20 + answer], most=30)
     assert {link.source for link in index.find("t", ["1" * 20 + answer[:100]])} == {"call", "limited"}
     assert {link.source for link in index.find("t", [answer[1_000:1_100]])} == {"call"}
+
+
+def test_windows_at_the_end_of_repetitive_answers_cost_a_bounded_amount_of_work() -> None:
+    """Count the work of a prompt whose windows all stand at the end of a long answer and never become a link."""
+    index = links()
+    answer = "a" * 29_968 + "ba"
+    index.add("t", "call", [answer])
+    work = [text_links._MAX_COMPARISONS]
+    text = ("a" * 15 + "ba" + "ccc") * 4_200
+    comparisons = 0
+    while work[0] > 0 and comparisons < 10_000:
+        comparisons += 1
+        assert text_links._common_range(answer, text, 0, work) is None
+    assert comparisons <= text_links._MAX_COMPARISONS * text_links._SCANNED_PER_COMPARISON // (len(answer) - 100)
+    assert index.find("t", [text]) == []

@@ -9,7 +9,7 @@ from engine.sampling_params import SamplingParams
 from gateway.graph.call import Call, CallSpec, Usage
 from gateway.graph.segments import Slot, Text
 from gateway.graph.session import Session
-from gateway.scheduler.program_gate import ProgramGate
+from gateway.scheduler.program_gate import MAX_WAIT_SECONDS, ProgramGate
 from tests.fakes.engine import FakeEngine
 from tests.gateway.scheduler.test_program_kv import Member
 
@@ -107,6 +107,18 @@ async def test_beside_an_idle_engine_a_call_waits_no_longer_than_the_displaced_k
     await settle(0.4)
     assert not waiting.done()
     harness.now += 250_000.0  # over 2,256 tokens of 100 s
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_no_call_waits_longer_than_the_limit() -> None:
+    harness = Harness()
+    harness.run(harness.call(3_000), [5_000.0] * 8)
+    first = harness.call(700)
+    assert harness.gate.try_enter(first, harness.engine)
+    waiting = harness.start(harness.call(2_000))
+    await settle(0.4)
+    assert not waiting.done(), "the engine has work and the retained KV is worth its memory"
+    harness.now += MAX_WAIT_SECONDS
     await asyncio.wait_for(waiting, 5)
 
 

@@ -78,6 +78,26 @@ def test_small_contexts_are_not_counted() -> None:
     assert not kv.must_pause(pending(CAPACITY), 0.0)
 
 
+def test_a_second_attempt_of_a_call_counts_once() -> None:
+    kv = kv_with(("a", 300, []))
+    kv.enter(Member("a"), 300, 0.0, 1.0)
+    kv.check_integrity()
+    kv.leave("a", 400, 2.0)
+    kv.check_integrity()
+    assert not kv.must_pause(pending(600), 2.0)
+    assert kv.cached(Member("b", parent=Member("a"))) == ("a", 400)
+
+
+def test_the_number_of_contexts_is_bounded() -> None:
+    kv = ProgramKv(CAPACITY)
+    kv.observe_common("p", 990)
+    for number in range(500):
+        kv.enter(Member(f"c{number}"), 991, 0.0, 0.0)
+        kv.leave(f"c{number}", 991, 0.0)
+    assert len(kv) == 256
+    kv.check_integrity()
+
+
 class _Machine(RuleBasedStateMachine):
     """Calls of a few programs enter and leave in any order."""
 
@@ -97,6 +117,14 @@ class _Machine(RuleBasedStateMachine):
         self.members.append(member)
         self.running.append(member)
         self.kv.enter(member, tokens, self.now, self.now)
+
+    @precondition(lambda self: self.members)
+    @rule(index=st.integers(0, 30))
+    def enter_again(self, index: int) -> None:
+        member = self.members[index % len(self.members)]
+        if member not in self.running:
+            self.running.append(member)
+        self.kv.enter(member, 10, self.now, self.now)
 
     @precondition(lambda self: self.running)
     @rule(index=st.integers(0, 30), tokens=st.integers(0, 1_500), returns=st.lists(st.floats(0, 50), max_size=4))
