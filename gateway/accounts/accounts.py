@@ -128,7 +128,7 @@ class Accounts:
         if limits is None:
             if is_key_id(tenant) and ((record := self.directory.get(tenant)) is None or record.disabled):
                 raise self._end_error(tenant)  # the key ended after the request was authenticated
-        elif specs[0].model or any(spec.model for spec in specs):
+        elif any(spec.model for spec in specs):
             limits.check()
 
     def reserve(self, call: Call) -> None:
