@@ -92,8 +92,8 @@ async def gateway_of(model: CapableModel) -> AsyncIterator[GatewayHarness]:
 @asynccontextmanager
 async def gateway_with_long_window(folder: Path) -> AsyncIterator[GatewayHarness]:
     """Start a gateway with an engine of its own: a random model with the tokenizer of the default one, and a window of
-    128,000 tokens."""
-    write_tiny_llama(folder, window=131_072, vocab_size=49_152)
+    128,000 tokens. One in a hundred of its tokens ends an answer: with a single one an answer had up to 100,000."""
+    write_tiny_llama(folder, window=131_072, vocab_size=49_152, eos_token_id=list(range(1_000, 49_000, 100)))
     default = checkpoint_folder(DEFAULT_MODEL, Path(default_cache()), torch.bfloat16)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(default / name, folder / name)
