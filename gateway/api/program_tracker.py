@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from compat.openai import Message
@@ -180,11 +181,18 @@ class ProgramTracker:
         index: ProgramIndex,
         cost_of: Callable[[Call], float] | None = None,
         on_gap: Callable[[Call, Sequence[float]], None] = lambda call, returns: None,
+        forget_service: Callable[[str], bool] = lambda tenant: False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`cost_of`: cost of a call that has ended, if the gateway has prices. `on_gap` is called when a gap begins
-        after a call, with the durations to expect; see `ToolGaps.begin`."""
+        after a call, with the durations to expect; see `ToolGaps.begin`. `forget_service`: see
+        `ProgramService.forget_some`. `now`: clock of all ages, in seconds, which does not change with the time of
+        day."""
         self.index = index
         self.gaps = ToolGaps()
+        self._forget_service = forget_service
+        self._now = now
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._cost_of = cost_of
         self._on_gap = on_gap
         self._waiting: deque[_Waiting] = deque()
@@ -198,12 +206,14 @@ class ProgramTracker:
         """
         session = calls[0].session
         ids = client_ids(headers, facts.prompt_cache_key, facts.user_id)
-        now, count = time.time(), len(calls) // len(facts.prompts)
+        now, count = self._now(), len(calls) // len(facts.prompts)
         for number, messages in enumerate(facts.prompts):
             first, *copies = calls[number * count : (number + 1) * count]
             prompt = ProgramFacts(messages, session.id if is_named else None, ids)
             searches = number < _MAX_SEARCHED_PROMPTS
-            member = self.index.begin(session.tenant, prompt, now, call_id=first.id, searches=searches)
+            member = self.index.begin(
+                session.tenant, prompt, now, call_id=first.id, searches=searches, unix_time=first.times.created
+            )
             self.gaps.end(member, now)
             self._join(first, member, facts)
             member.source = facts.source
@@ -232,17 +242,30 @@ class ProgramTracker:
                 log.exception("the tool calls of call %s cannot be found", call.id)
         if member.source is not None and record.state is CallState.DONE:
             self._compare_later(member, member.source)
-        now = time.time()
+        now = self._now()
         self.index.end(member, AnswerFacts(value, tool_calls, record.state), now, record)
         if member.is_done:
             self._on_gap(call, () if member.is_forgotten else self.gaps.begin(member, now))
 
+    def forget_tenant(self, tenant: str) -> None:
+        """Forget the programs of a tenant and all that was learned from them, between other work of the event loop."""
+        task = asyncio.get_running_loop().create_task(self._forget(tenant))
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
+
+    async def _forget(self, tenant: str) -> None:
+        for forget_some in (self.index.forget_some, self.gaps.forget_some, self._forget_service):
+            for _ in iter(partial(forget_some, tenant), False):
+                await asyncio.sleep(0)
+
     # prompts
 
     async def settle(self) -> None:
-        """Wait until the prompts of all ended calls are compared."""
+        """Wait until the prompts of all ended calls are compared, and all deleted tenants are forgotten."""
         while self._comparing is not None:
             await asyncio.shield(self._comparing)
+        if self._forgetting:
+            await asyncio.wait(self._forgetting)
 
     async def close(self) -> None:
         """Stop comparing prompts."""

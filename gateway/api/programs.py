@@ -123,8 +123,8 @@ def describe_program(program: Program, services: Services) -> ProgramObject:
     described: ProgramObject = {
         "id": program.id,
         "object": "program",
-        "created_at": int(program.created),
-        "last_used_at": int(program.last_used),
+        "created_at": int(program.created_at),
+        "last_used_at": int(program.last_used_at),
         "state": "running" if program.running else "idle",
         "session": program.session,
         "usage": {
@@ -183,7 +183,7 @@ def _describe_call(member: ProgramCall, output: str, inputs: list[str], services
     call = member.call
     record = member.record if call is None else record_of(call)
     if record is None:  # the call has ended this moment, or was not the gateway's
-        times = Times(member.begun, finished=member.ended)
+        times = Times(member.program.last_used_at, finished=member.program.last_used_at)
         usage = None
     else:
         times, usage = record.times, record.usage

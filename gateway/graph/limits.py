@@ -4,6 +4,7 @@ One tenant alone cannot use all of a limit that all tenants share.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _SHARE = 3 / 4
@@ -54,6 +55,14 @@ class SharedLimit:
     def largest_holder(self) -> str | None:
         """The tenant that uses most; None if no tenant uses anything."""
         return max(self._held, key=self._held.__getitem__, default=None)
+
+    def excess_holders(self) -> Iterator[str]:
+        """Yield tenants that use more than an equal share, until all together are below the limit. Remove something of
+        each tenant before the next one. Tenants are compared once for each tenant that comes below its share."""
+        while self.is_full and (largest := self.largest_holder) is not None:
+            yield largest
+            while self.is_full and self._held[largest] > self.fair_share(largest):
+                yield largest
 
     def add(self, tenant: str, amount: int = 1) -> None:
         """Add to the amount that the tenant uses. It does not check the limit: call `has_room` before."""

@@ -182,7 +182,7 @@ class PromptMemory(Generic[Key]):
         self._limit.add(tenant, prompt.size)
         while tenant in self._tenants and not self._limit.has_room(tenant, 0):
             self._forget_oldest(tenant)
-        while self._limit.is_full and (largest := self._limit.largest_holder) is not None:
+        for largest in self._limit.excess_holders():
             self._forget_oldest(largest)
 
     def get(self, tenant: str, key: Key) -> HeldPrompt | None:

@@ -159,9 +159,8 @@ class TextLinks(Generic[Source]):
             self._forget_oldest(tenant)
             if tenant not in self._tenants:
                 return
-        while self._limit.is_full and (largest := self._limit.largest_holder) is not None:
-            for _ in range(max(1, len(self._tenants[largest].answers) // 16)):
-                self._forget_oldest(largest)
+        for largest in self._limit.excess_holders():
+            self._forget_oldest(largest)
 
     def _forget_oldest(self, tenant: str) -> None:
         held = self._tenants[tenant]
@@ -172,14 +171,14 @@ class TextLinks(Generic[Source]):
             del held.of_source[answer.source]
         self._forget(tenant, held, number)
 
-    def remove(self, tenant: str, source: Source) -> None:
-        """Forget the texts of a source."""
+    def remove(self, tenant: str, source: Source) -> int:
+        """Forget the texts of a source. Return the number of their windows, to which the time is proportional."""
         held = self._tenants.get(tenant)
-        for number in held.of_source.pop(source, ()) if held is not None else ():
-            assert held is not None
-            self._forget(tenant, held, number)
+        if held is None:
+            return 0
+        return sum([self._forget(tenant, held, number) for number in held.of_source.pop(source, ())])
 
-    def _forget(self, tenant: str, held: "_Tenant[Source]", number: int) -> None:
+    def _forget(self, tenant: str, held: "_Tenant[Source]", number: int) -> int:
         answer = held.answers.pop(number)
         if held.wholes.get(answer.whole) is answer:
             del held.wholes[answer.whole]
@@ -192,6 +191,7 @@ class TextLinks(Generic[Source]):
         self._limit.remove(tenant, answer.size)
         if not held.answers:
             del self._tenants[tenant]
+        return len(answer.windows)
 
     def find(self, tenant: str, texts: Iterable[str]) -> list[TextLink[Source]]:
         """Return the answers that stand in the texts of a prompt, whole or in parts, each source once."""

@@ -8,12 +8,16 @@ from compat.openai import Message
 from gateway.api.program_tracker import (
     ProgramTracker,
     PromptSource,
+    RequestFacts,
     chat_messages,
     lost_tokens,
     prompt_source,
     text_messages,
 )
-from gateway.graph.call import CallState, Times, Usage
+from gateway.engines.protocol import SamplingParams
+from gateway.graph.call import CallSpec, CallState, Times, Usage
+from gateway.graph.segments import Slot
+from gateway.graph.session import Session
 from gateway.programs import CallRecord, ProgramCall, ProgramFacts, ProgramIndex
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -126,6 +130,31 @@ def test_lost_tokens(cached: int, missed: dict[str, int], expected: int | None) 
 
 def record(usage: Usage, engine: str = "e") -> CallRecord:
     return CallRecord("m", CallState.DONE, engine, "stop", None, Times(0.0), usage, None)
+
+
+async def test_all_that_was_learned_from_a_tenant_is_forgotten_with_it() -> None:
+    left = [True, True, False]
+    tracker = ProgramTracker(ProgramIndex(), forget_service=lambda tenant: left.pop(0))
+    for tenant in ("goes", "stays"):
+        for number in range(300):
+            member = tracker.index.begin(tenant, ProgramFacts(text_messages(f"question {number}")), 0.0)
+            tracker._end(CALL, member, "answer", record(Usage()))
+    tracker.forget_tenant("goes")
+    assert len(tracker.index) == 600, "it is not done in one piece"
+    await tracker.settle()
+    assert (len(tracker.index), len(tracker.gaps), left) == (300, 300, [])
+
+
+async def test_a_wall_clock_that_jumps_makes_no_program_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = ProgramTracker(ProgramIndex())
+    for text, wall in (("one", 1e10), ("two", 2e10)):
+        monkeypatch.setattr("time.time", lambda wall=wall: wall)
+        spec = CallSpec(model="m", segments=[Slot(None, SamplingParams())])
+        (call,) = Session("", "t", 0.0, 60.0, clock=lambda wall=wall: wall).add_all([spec]).calls
+        tracker.begin([call], RequestFacts([text_messages(text)]), {}, is_named=False)
+        assert isinstance(call.program, ProgramCall)
+        tracker._end(call, call.program, "", record(Usage()))
+    assert [program.created_at for program in tracker.index.of_tenant("t")] == [2e10, 1e10]
 
 
 async def test_prompts_wait_in_a_bounded_queue() -> None:

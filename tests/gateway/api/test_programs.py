@@ -252,10 +252,13 @@ async def test_keys_see_only_their_own_programs() -> None:
         assert [len(found) for found in lists] == [1, 1]
         await get(gateway.client, f"/{lists[0][0]['id']}", headers=headers[1], status=404)
         await get(gateway.client, f"/{lists[0][0]['id']}", headers=headers[0])
-        assert (await gateway.admin("DELETE", f"/{ids[0]}"))[0] == 200
         tracker = gateway.services.programs
         assert tracker is not None
-        assert len(tracker.index) == 1
+        service = gateway.services.scheduler._priorities.programs
+        assert (len(tracker.index), len(tracker.gaps), len(service)) == (2, 2, 2)
+        assert (await gateway.admin("DELETE", f"/{ids[0]}"))[0] == 200
+        await tracker.settle()
+        assert (len(tracker.index), len(tracker.gaps), len(service)) == (1, 1, 1)
 
 
 def test_phases_add_up_to_the_life_of_a_call() -> None:

@@ -48,3 +48,17 @@ def test_one_of_several_tenants_may_hold_three_quarters() -> None:
     assert bound.has_room("a", 6)
     assert not bound.has_room("a", 7)
     assert SharedLimit(8, own=2).own == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 40)), max_size=60))
+def test_only_tenants_above_an_equal_share_are_cut(added: list[tuple[str, int]]) -> None:
+    limit, held = SharedLimit(100), Counter[str]()
+    for tenant, amount in added:
+        limit.add(tenant, amount)
+        held[tenant] += amount
+        for other in limit.excess_holders():
+            assert held[other] >= 100 / len([name for name in held if held[name]])
+            limit.remove(other)
+            held[other] -= 1
+        assert not limit.is_full
+        assert held.total() == sum(map(limit.amount, "abcd"))
