@@ -15,6 +15,7 @@ from gateway.programs.facts import (
     PromptMessage,
     client_ids,
     prompt_message,
+    token_message,
 )
 from gateway.programs.program import CallRecord, Edge, LostPrefix, Program, ProgramCall
 from gateway.programs.program_index import ProgramIndex, ProgramLimits
@@ -47,4 +48,5 @@ __all__ = [
     "compare_prompts",
     "held_prompt",
     "prompt_message",
+    "token_message",
 ]
