@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 from gateway.graph.call import Call
 from gateway.graph.ids import new_id
@@ -74,18 +75,11 @@ class _Tenant:
     systems: "OrderedDict[int, None]" = field(default_factory=OrderedDict)
 
 
-@dataclass(frozen=True, slots=True)
-class _TextSource:
+class _TextSource(NamedTuple):
     """A text of a call: its answer, or an argument of a tool that the answer calls."""
 
     call: ProgramCall
     is_argument: bool
-
-    def __hash__(self) -> int:
-        return hash((id(self.call), self.is_argument))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _TextSource) and other.call is self.call and other.is_argument == self.is_argument
 
 
 class ProgramIndex:
@@ -120,7 +114,9 @@ class ProgramIndex:
         """All programs, the one that was used longest ago first."""
         self._counts = SharedLimit(self.limits.programs, several=several_tenants)
         self._bytes = SharedLimit(self.limits.bytes, several=several_tenants)
-        self._links: TextLinks[_TextSource] = TextLinks(self.limits.text_bytes, several_tenants=several_tenants)
+        self._links: TextLinks[_TextSource] = TextLinks(
+            self.limits.text_bytes, several_tenants=several_tenants, owner_of=lambda source: source.call
+        )
         self._prompts: PromptMemory[ProgramCall] = PromptMemory(
             self.limits.prompt_bytes, several_tenants=several_tenants
         )

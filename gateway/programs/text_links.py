@@ -9,9 +9,9 @@ character.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from gateway.graph.limits import SharedLimit
 
@@ -48,8 +48,8 @@ class TextLink(Generic[Source]):
     """Text of an answer that stands in a prompt.
 
     `length`: characters that were found in one piece. `share`: their share of the answer. `is_prompt`: whether a whole
-    text of the prompt stands in the answer, as the prompt of a sub-agent does. `is_common`: whether other sources
-    contain this part too; then the source of the prompt's text is not known.
+    text of the prompt stands in the answer, as the prompt of a sub-agent does. `is_common`: whether sources of other
+    owners contain this part too; then it is not known where the prompt's text is from.
     """
 
     source: Source
@@ -64,6 +64,7 @@ class _Answer(Generic[Source]):
     """An indexed text. `windows`: hashes under which it is in the index. `whole`: hash of the whole text."""
 
     source: Source
+    owner: object
     text: str
     whole: int
     windows: tuple[int, ...]
@@ -89,9 +90,17 @@ class TextLinks(Generic[Source]):
     them links are missed, but never invented.
     """
 
-    def __init__(self, max_bytes: int, *, several_tenants: bool = True) -> None:
-        """`max_bytes`: maximum memory of all tenants together."""
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        several_tenants: bool = True,
+        owner_of: Callable[[Source], Hashable] = lambda source: source,
+    ) -> None:
+        """`max_bytes`: maximum memory of all tenants together. `owner_of`: owner of a source. A text that only sources
+        of one owner contain is not common."""
         self._limit = SharedLimit(max_bytes, several=several_tenants)
+        self._owner_of = owner_of
         self._tenants: dict[str, _Tenant[Source]] = {}
         self._numbers = 0
 
@@ -124,10 +133,8 @@ class TextLinks(Generic[Source]):
         end = min(len(text), most)
         keys = _indexed_keys(text, end)
         whole = hash(text)
-        if ranges := list(_copied_ranges(text, keys, prompt)):
-            copied = bytearray(len(text))
-            for start, stop in ranges:
-                copied[start:stop] = b"\1" * (stop - start)
+        copied = _copied(text, keys, prompt)
+        if copied is not None:
             if 0 not in copied:  # the prompt has all of it
                 return
             keys, whole = _indexed_keys(text, end, copied), 0
@@ -136,13 +143,13 @@ class TextLinks(Generic[Source]):
             held = self._tenants[tenant] = _Tenant()
         length = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
         size = _ANSWER_BYTES + length + _WINDOW_BYTES * len(keys)
-        answer = _Answer(source, text, whole, tuple(keys), size)
+        answer = _Answer(source, self._owner_of(source), text, whole, tuple(keys), size)
         self._numbers += 1
         held.answers[self._numbers] = answer
         held.of_source.setdefault(source, []).append(self._numbers)
         if whole:
             twin = held.wholes.get(whole)
-            if twin is not None and twin.source != source:
+            if twin is not None and twin.owner != answer.owner:
                 twin.is_common = answer.is_common = True
             held.wholes[whole] = answer
         windows = held.windows
@@ -205,7 +212,7 @@ class TextLinks(Generic[Source]):
             if len(text) < MIN_WHOLE_CHARACTERS:
                 continue
             stripped = text.strip()
-            whole = held.wholes.get(hash(stripped))
+            whole = held.wholes.get(hash(stripped)) if len(stripped) <= MAX_INDEXED else None
             if whole is not None and whole.text == stripped:
                 is_prompt = len(stripped) >= MIN_CHARACTERS
                 link = TextLink(whole.source, len(stripped), 1.0, is_prompt, whole.is_common)
@@ -235,25 +242,38 @@ class TextLinks(Generic[Source]):
             if key not in known:
                 continue
             entry, index = windows[key], number * _STEP
-            is_shared = isinstance(entry, tuple)
-            for answer in reversed(entry) if isinstance(entry, tuple) else (entry,):
+            answers = entry if isinstance(entry, tuple) else (entry,)
+            is_shared = len(answers) > 1 and len({answer.owner for answer in answers}) > 1
+            is_settled = True
+            for answer in reversed(answers):
                 before = found.get(answer.source)
                 if before is not None and (not before.is_common or is_shared or answer.is_common):
                     continue
                 if work[0] <= 0 or len(found) >= _MAX_LINKS:
                     return
                 common = _common_range(answer.text, text, index, work)
-                if common is not None:
-                    length = common.end - common.start
-                    is_prompt = len(stripped) >= MIN_CHARACTERS and stripped in answer.text
-                    share = length / len(answer.text)
-                    is_common = is_shared or answer.is_common
-                    found[answer.source] = TextLink(answer.source, length, share, is_prompt, is_common)
+                if common is None:
+                    is_settled = False
+                    continue
+                length = common.end - common.start
+                is_prompt = len(stripped) >= MIN_CHARACTERS and stripped in answer.text
+                share = length / len(answer.text)
+                is_common = is_shared or answer.is_common
+                found[answer.source] = TextLink(answer.source, length, share, is_prompt, is_common)
+            if is_settled:  # the same window further on shows nothing new
+                known.discard(key)
 
 
 def _shortened(text: str) -> str:
     """Return the part of a text that is indexed."""
     return text if len(text) <= MAX_INDEXED else text[: MAX_INDEXED // 2] + "\0" + text[-MAX_INDEXED // 2 :]
+
+
+def _indexed_windows(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the positions at which a text is indexed, with the hashes of the windows there."""
+    for offset in range(_STEP):
+        for position in range(offset, len(text) - _WINDOW + 1, _PERIOD):
+            yield position, hash(text[position : position + _WINDOW])
 
 
 def _indexed_keys(text: str, end: int, copied: bytearray | None = None) -> set[int]:
@@ -275,13 +295,11 @@ def _searched_keys(text: str) -> list[int]:
     return list(map(hash, [text[index : index + _WINDOW] for index in range(0, len(text) - _WINDOW + 1, _STEP)]))
 
 
-@dataclass(frozen=True, slots=True)
-class _CommonRange:
-    """A range of an answer that a text has in common with it, and where the range ends in the text."""
+class _CommonRange(NamedTuple):
+    """A range of an answer that a text has in common with it."""
 
     start: int
     end: int
-    text_end: int
 
 
 def _common_range(answer: str, text: str, index: int, work: list[int]) -> _CommonRange | None:
@@ -295,24 +313,28 @@ def _common_range(answer: str, text: str, index: int, work: list[int]) -> _Commo
     work[0] -= (at if at >= 0 else len(answer)) // _SCANNED_PER_COMPARISON
     while at >= 0 and work[0] > 0:
         work[0] -= 1
-        before = _common_before(answer, at, text, index)
-        after = _common_after(answer, at + _WINDOW, text, index + _WINDOW)
-        if before + _WINDOW + after >= MIN_CHARACTERS:
-            return _CommonRange(at - before, at + _WINDOW + after, index + _WINDOW + after)
+        common = _range_around(answer, at, text, index)
+        if common.end - common.start >= MIN_CHARACTERS:
+            return common
         start = at + 1
         at = answer.find(window, start)
         work[0] -= ((at if at >= 0 else len(answer)) - start) // _SCANNED_PER_COMPARISON
     return None
 
 
-def _common_after(answer: str, at: int, text: str, index: int) -> int:
-    """Return how many characters are equal from these positions on."""
-    limit = min(len(answer) - at, len(text) - index)
+def _range_around(answer: str, at: int, text: str, index: int) -> _CommonRange:
+    """Return the range of the answer around `at` that the text has in common with it around `index`."""
+    return _CommonRange(at - _equal_length(answer, at, text, index, -1), at + _equal_length(answer, at, text, index, 1))
+
+
+def _equal_length(answer: str, at: int, text: str, index: int, direction: int) -> int:
+    """Return how many characters are equal from these positions on, or before them. `direction`: 1 or -1."""
+    limit = min(len(answer) - at, len(text) - index) if direction > 0 else min(at, index)
     found, size = 0, _PERIOD
     while found < limit:  # compare growing pieces, then halve the one that differs
         size = min(size, limit - found)
-        begin, start = at + found, index + found
-        if answer[begin : begin + size] == text[start : start + size]:
+        shift = found if direction > 0 else -found - size
+        if answer[at + shift : at + shift + size] == text[index + shift : index + shift + size]:
             found += size
             size *= 2
         elif size == 1:
@@ -323,30 +345,20 @@ def _common_after(answer: str, at: int, text: str, index: int) -> int:
     return found
 
 
-def _common_before(answer: str, at: int, text: str, index: int) -> int:
-    """Return how many characters are equal before these positions."""
-    limit = min(at, index)
-    found, size = 0, _PERIOD
-    while found < limit:
-        size = min(size, limit - found)
-        end, stop = at - found, index - found
-        if answer[end - size : end] == text[stop - size : stop]:
-            found += size
-            size *= 2
-        elif size == 1:
-            break
-        else:
-            size //= 2
-            limit = min(limit, found + 2 * size + 1)
-    return found
+def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytearray | None:
+    """Return marks for the characters of an answer that it has copied from its own prompt, however often; None if there
+    are none. `indexed`: hashes under which the answer is indexed.
 
-
-def _copied_ranges(answer: str, indexed: set[int], prompt: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of an answer that stand in its own prompt. `indexed`: hashes under which it is indexed."""
-    work, left = [_MAX_COMPARISONS], _MAX_SEARCHED
+    The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, as in a search.
+    """
+    copied: bytearray | None = None
+    places: dict[int, list[int]] = {}
+    """Indexed positions of the answer that are not marked, by the hash of the window there."""
+    work, left = _MAX_COMPARISONS, _MAX_SEARCHED
+    marks = b"\1" * _WINDOW
     for whole in prompt:
         if left <= 0:
-            return
+            break
         text, left = whole[:left], left - len(whole)
         if len(text) < MIN_CHARACTERS:
             continue
@@ -354,14 +366,27 @@ def _copied_ranges(answer: str, indexed: set[int], prompt: Sequence[str]) -> Ite
         known = indexed.intersection(keys)
         if not known:
             continue
-        end = -1
+        if copied is None:
+            copied = bytearray(len(answer))
+            for position, key in _indexed_windows(answer):
+                if key in indexed:
+                    places.setdefault(key, []).append(position)
         for number, key in enumerate(keys):
-            index = number * _STEP
-            if key not in known or index + _WINDOW <= end:  # inside the range before
+            if key not in known:
                 continue
-            common = _common_range(answer, text, index, work)
-            if common is not None:
-                yield common.start, common.end
-                end = common.text_end
-            if work[0] <= 0:
-                return
+            unmarked: list[int] = []
+            for position in places[key]:
+                if copied.startswith(marks, position):
+                    continue
+                if work <= 0:
+                    return copied
+                work -= 1
+                start, end = _range_around(answer, position, text, number * _STEP)
+                if end - start >= MIN_CHARACTERS:
+                    copied[start:end] = b"\1" * (end - start)
+                else:
+                    unmarked.append(position)
+            places[key] = unmarked
+            if not unmarked:
+                known.discard(key)
+    return copied if copied is not None and 1 in copied else None

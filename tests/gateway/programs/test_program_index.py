@@ -1,5 +1,6 @@
 """gateway/programs/program_index.py: which program a request belongs to, and how much is remembered."""
 
+import json
 import random
 from collections import Counter
 
@@ -37,13 +38,13 @@ def facts(*texts: str, session: str | None = None, ids: ClientIds | None = None)
 def single(
     index: ProgramIndex,
     text: str,
-    answer: str = "yes",
+    answer: str | AnswerFacts = "yes",
     now: float = 0.0,
     tenant: str = "t",
     ids: ClientIds | None = None,
 ) -> ProgramCall:
     call = index.begin(tenant, facts(text, ids=ids), now)
-    index.end(call, AnswerFacts(answer), now)
+    index.end(call, AnswerFacts(answer) if isinstance(answer, str) else answer, now)
     return call
 
 
@@ -111,6 +112,14 @@ def test_a_child_session_joins_its_parent() -> None:
     early = index.begin("t", facts("early", ids=ClientIds("d", parent="c")), 3.0)
     assert index.begin("t", facts("late", ids=ClientIds("c")), 4.0).program is early.program
     assert index.begin("t", facts("own", ids=ClientIds("e", parent="e")), 5.0).evidence == "id"
+
+
+def test_a_sub_agent_whose_prompt_two_tool_calls_of_its_parent_have_joins_it() -> None:
+    index = ProgramIndex()
+    calls = [("task", json.dumps({"prompt": f"{PROMPT} {end}"})) for end in ("Be brief.", "Give examples.")]
+    first = single(index, "make the tests fast", AnswerFacts("I start two agents.", calls))
+    child = index.begin("t", facts("<reminder>", PROMPT), 1.0)
+    assert child.program is first.program
 
 
 @pytest.mark.parametrize("ids", [ClientIds(), ClientIds("child")])
