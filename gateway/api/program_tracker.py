@@ -116,12 +116,7 @@ def _text_part(text: str) -> dict[str, Any]:
 
 
 def _described_message(message: Message) -> dict[str, Any]:
-    role = "system" if message.role == "developer" else message.role
-    fields: dict[str, Any] = {"role": role, "content": message.parts}
-    if message.name is not None:
-        fields["name"] = message.name
-    if message.reasoning_text:
-        fields["reasoning_content"] = message.reasoning_text
+    fields = message.template_fields
     if message.tool_calls:
         functions = [call.function for call in message.tool_calls]
         fields["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in functions]
