@@ -18,7 +18,7 @@ const MAX_LINKS = 100_000;
  * @param {ReturnType<typeof emptyState> | null} before
  */
 export function programState(graph, before = null) {
-  const state = stateOf(graph, before);
+  const state = stateOf(graph, before === null ? null : { ...before, dropped: 0 }); // each answer is the whole program
   for (const call of state.calls.values()) call.links = [];
   for (const raw of cleanList(graph?.links, MAX_LINKS)) {
     const link = cleanLink(raw);
