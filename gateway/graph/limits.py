@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 _SHARE = 3 / 4
 """Share of a limit that one tenant may use, if there can be several tenants."""
+_SLACK = 1 / 64
+"""Share of a limit that is free after tenants had to give up what they use."""
 
 
 class SharedLimit:
@@ -57,12 +59,22 @@ class SharedLimit:
         return max(self._held, key=self._held.__getitem__, default=None)
 
     def excess_holders(self) -> Iterator[str]:
-        """Yield tenants that use more than an equal share, until all together are below the limit. Remove something of
-        each tenant before the next one. Tenants are compared once for each tenant that comes below its share."""
-        while self.is_full and (largest := self.largest_holder) is not None:
-            yield largest
-            while self.is_full and self._held[largest] > self.fair_share(largest):
-                yield largest
+        """Yield tenants with about an equal share or more, if all together have reached the limit, until they are below
+        it by `_SLACK`. Remove something of each tenant before the next one.
+
+        Sorting takes time in proportion to the tenants; because of the slack, that is rare.
+        """
+        goal = self.total - int(self.total * _SLACK)
+        while self.is_full and self._held:
+            share = goal / len(self._held)
+            for number, tenant in enumerate(sorted(self._held, key=self._held.__getitem__, reverse=True)):
+                if number and self._held[tenant] <= share:
+                    break
+                yield tenant
+                while self._sum >= goal and self._held[tenant] > share:
+                    yield tenant
+                if self._sum < goal:
+                    return
 
     def add(self, tenant: str, amount: int = 1) -> None:
         """Add to the amount that the tenant uses. It does not check the limit: call `has_room` before."""

@@ -27,6 +27,8 @@ _PERIOD = 6 * _STEP
 """Distance of the indexed groups of positions."""
 _WINDOW = MIN_CHARACTERS - _PERIOD + 1
 """Length of the windows that are hashed, in characters."""
+_MARKS = b"\1" * _WINDOW
+"""Marks of the characters of a window."""
 MAX_INDEXED = 32_768
 """Maximum number of characters of one answer that are indexed: half of them at its start, half at its end."""
 _MAX_SEARCHED = 131_072
@@ -61,7 +63,8 @@ class TextLink(Generic[Source]):
 
 @dataclass(eq=False, slots=True)
 class _Answer(Generic[Source]):
-    """An indexed text. `windows`: hashes under which it is in the index. `whole`: hash of the whole text."""
+    """An indexed text. `windows`: hashes under which it is in the index. `whole`: hash of the whole text. `copied`:
+    marks the characters that it copied from its own prompt; empty if there are none."""
 
     source: Source
     owner: object
@@ -69,6 +72,7 @@ class _Answer(Generic[Source]):
     whole: int
     windows: tuple[int, ...]
     size: int
+    copied: bytes
     is_common: bool = False
 
 
@@ -134,7 +138,7 @@ class TextLinks(Generic[Source]):
         keys = _indexed_keys(text, end)
         whole = hash(text)
         copied = _copied(text, keys, prompt)
-        if copied is not None:
+        if copied:
             if 0 not in copied:  # the prompt has all of it
                 return
             keys, whole = _indexed_keys(text, end, copied), 0
@@ -142,8 +146,8 @@ class TextLinks(Generic[Source]):
         if held is None:
             held = self._tenants[tenant] = _Tenant()
         length = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
-        size = _ANSWER_BYTES + length + _WINDOW_BYTES * len(keys)
-        answer = _Answer(source, self._owner_of(source), text, whole, tuple(keys), size)
+        size = _ANSWER_BYTES + length + len(copied) + _WINDOW_BYTES * len(keys)
+        answer = _Answer(source, self._owner_of(source), text, whole, tuple(keys), size, copied)
         self._numbers += 1
         held.answers[self._numbers] = answer
         held.of_source.setdefault(source, []).append(self._numbers)
@@ -251,7 +255,7 @@ class TextLinks(Generic[Source]):
                     continue
                 if work[0] <= 0 or len(found) >= _MAX_LINKS:
                     return
-                common = _common_range(answer.text, text, index, work)
+                common = _common_range(answer.text, text, index, work, answer.copied)
                 if common is None:
                     is_settled = False
                     continue
@@ -276,16 +280,15 @@ def _indexed_windows(text: str) -> Iterator[tuple[int, int]]:
             yield position, hash(text[position : position + _WINDOW])
 
 
-def _indexed_keys(text: str, end: int, copied: bytearray | None = None) -> set[int]:
+def _indexed_keys(text: str, end: int, copied: bytes = b"") -> set[int]:
     """Return the hashes under which a text is indexed up to `end`. `copied`: marks characters; windows of marked ones
     are left out."""
     last = min(len(text) - _WINDOW + 1, end)
     keys: set[int] = set()
     for offset in range(_STEP):
         positions: Iterable[int] = range(offset, last, _PERIOD)
-        if copied is not None:
-            marks = b"\1" * _WINDOW
-            positions = [index for index in positions if not copied.startswith(marks, index)]
+        if copied:
+            positions = [index for index in positions if not copied.startswith(_MARKS, index)]
         keys.update(map(hash, [text[index : index + _WINDOW] for index in positions]))
     return keys
 
@@ -302,9 +305,10 @@ class _CommonRange(NamedTuple):
     end: int
 
 
-def _common_range(answer: str, text: str, index: int, work: list[int]) -> _CommonRange | None:
+def _common_range(answer: str, text: str, index: int, work: list[int], copied: bytes = b"") -> _CommonRange | None:
     """Return the range of the answer that the text has in common around the window at `index`; None if it is shorter
-    than `MIN_CHARACTERS`. `work`: number of comparisons that are left.
+    than `MIN_CHARACTERS`. `work`: number of comparisons that are left. `copied`: marks characters of the answer;
+    windows of marked ones are ignored.
 
     It takes time in proportion to the range, besides the search for the window.
     """
@@ -313,9 +317,10 @@ def _common_range(answer: str, text: str, index: int, work: list[int]) -> _Commo
     work[0] -= (at if at >= 0 else len(answer)) // _SCANNED_PER_COMPARISON
     while at >= 0 and work[0] > 0:
         work[0] -= 1
-        common = _range_around(answer, at, text, index)
-        if common.end - common.start >= MIN_CHARACTERS:
-            return common
+        if not copied.startswith(_MARKS, at):
+            common = _range_around(answer, at, text, index)
+            if common.end - common.start >= MIN_CHARACTERS:
+                return common
         start = at + 1
         at = answer.find(window, start)
         work[0] -= ((at if at >= 0 else len(answer)) - start) // _SCANNED_PER_COMPARISON
@@ -345,9 +350,9 @@ def _equal_length(answer: str, at: int, text: str, index: int, direction: int) -
     return found
 
 
-def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytearray | None:
-    """Return marks for the characters of an answer that it has copied from its own prompt, however often; None if there
-    are none. `indexed`: hashes under which the answer is indexed.
+def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytes:
+    """Return marks for the characters of an answer that it has copied from its own prompt, however often; nothing if
+    there are none. `indexed`: hashes under which the answer is indexed.
 
     The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, as in a search.
     """
@@ -355,7 +360,6 @@ def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytearray 
     places: dict[int, list[int]] = {}
     """Indexed positions of the answer that are not marked, by the hash of the window there."""
     work, left = _MAX_COMPARISONS, _MAX_SEARCHED
-    marks = b"\1" * _WINDOW
     for whole in prompt:
         if left <= 0:
             break
@@ -376,10 +380,10 @@ def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytearray 
                 continue
             unmarked: list[int] = []
             for position in places[key]:
-                if copied.startswith(marks, position):
+                if copied.startswith(_MARKS, position):
                     continue
                 if work <= 0:
-                    return copied
+                    return bytes(copied)
                 work -= 1
                 start, end = _range_around(answer, position, text, number * _STEP)
                 if end - start >= MIN_CHARACTERS:
@@ -389,4 +393,4 @@ def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytearray 
             places[key] = unmarked
             if not unmarked:
                 known.discard(key)
-    return copied if copied is not None and 1 in copied else None
+    return bytes(copied) if copied is not None and 1 in copied else b""

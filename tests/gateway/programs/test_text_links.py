@@ -104,6 +104,16 @@ def test_text_that_an_answer_copied_several_times_is_no_link(seed: int, length: 
     assert index.find("t", [f"Once more: {copied}"]) == []
 
 
+def test_a_part_of_a_text_that_an_answer_copied_does_not_lead_to_it() -> None:
+    copied = "Find every test that waits for a timeout, and say which can be made faster."
+    index = links()
+    index.add("t", "call", [f"You say: {copied} Which test waits for a timeout, and say which?"], [copied])
+    assert index.find("t", [f"Once more: {copied}"]) == []
+    own = "So I find every test that waits for a file, and then I stop."
+    index.add("t", "own", [f"{copied} {own}"], [copied])
+    assert [link.source for link in index.find("t", [own])] == ["own"]
+
+
 @settings(deadline=None, max_examples=300)
 @given(LETTERS, st.lists(LETTERS, max_size=3))
 def test_exactly_the_common_texts_are_copied(answer: str, prompt: list[str]) -> None:
@@ -113,7 +123,7 @@ def test_exactly_the_common_texts_are_copied(answer: str, prompt: list[str]) -> 
     for start in range(len(answer) - MIN_CHARACTERS + 1):
         if any(answer[start : start + MIN_CHARACTERS] in text for text in prompt):
             expected[start : start + MIN_CHARACTERS] = b"\1" * MIN_CHARACTERS
-    assert (copied or bytearray(len(answer))) == expected
+    assert (copied or bytes(len(answer))) == expected
 
 
 def test_texts_of_one_call_are_not_common() -> None:
