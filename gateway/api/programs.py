@@ -1,7 +1,9 @@
 """GET /v1/programs: the applications behind the requests of a key, as far as the requests show them."""
 
 import asyncio
+import heapq
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -121,18 +123,16 @@ async def find_programs(
     `wanted`. `last`: only programs that come after this one. Other requests get turns during a long search."""
     if last is None and not wanted:
         return list(itertools.islice(index.of_tenant(tenant), most))
-    programs = list(index.of_tenant(tenant))  # their order changes during the turns of other requests
-    first = 0 if last is None else programs.index(last) + 1
-    found: list[Program] = []
-    for begin in range(first, len(programs), _BATCH):
-        if begin != first:
+    end = math.inf if last is None else last.order  # before the orders change, during the turns of other requests
+    programs = index.all_of(tenant)
+    found: list[tuple[int, Program]] = []
+    for begin in range(0, len(programs), _BATCH):
+        if begin:
             await asyncio.sleep(0)
         for program in programs[begin : begin + _BATCH]:
-            if _matches(program, wanted) and index.find(tenant, program.id) is program:
-                found.append(program)
-                if len(found) == most:
-                    return found
-    return found
+            if program.order < end and _matches(program, wanted) and index.find(tenant, program.id) is program:
+                found.append((program.order, program))
+    return [program for _, program in heapq.nlargest(most, found)]
 
 
 def _matches(program: Program, wanted: str) -> bool:

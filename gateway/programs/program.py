@@ -129,6 +129,8 @@ class Program:
     created_at: float
     last_used: float
     last_used_at: float = 0.0
+    order: int = 0
+    """Number of its latest use: higher than that of a program which was used before."""
     session: str | None = None
     is_named: bool = False
     calls: "OrderedDict[str, ProgramCall]" = field(default_factory=OrderedDict)

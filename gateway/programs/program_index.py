@@ -112,6 +112,7 @@ class ProgramIndex:
         self._tenants: dict[str, _Tenant] = {}
         self._idle: OrderedDict[str, Program] = OrderedDict()
         """All programs, the one that was used longest ago first."""
+        self._uses = 0
         self._counts = SharedLimit(self.limits.programs, several=several_tenants)
         self._bytes = SharedLimit(self.limits.bytes, several=several_tenants)
         self._links: TextLinks[_TextSource] = TextLinks(
@@ -197,8 +198,7 @@ class ProgramIndex:
             program.created_at = unix_time
         else:
             program.last_used = now
-            held.programs.move_to_end(program.id)
-            self._idle.move_to_end(program.id)
+            self._use(program)
         self._make_room(program)
         return call
 
@@ -319,8 +319,7 @@ class ProgramIndex:
         program.last_used = max(program.last_used, now)
         if record is not None and record.times.finished is not None:
             program.last_used_at = max(program.last_used_at, record.times.finished)
-        held.programs.move_to_end(program.id)
-        self._idle.move_to_end(program.id)
+        self._use(program)
         if call.is_done:
             if len(answer.text) >= MIN_WHOLE_CHARACTERS:
                 self._links.add(program.tenant, _TextSource(call, False), [answer.text], prompt)
@@ -356,6 +355,11 @@ class ProgramIndex:
         held = self._tenants.get(tenant)
         return iter(()) if held is None else reversed(held.programs.values())
 
+    def all_of(self, tenant: str) -> list[Program]:
+        """Return the tenant's programs in no order: `of_tenant` takes twenty times as long for many programs."""
+        held = self._tenants.get(tenant)
+        return [] if held is None else list(dict.values(held.programs))
+
     def find(self, tenant: str, id: str) -> Program | None:
         """Return the tenant's program of this id, or the one that it became part of; None if there is none."""
         held = self._tenants.get(tenant)
@@ -373,8 +377,7 @@ class ProgramIndex:
                 return
             if oldest.running:
                 oldest.last_used = now  # look again later
-                self._idle.move_to_end(oldest.id)
-                self._tenants[oldest.tenant].programs.move_to_end(oldest.id)
+                self._use(oldest)
                 work -= 1
             else:
                 work = self._forget(oldest, work)
@@ -390,11 +393,19 @@ class ProgramIndex:
     def _new_program(self, held: _Tenant, tenant: str, now: float, name: str | None = None) -> Program:
         program = Program(f"prog_{new_id(24)}", tenant, created_at=0.0, last_used=now)
         held.programs[program.id] = self._idle[program.id] = program
+        self._use(program)
         self._counts.add(tenant)
         self._bytes.add(tenant, _PROGRAM_BYTES)
         if name is not None:
             self._add_name(held, program, name)
         return program
+
+    def _use(self, program: Program) -> None:
+        """Mark a program as the one that was used last."""
+        self._uses += 1
+        program.order = self._uses
+        self._tenants[program.tenant].programs.move_to_end(program.id)
+        self._idle.move_to_end(program.id)
 
     def _add_name(self, held: _Tenant, program: Program, name: str) -> None:
         held.names[name] = program

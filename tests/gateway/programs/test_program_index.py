@@ -312,6 +312,18 @@ def test_a_tenant_is_forgotten_in_parts() -> None:
     assert index.find("stays", kept.program_id) is kept.program
 
 
+def test_the_order_of_programs_is_that_of_their_use() -> None:
+    index = ProgramIndex(ProgramLimits(idle_seconds=10.0))
+    index.begin("t", facts("running"), 0.0)
+    for number in range(30):
+        single(index, f"question {number}", now=float(number) / 10, ids=ClientIds(f"session {number * 7 % 11}"))
+    index.expire(10.05)
+    found = list(index.of_tenant("t"))
+    assert len(found) == 12
+    assert sorted(index.all_of("t"), key=lambda program: -program.order) == found
+    assert index.all_of("another") == []
+
+
 def test_times_that_are_shown_do_not_count_for_ages() -> None:
     index = ProgramIndex(ProgramLimits(idle_seconds=10.0))
     first = index.begin("t", facts("one"), 0.0, unix_time=1e9)
