@@ -5,10 +5,12 @@ No clock here: the caller passes the time.
 
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from gateway.programs.shared_table import EntryCounts, SharedTable
 
 SAMPLES = 128
-"""Number of the latest durations that are remembered for each tool, and for each tenant."""
+"""Number of the latest durations that are remembered for each tool, for each tenant, and for all tenants together."""
 MAX_TOOLS = 1_000
 """Maximum number of tools of all tenants together that are remembered, some 35 MB in all."""
 MAX_TOOLS_OF_TENANT = 100
@@ -35,6 +37,34 @@ class _Durations:
             self.ordered.remove(self._latest.popleft()[1])
 
 
+class _SharedDurations:
+    """Latest durations of all tenants. `ordered` has them in ascending order. A tenant with many durations loses its
+    own oldest one first, so one tenant alone cannot decide what all others expect."""
+
+    __slots__ = ("_latest", "_number", "ordered")
+
+    def __init__(self) -> None:
+        self._latest: SharedTable[int, tuple[float, float]] = SharedTable(SAMPLES)
+        self._number = 0
+        self.ordered: list[float] = []
+
+    def add(self, tenant: str, seconds: float, now: float) -> None:
+        self._number += 1
+        forgotten = self._latest.put(tenant, self._number, (now, seconds))
+        insort(self.ordered, seconds)
+        while (oldest := self._latest.oldest()) is not None and oldest[1][0] < now - MAX_AGE_SECONDS:
+            self._latest.pop(oldest[0])
+            forgotten.append(oldest[1])
+        self._remove(forgotten)
+
+    def forget(self, tenant: str) -> None:
+        self._remove(self._latest.pop_tenant(tenant))
+
+    def _remove(self, forgotten: Iterable[tuple[float, float]]) -> None:
+        for _, seconds in forgotten:
+            self.ordered.remove(seconds)
+
+
 class _Tenant:
     """Tools of a tenant, the most recently used last, and the durations of all of them together."""
 
@@ -50,16 +80,17 @@ class ToolTimes:
 
     Three levels serve as a fallback for each other: the tool of the tenant, all tools of the tenant, and all tools of
     all tenants. The last level reveals to a tenant only a distribution of durations.
+
+    If there are too many tools, the tenant with the most tools forgets its least recently used one.
     """
 
     def __init__(self) -> None:
-        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
-        """Tenants, the most recently used last."""
-        self._tools = 0
-        self._all = _Durations()
+        self._tenants: dict[str, _Tenant] = {}
+        self._tools = EntryCounts()
+        self._all = _SharedDurations()
 
     def __len__(self) -> int:
-        return self._tools
+        return len(self._tools)
 
     def observe(self, tenant: str, tool: str, seconds: float, now: float) -> None:
         """Record that a tool took so many seconds. `tool`: its name, or `tool_gaps.PERSON`.
@@ -70,28 +101,37 @@ class ToolTimes:
         known = self._tenants.get(tenant)
         durations = None if known is None else known.tools.get(tool)
         if durations is None:
-            self._make_room(known)
             known = self._tenants.setdefault(tenant, _Tenant())
             durations = known.tools[tool] = _Durations()
-            self._tools += 1
+            self._tools.add(tenant)
+            self._make_room(tenant)
         assert known is not None
         known.tools.move_to_end(tool)
-        self._tenants.move_to_end(tenant)
-        for level in (durations, known.durations, self._all):
+        for level in (durations, known.durations):
             level.add(seconds, now)
+        self._all.add(tenant, seconds, now)
 
-    def _make_room(self, tenant: _Tenant | None) -> None:
-        """Forget the least recently used tool: of a tenant that has its share, else of the tenant that was idle for the
-        longest time."""
-        if tenant is not None and len(tenant.tools) >= MAX_TOOLS_OF_TENANT:
-            tenant.tools.popitem(last=False)
-            self._tools -= 1
-        elif self._tools >= MAX_TOOLS:
-            name, idlest = next(iter(self._tenants.items()))
-            idlest.tools.popitem(last=False)
-            self._tools -= 1
-            if not idlest.tools:
-                del self._tenants[name]
+    def _make_room(self, tenant: str) -> None:
+        """Forget the least recently used tool: of this tenant, if it has too many, else of the one with the most."""
+        if self._tools.count(tenant) > MAX_TOOLS_OF_TENANT:
+            self._forget_oldest(tenant)
+        elif len(self._tools) > MAX_TOOLS:
+            self._forget_oldest(self._tools.largest)
+
+    def _forget_oldest(self, tenant: str) -> None:
+        known = self._tenants[tenant]
+        known.tools.popitem(last=False)
+        self._tools.remove(tenant)
+        if not known.tools:
+            del self._tenants[tenant]
+
+    def forget_tenant(self, tenant: str) -> None:
+        """Forget all durations of a tenant, also those that others expect because of it."""
+        known = self._tenants.pop(tenant, None)
+        if known is not None:
+            for _ in known.tools:
+                self._tools.remove(tenant)
+        self._all.forget(tenant)
 
     def forecast(self, tenant: str, tool: str) -> Sequence[float]:
         """Return the durations to expect, in seconds, in ascending order; empty before anything was learned.

