@@ -84,7 +84,7 @@ def test_without_forecasts_a_pause_lasts_as_long_again() -> None:
     program.serve(program.call(0, 6000))
     newcomer = program.call(1, 5000)
     assert not program.admits(newcomer)
-    program.now += 17.0  # more than (6000 + 10000) rows
+    program.now += 33.0  # more than two prefills of 6000 + 10000 rows
     assert program.admits(newcomer)
 
 
