@@ -61,6 +61,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--without", nargs="+", choices=PARTS, default=[], help="parts of the policy myna to turn off (default: none)"
     )
+    parser.add_argument(
+        "--half",
+        type=int,
+        choices=(0, 1),
+        help="replay only sessions of this half of the file, by a hash of their ids (default: both halves)",
+    )
     parser.add_argument("--seed", type=int, default=1, help="random seed (default: 1)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="number of processes (default: one a core)"
@@ -79,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
         sessions=options.sessions,
         seed=options.seed,
         jobs=options.jobs,
+        half=options.half,
     )
     try:
         comparison = compare(options.agents, replays)

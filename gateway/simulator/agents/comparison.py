@@ -3,9 +3,10 @@
 import itertools
 import multiprocessing
 import random
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
@@ -22,6 +23,7 @@ from gateway.simulator.agents.policy import AgentPolicy, EngineFacts
 from gateway.simulator.agents.replay import Outcome, replay
 from gateway.simulator.agents.sessions import RecordedSession, Recording, read_sessions, scale_tokens
 from gateway.simulator.engine import TABLES
+from gateway.simulator.trace import BadTrace
 
 WINDOW = 131_072
 """Maximum number of tokens of a recorded prompt with its answer: the window of the model of the H100 table."""
@@ -149,50 +151,71 @@ class Replays:
     sessions: int = SESSIONS
     seed: int = 1
     jobs: int = 1
+    half: int | None = None
+    """0 or 1: replay only sessions of this half, see `half_of`. None: replay sessions of both."""
+
+
+def half_of(session: RecordedSession) -> int:
+    """Return 0 or 1, by a hash of the session's id: so a policy can be designed on one half and judged on the other."""
+    return zlib.crc32(session.id.encode()) & 1
 
 
 def compare(path: Path, replays: Replays) -> Comparison:
     """Replay sessions of a file in all settings. Raises BadTrace, or OSError."""
     recording = read_sessions(path, WINDOW)
+    if replays.half is not None:
+        half = tuple(session for session in recording.sessions if half_of(session) == replays.half)
+        if not half:
+            raise BadTrace(f"{path} has no session of half {replays.half}")
+        recording = replace(recording, sessions=half)
     count = min(replays.sessions, len(recording.sessions))
     sessions = random.Random(replays.seed).sample(recording.sessions, count)
-    settings = [
-        Setting(*numbers)
-        for numbers in itertools.product(replays.tables, replays.utilisations, replays.oversubscriptions)
-    ]
+    loads = list(itertools.product(replays.tables, replays.utilisations))
     names = list(dict.fromkeys((REFERENCE, *replays.policies)))
-    work = partial(run_setting, sessions, names, replays.without, replays.seed)
-    results = list(_map(work, settings, replays.jobs))
+    work = partial(run_load, sessions, names, replays.without, replays.seed, replays.oversubscriptions)
+    results = [result for of_load in _map(work, loads, replays.jobs) for result in of_load]
     return Comparison(recording, count, sum(len(session.requests) for session in sessions), replays.seed, results)
 
 
-def _map(work: Callable[[Setting], SettingResult], settings: Sequence[Setting], jobs: int) -> Iterable[SettingResult]:
-    if min(jobs, len(settings)) <= 1:
-        yield from map(work, settings)
+def _map(
+    work: Callable[[tuple[str, float]], list[SettingResult]], loads: Sequence[tuple[str, float]], jobs: int
+) -> Iterable[list[SettingResult]]:
+    if min(jobs, len(loads)) <= 1:
+        yield from map(work, loads)
         return
-    with ProcessPoolExecutor(min(jobs, len(settings)), multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(work, settings)
+    with ProcessPoolExecutor(min(jobs, len(loads)), multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, loads)
 
 
-def run_setting(
-    recorded: Sequence[RecordedSession], names: Sequence[str], without: frozenset[str], seed: int, setting: Setting
-) -> SettingResult:
-    """Replay the sessions once for each policy.
+def run_load(
+    recorded: Sequence[RecordedSession],
+    names: Sequence[str],
+    without: frozenset[str],
+    seed: int,
+    oversubscriptions: Sequence[float],
+    load: tuple[str, float],
+) -> list[SettingResult]:
+    """Replay the sessions once for each oversubscription and policy. `load`: table and utilisation.
 
     Capacity is measured by a trial: all sessions arrive together and memory is unlimited. A second trial, with the
-    setting's arrivals and unlimited memory, measures the KV of live sessions.
+    load's arrivals and unlimited memory, measures the KV of live sessions. Neither depends on the oversubscription.
     """
-    costs, window = TABLES[setting.table], MODEL_WINDOWS[setting.table]
+    table, utilisation = load
+    costs, window = TABLES[table], MODEL_WINDOWS[table]
     sessions = [scale_tokens(session, window / WINDOW) for session in recorded]
     trial = replay(sessions, [0.0] * len(sessions), costs, _UNLIMITED, VllmPolicy)
     arrivals = [0.0] * len(sessions)
-    if setting.utilisation != TOGETHER:
-        rate = setting.utilisation * len(sessions) / trial.busy
+    if utilisation != TOGETHER:
+        rate = utilisation * len(sessions) / trial.busy
         chance = random.Random(seed + 1)
         arrivals = list(itertools.accumulate(chance.expovariate(rate) for _ in sessions))
         trial = replay(sessions, arrivals, costs, _UNLIMITED, VllmPolicy)
     largest = max(request.prompt + request.output for session in sessions for request in session.requests)
-    wanted = int(trial.live_tokens / setting.oversubscription)
-    capacity = max(wanted, largest)
-    outcomes = {name: replay(sessions, arrivals, costs, capacity, create(name, without)) for name in names}
-    return SettingResult(setting, trial.live_tokens, capacity, wanted < largest, outcomes)
+    results = []
+    for oversubscription in oversubscriptions:
+        wanted = int(trial.live_tokens / oversubscription)
+        capacity = max(wanted, largest)
+        outcomes = {name: replay(sessions, arrivals, costs, capacity, create(name, without)) for name in names}
+        setting = Setting(table, utilisation, oversubscription)
+        results.append(SettingResult(setting, trial.live_tokens, capacity, wanted < largest, outcomes))
+    return results

@@ -36,6 +36,13 @@ def test_a_call_waits_for_kv_that_is_read_soon_and_for_no_other() -> None:
     assert plan().must_pause(call(), available=399)
 
 
+def test_kv_is_kept_for_as_long_as_two_prefills_of_it_and_of_the_pool() -> None:
+    # a program whose KV was evicted displaces another one when it returns
+    two_prefills = 2 * (700 + CAPACITY) * ROW
+    assert plan(RetainedKv("a", 700, wait=two_prefills, rank=1.0)).must_pause(call(), available=1000)
+    assert not plan(RetainedKv("a", 700, wait=two_prefills + 0.1, rank=1.0)).must_pause(call(), available=1000)
+
+
 def test_a_program_that_is_active_continues() -> None:
     full = plan(RetainedKv("a", 900, wait=0.0, rank=1.0))
     assert full.must_pause(call(cached=199), available=1000)

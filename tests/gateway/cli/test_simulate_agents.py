@@ -42,6 +42,7 @@ def test_the_table_has_a_line_for_each_policy(file: str, capsys: pytest.CaptureF
         (("--utilisations", "often"), "neither `together` nor a number"),
         (("--policies", "unknown"), "invalid choice"),
         (("--without", "unknown"), "invalid choice"),
+        (("--half", "2"), "invalid choice"),
     ],
 )
 def test_bad_options_are_refused(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from engine.kv.forecast import eviction_score, expected_wait
-from engine.kv.pausing import PausePlan, PendingCall, RetainedKv
+from engine.kv.pausing import PausePlan, PendingCall, RetainedKv, is_active
 from gateway.programs.service import IDLE_SECONDS, ProgramService
 from gateway.programs.tool_times import ToolTimes
 from gateway.simulator.agents.call import AgentCall
@@ -146,10 +146,14 @@ class MynaPolicy(AgentPolicy):
         return self._plan[1]
 
     def _expected_wait(self, extent: Extent, now: float) -> float:
-        """Return the seconds until a call is expected to read the extent again; see `expected_wait`."""
+        """Return the seconds until a call is expected to read the extent again; see `expected_wait`.
+
+        A waiting call that continues an active program runs as soon as there is room. One whose KV was mostly evicted
+        pauses, and is expected to pause for as long again as it has: the rest of its KV may serve others meanwhile.
+        """
         chain = extent.chain
-        if chain in self._waiting:
-            return 0.0
+        if (call := self._waiting.get(chain)) is not None:
+            return 0.0 if is_active(call.length, extent.start + extent.resident) else now - call.issued
         gap = self._gaps.get(chain)
         if gap is None or extent.released < gap[0]:
             return math.inf  # the agent is forgotten, or its latest call did not read the extent
@@ -166,7 +170,7 @@ class MynaPolicy(AgentPolicy):
     def select(self, candidates: Mapping[Extent, None], now: float) -> Extent:
         """Return the extent with the highest eviction score. See `AgentPolicy.select`.
 
-        Extents of waiting calls go last, those of the last one in the order first.
+        Extents of waiting calls that continue a program go last, those of the last one in the order first.
         """
         if "eviction" in self._without:
             return super().select(candidates, now)

@@ -78,13 +78,27 @@ def test_kv_of_a_waiting_call_is_evicted_last() -> None:
     assert program.policy.select(candidates, program.now).chain[0] == 1
 
 
+def test_kv_of_a_paused_call_whose_prompt_is_mostly_evicted_is_not_protected() -> None:
+    # the call computes most of its prompt again in any case, and would keep memory idle while it pauses
+    for evicted, victim in (100, 1), (900, 0):
+        program = harness()
+        teach(program, 5.0)
+        paused = program.serve(program.call(0, 1000))
+        program.next(paused, 1100)
+        program.now += 1000.0
+        program.serve(program.call(1, 1000))
+        paused.path[0].resident = paused.path[0].ready = 1000 - evicted
+        candidates = {extent: None for extent in program.pool.candidates if extent.chain[0] in (0, 1)}
+        assert program.policy.select(candidates, program.now).chain[0] == victim
+
+
 def test_without_forecasts_a_pause_lasts_as_long_again() -> None:
     program = harness("forecast")
     teach(program, 500.0)
     program.serve(program.call(0, 6000))
     newcomer = program.call(1, 5000)
     assert not program.admits(newcomer)
-    program.now += 17.0  # more than (6000 + 10000) rows
+    program.now += 33.0  # more than two prefills of 6000 + 10000 rows
     assert program.admits(newcomer)
 
 
