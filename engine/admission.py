@@ -10,7 +10,7 @@ that holds less than its share never waits for others.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.kv.cache import KVCache
@@ -48,15 +48,33 @@ class PromptAdmission:
         """Tokens of KV that is worth its memory, by scope."""
         self._counted = -1.0
 
-    def must_wait(self, sequence: TokenSequence) -> bool:
-        """Return whether the sequence's prompt must wait now. If not, it is admitted for good."""
-        if sequence.is_admitted:
-            return False
-        if sequence.blocks:  # it has begun, or continues a context that holds its KV
-            sequence.is_admitted = True
-            return False
-        now, prompt = self._now(), len(sequence.tokens)
-        pause = sequence.pause
+    def admit_fitting(self, prefills: Sequence[TokenSequence]) -> None:
+        """Admit the prompts that fit beside the KV that is worth its memory, in order of rank. Call it before each step
+        with all prompts that are to be computed, in this order."""
+        waiting = [sequence for sequence in prefills if not sequence.is_admitted]
+        if not waiting:
+            return
+        now = self._now()
+        self._count(now)
+        size = self._cache.block_size
+        begun = [sequence for sequence in prefills if sequence.is_admitted]
+        promised = sum(max(0, len(sequence.tokens) - len(sequence.blocks) * size) for sequence in begun)
+        for sequence in waiting:
+            needed = self._needed(sequence, now)
+            if needed is None or self._fits(sequence, needed + promised):
+                self.admit(sequence)
+                promised += needed or 0
+
+    def admit(self, sequence: TokenSequence) -> None:
+        """Let a sequence's prompt begin, whatever the pool holds."""
+        sequence.is_admitted, sequence.pause = True, None
+
+    def _needed(self, sequence: TokenSequence, now: float) -> int | None:
+        """Return the number of tokens of the pool that a prompt needs beside those that are cached. Return None if it
+        need not wait."""
+        if sequence.blocks:  # it continues a context that holds its KV
+            return None
+        prompt, pause = len(sequence.tokens), sequence.pause
         if pause is None:
             pause = sequence.pause = Pause(now, self._cache.cached_tokens(sequence.scope, sequence.tokens), now)
         elif now - pause.looked_up >= _LOOKUP_SECONDS:
@@ -67,24 +85,22 @@ class PromptAdmission:
             is_active(prompt, pause.cached)
             or is_small(needed, self._cache.capacity)
             or now - pause.since >= MAX_PAUSE_SECONDS
-            or self._fits(sequence, needed, now)
         ):
-            self.admit(sequence)
-            return False
-        return True
+            return None
+        return needed
 
-    def admit(self, sequence: TokenSequence) -> None:
-        """Let a sequence's prompt begin, whatever the pool holds."""
-        sequence.is_admitted, sequence.pause = True, None
+    def _count(self, now: float) -> None:
+        """Count the KV that is worth its memory."""
+        if 0.0 <= now - self._counted < _COUNT_SECONDS:
+            return
+        capacity, row_seconds = self._cache.capacity, self._row_seconds()
+        self._kept = self._cache.expected_tokens(
+            lambda tokens, wait: wait <= longest_wait(tokens, capacity, row_seconds)
+        )
+        self._counted = now
 
-    def _fits(self, sequence: TokenSequence, needed: int, now: float) -> bool:
+    def _fits(self, sequence: TokenSequence, needed: int) -> bool:
         cache = self._cache
-        if not 0.0 <= now - self._counted < _COUNT_SECONDS:
-            row_seconds = self._row_seconds()
-            self._kept = cache.expected_tokens(
-                lambda tokens, wait: wait <= longest_wait(tokens, cache.capacity, row_seconds)
-            )
-            self._counted = now
         own_scope = cache.root(sequence.scope).scope
         own = self._kept.get(own_scope, 0)
         others = sum(self._kept.values()) - own

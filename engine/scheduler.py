@@ -195,6 +195,8 @@ class StepScheduler:
         prefill_rows = PrefillRows(allowance, step_rows=room, interactive=plan.interactive, first_rank=first_rank)
         full = False
         paused: list[TokenSequence] = []
+        if self._admission is not None:
+            self._admission.admit_fitting(prefills)
         for index, sequence in enumerate(prefills):
             if not prefill_rows.has_room(sequence.rank) or len(plan.chunks) + plan.drafted_rows >= self._max_batch:
                 plan.has_waiting_prompts = True
@@ -203,7 +205,7 @@ class StepScheduler:
             if full and not sequence.has_own_blocks:
                 plan.out_of_memory.append(sequence)
                 continue  # a smaller prompt must not overtake one that could not begin
-            if self._admission is not None and self._admission.must_wait(sequence):
+            if not sequence.is_admitted:
                 paused.append(sequence)
                 continue
             if not sequence.prompt_tokens:
@@ -234,7 +236,7 @@ class StepScheduler:
                 prefill_rows.take(kind, rows, cost)
                 plan.prefill_cost += cost
         plan.long += prefill_rows.long_taken
-        if paused and not plan.chunks and self._admission is not None:
+        if self._admission is not None and paused and not plan.chunks:
             self._admission.admit(paused[0])  # an engine without other work loses more by waiting
             self._prefill(plan, [paused.pop(0)], owners)
         plan.out_of_memory += paused

@@ -99,7 +99,9 @@ def build_services(
     if ledger is not None:
         ledger.tags_of = accounts.tags_of
     accounts.weights.update({tenant_of(key): weight for key, weight in settings.keys().items()})
-    priorities = Priorities(CostModel(), Order(settings.order), accounts.weights)
+    order = Order(settings.order)
+    pauses = settings.pause_programs and order is Order.NEED
+    priorities = Priorities(CostModel(), order, accounts.weights, orders_programs=pauses)
     has_virtual_keys = bool(settings.admin_keys())
     several = len(accounts.weights) > 1 or has_virtual_keys
     scheduler = Scheduler(
@@ -109,7 +111,7 @@ def build_services(
         several_tenants=several,
         priorities=priorities,
         fill_ahead=settings.fill_ahead,
-        pause_programs=settings.pause_programs,
+        pause_programs=pauses,
         traceparent_of=None if exporter is None else traceparent_of,
     )
     if settings.programs:

@@ -201,7 +201,9 @@ class ServeSettings(EngineOptions):
     fill_ahead: bool = Field(True, description="prefill the known part of a prompt while its other inputs are missing")
 
     pause_programs: bool = Field(
-        False, description="let new programs wait while their KV does not fit beside that which is read again soon"
+        True,
+        description="schedule agents as a whole: those that run go before newcomers, whose prompts wait while they do "
+        "not fit beside KV that is read again soon",
     )
     programs: bool = Field(
         True, description="find out which requests belong to one application run, for clients that declare nothing"

@@ -10,8 +10,8 @@ a tool goes before programs that arrived after its rank. A program that has atta
 than its arrival says, so a short program does not wait for all of a very long one. Without a grant, programs that
 arrive together would take turns, and evict each other's KV at each turn.
 
-The server's queue uses only `delay`. The pause gate and the simulator use `rank`. Measured on agents, a queue in the
-order of arrival was slower (docs/benchmarks.md).
+The server's queue is made of deadlines of single calls. With pauses (`--pause-programs`), `precedence` moves a call's
+deadline by the rank of its program; without them, only `delay` does.
 
 Starvation bound: a program that arrives after the rank of another one cannot go before it. One that arrived earlier can
 go before it only until its own service lifts it beyond, which takes at most
@@ -21,6 +21,7 @@ go before it only until its own service lifts it beyond, which takes at most
 seconds of service. The sum over the programs that arrived earlier bounds the service that goes first.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from gateway.programs.shared_table import SharedTable
@@ -34,6 +35,12 @@ HALF_LIFE = 3600.0
 IDLE_SECONDS = 3600.0
 """Time without a call, in seconds, after which a program counts as new. Without it, a program that once arrived early
 would go before all others for ever."""
+MAX_DELAY = 120.0
+"""Maximum number of seconds by which attained service alone delays a call in the server's queue."""
+_AVERAGE_WEIGHT = 0.02
+"""Weight of a call in the average of its tenant."""
+_MAX_TENANTS = 10_000
+"""Maximum number of tenants whose averages are remembered."""
 MAX_PROGRAMS = 100_000
 """Maximum number of programs of all tenants together that are remembered. If there are more, the program of the tenant
 with the most that was without a call for the longest time is forgotten."""
@@ -63,6 +70,8 @@ class ProgramService:
         """`weights`: weights of the tenants, greater than 0; 1 if not listed."""
         self._weights = {} if weights is None else weights
         self._programs: SharedTable[str, _Service] = SharedTable(MAX_PROGRAMS)
+        self._averages: OrderedDict[str, float] = OrderedDict()
+        """Average lead of the tenants' calls, in seconds. The tenant that had a call last is the last one."""
 
     def __len__(self) -> int:
         return len(self._programs)
@@ -113,3 +122,18 @@ class ProgramService:
         if service is None:
             return now
         return service.arrival + self.delay(program, now)
+
+    def precedence(self, program: str, tenant: str, now: float) -> float:
+        """Return by how many seconds a call of a program goes before the tenant's average call; negative: after it.
+
+        The lead of a call is its time minus the rank of its program, at least -`MAX_DELAY` and at most `IDLE_SECONDS`.
+        The average is subtracted because programs are ordered within their tenant only: otherwise calls of long
+        programs would go before all calls of other tenants, and of sessions.
+        """
+        lead = min(IDLE_SECONDS, max(-MAX_DELAY, now - self.rank(program, now)))
+        average = self._averages.pop(tenant, lead)
+        average += _AVERAGE_WEIGHT * (lead - average)
+        self._averages[tenant] = average
+        if len(self._averages) > _MAX_TENANTS:
+            self._averages.popitem(last=False)
+        return lead - average

@@ -7,9 +7,9 @@ consumer run together. Between applications, small ones go before large ones, an
 All deadlines are times of one clock, so no call waits for ever. This is earliest deadline first (EDF), with deadlines
 inherited along the graph.
 
-A plain request of a program that has attained much service gets a later deadline: see `gateway.programs.service`. It is
-at most MAX_SERVICE_DELAY later, so no program starves. The order of arrival of whole programs, which that module also
-has, is not used for single calls: measured on agents, their own arrivals and work order them better.
+A plain request of a program that has attained much service gets a deadline that is later by at most `MAX_DELAY`. If
+programs are ordered as a whole, the deadline also depends on the arrival of its program, so that programs that run end
+before newcomers take their memory. See `gateway.programs.service` for both, and for the bounds of starvation.
 
 There is no clock and no I/O here: the caller passes the time.
 """
@@ -24,7 +24,7 @@ from gateway.engines.protocol import Urgency
 from gateway.graph.call import Call, Objective, ProgramMember
 from gateway.graph.prefix_hash import PrefixKey, prefix_keys
 from gateway.graph.variable import Variable
-from gateway.programs.service import ProgramService
+from gateway.programs.service import MAX_DELAY, ProgramService
 from gateway.scheduler.cost_model import Cost, CostModel
 from gateway.scheduler.fair_queue import FairQueue
 from gateway.scheduler.objective import dependents_of, sources
@@ -46,8 +46,6 @@ Under overload every call becomes late. A question that takes a second must not 
 SHORT_WORK = 2.0
 """Work in seconds up to which LONG_WORK_EXTENSION does not apply. From here to twice as much it grows to its full
 size."""
-MAX_SERVICE_DELAY = LONG_WORK_EXTENSION
-"""Maximum deadline extension, in seconds, for the service that a program has attained."""
 PRODUCER_LEAD = 1e-6
 """Share of a call's time by which the calls that it reads are due before it.
 
@@ -82,12 +80,19 @@ class Priorities:
     """
 
     def __init__(
-        self, cost_model: CostModel, order: Order = Order.NEED, weights: Mapping[str, float] | None = None
+        self,
+        cost_model: CostModel,
+        order: Order = Order.NEED,
+        weights: Mapping[str, float] | None = None,
+        *,
+        orders_programs: bool = False,
     ) -> None:
         """`order`: with `Order.ARRIVAL`, engines get the order of arrival only. `weights`: weights of the
-        tenants for the fair queue; 1 if not listed."""
+        tenants for the fair queue; 1 if not listed. `orders_programs`: calls of programs go in the order of the
+        programs' arrival."""
         self.cost_model = cost_model
         self.order = order
+        self._orders_programs = orders_programs
         self.prefix_index = PrefixIndex()
         self._entries: dict[str, _Entry] = {}
         self._sessions: dict[int, _Outstanding] = {}
@@ -113,7 +118,7 @@ class Priorities:
         session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
         if call.program is not None and not call.session.id:
-            fair_offset += self._service_delay(call, call.program, now)
+            fair_offset += self._program_offset(call, call.program, now)
         deadline_unread = now + fair_offset + patience + path + deadline_extension(session.seconds)
         self._entries[call.id] = entry = _Entry(call, prefixes, cost, path, fair_offset, deadline_unread)
         self._changed[call.id] = call
@@ -132,11 +137,13 @@ class Priorities:
                     variable, Objective.LATENCY if variable.latency_subscribers else Objective.THROUGHPUT, now
                 )
 
-    def _service_delay(self, call: Call, member: ProgramMember, now: float) -> float:
-        """Record a call of a program. Return how much later its deadline is because of the program's service, in
-        seconds."""
-        self.programs.begin(member.program_id, call.session.tenant, now)
-        return min(MAX_SERVICE_DELAY, self.programs.delay(member.program_id, now))
+    def _program_offset(self, call: Call, member: ProgramMember, now: float) -> float:
+        """Record a call of a program. Return how much later its deadline is because of its program, in seconds."""
+        program, tenant = member.program_id, call.session.tenant
+        self.programs.begin(program, tenant, now)
+        if self._orders_programs:
+            return -self.programs.precedence(program, tenant, now)
+        return min(MAX_DELAY, self.programs.delay(program, now))
 
     def program_rank(self, call: Call, now: float) -> float:
         """Return the rank of a call's program: the lowest goes first. For a call without one, the time."""

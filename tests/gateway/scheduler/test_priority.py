@@ -12,12 +12,11 @@ from gateway.graph.call import Call, CallSpec, CallState, Objective
 from gateway.graph.references import Reference
 from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session
-from gateway.programs.service import GRANT_SECONDS, SERVICE_FACTOR
+from gateway.programs.service import GRANT_SECONDS, MAX_DELAY, SERVICE_FACTOR
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.objective import sources
 from gateway.scheduler.priority import (
     LONG_WORK_EXTENSION,
-    MAX_SERVICE_DELAY,
     PATIENCE_SECONDS,
     PRODUCER_LEAD,
     WORK_FACTOR,
@@ -106,7 +105,7 @@ def test_programs_that_attained_much_service_go_later_but_not_for_ever() -> None
     assert harness.order(heavy, newcomer) == [1, 0]
     harness.priorities.programs.charge("a", 1e9, harness.now)
     heaviest = request("a")
-    harness.now += MAX_SERVICE_DELAY + 1
+    harness.now += MAX_DELAY + 1
     assert harness.order(heaviest, request("e")) == [0, 1]
     declared = join(session())
     declared.program = _Member("a")
