@@ -1,7 +1,8 @@
 """Gaps between an answer of a program and the request that extends it: tools run, or a person reads. Pure."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from gateway.programs.program import ProgramCall
@@ -14,15 +15,23 @@ MAX_GAP_SECONDS = 3_600.0
 so forecasts include agents that never return."""
 MAX_GAPS = 50_000
 """Maximum number of gaps that are watched. The oldest gaps are dropped first."""
-_WORD_CHARACTERS = 128
 
 
 class _Gap(NamedTuple):
-    """Gap since a time, of a tenant. `word`: names of the tools."""
+    """Gap since a time, of a tenant. `word`: see `word_of`."""
 
     since: float
     tenant: str
     word: str
+
+
+class EndedGap(NamedTuple):
+    """Gap that has ended: its duration and its end, in seconds. `word`: see `word_of`."""
+
+    tenant: str
+    word: str
+    seconds: float
+    ended: float
 
 
 class ToolGaps:
@@ -30,6 +39,8 @@ class ToolGaps:
 
     def __init__(self, times: ToolTimes | None = None) -> None:
         self.times = times or ToolTimes()
+        self.on_ended: Callable[[EndedGap], object] = lambda gap: None
+        """Called with each gap that ends, after `ToolTimes` has learned from it."""
         self._gaps: OrderedDict[str, _Gap] = OrderedDict()
         """Gaps by the id of the call with the answer, the oldest first."""
 
@@ -54,7 +65,7 @@ class ToolGaps:
         """End the gap before a call that extends an answer, and learn from it."""
         gap = None if call.parent is None else self._gaps.pop(call.parent.id, None)
         if gap is not None:
-            self.times.observe(gap.tenant, gap.word, min(MAX_GAP_SECONDS, max(0.0, now - gap.since)), now)
+            self._learn(EndedGap(gap.tenant, gap.word, min(MAX_GAP_SECONDS, max(0.0, now - gap.since)), now))
 
     def expire(self, now: float) -> None:
         """Count gaps that last for too long as ended."""
@@ -63,9 +74,23 @@ class ToolGaps:
             if now - gap.since <= MAX_GAP_SECONDS:
                 return
             del self._gaps[id]
-            self.times.observe(gap.tenant, gap.word, MAX_GAP_SECONDS, now)
+            self._learn(EndedGap(gap.tenant, gap.word, MAX_GAP_SECONDS, now))
+
+    def restore(self, gaps: Iterable[EndedGap], now: float) -> None:
+        """Learn from gaps of the process before this one, the earliest first, without `on_ended`."""
+        for gap in gaps:
+            self.times.observe(gap.tenant, gap.word, gap.seconds, min(gap.ended, now))
+
+    def _learn(self, gap: EndedGap) -> None:
+        self.times.observe(gap.tenant, gap.word, gap.seconds, gap.ended)
+        self.on_ended(gap)
 
 
 def word_of(tool_names: Sequence[str]) -> str:
-    """Return the word for the tools that an answer calls: their names in order, each once."""
-    return "+".join(sorted(set(tool_names)))[:_WORD_CHARACTERS] if tool_names else PERSON
+    """Return the word for the tools that an answer calls: a digest of their names, in any order, each once.
+
+    It is stored; readers of the database do not see the names, but can check a name that they guess.
+    """
+    if not tool_names:
+        return PERSON
+    return blake2b("\0".join(sorted(set(tool_names))).encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,111 @@
+"""Programs of clients that declare nothing, across restarts and engines."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from aiohttp import web
+
+from gateway.engines.openai.engine import OpenAIContext
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
+from tests.fakes.in_process_gateway import GatewayClient, gateway_before
+from tests.fakes.postgres_server import PostgresServer
+from tests.fakes.scripted_server import Behaviour, ScriptedServer, chunk, says, stream
+
+SECRET = "a secret of the client"
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def calls_tool(name: str) -> Behaviour:
+    """Return an answer that ends in a tool call."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        function = {"name": name, "arguments": json.dumps({"query": SECRET})}
+        call = {"index": 0, "id": "c", "type": "function", "function": function}
+        delta = {"id": "x", "model": body["model"], "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
+        return await stream(request, [delta, chunk(body, None, "tool_calls")])
+
+    return behave
+
+
+async def chat(client: GatewayClient, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the message of an answer."""
+    body = {"model": "fake", "messages": messages, "tools": [TOOL]}
+    async with client.post("/v1/chat/completions", json=body) as answer:
+        content = await answer.json()
+        assert answer.status == 200, content
+        return dict(content["choices"][0]["message"])
+
+
+TOOL = {"type": "function", "function": {"name": "grep", "parameters": {"type": "object"}}}
+Expected = list[list[float]]
+
+
+@pytest.fixture
+def expected(monkeypatch: pytest.MonkeyPatch) -> Expected:
+    """Return a list that gets the durations with which engines are told to expect each program's return."""
+    found: Expected = []
+    monkeypatch.setattr(OpenAIContext, "retain", lambda self, returns: found.append(list(returns)))
+    return found
+
+
+@pytest.fixture(params=["sqlite", "postgres", "memory"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the journal of a gateway that is restarted."""
+    if request.param == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return server.database()
+    return str(tmp_path / "journal") if request.param == "sqlite" else "memory"
+
+
+async def test_a_restarted_gateway_expects_programs_at_once(journal: str, expected: Expected) -> None:
+    async with ScriptedServer() as server:
+        async with gateway_before(server, journal=journal) as (client, _):
+            server.script = [calls_tool("grep"), says("Done.")]
+            first = await chat(client, [user(f"Search for {SECRET}.")])
+            result = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "nothing"}
+            await chat(client, [user(f"Search for {SECRET}."), first, result])
+        assert [len(durations) for durations in expected] == [0, 1], "the second answer, by the tool that took its time"
+        (learned,) = expected[1]
+        expected.clear()
+        async with gateway_before(server, journal=journal) as (client, _):
+            server.script = [calls_tool("grep")]
+            await chat(client, [user("Search for another thing.")])
+        assert expected == [[]] if journal == "memory" else [[pytest.approx(learned, abs=0.001)]]
+
+
+async def test_the_table_has_no_names_and_no_texts(tmp_path: Path) -> None:
+    async with ScriptedServer() as server, gateway_before(server, journal=str(tmp_path / "j")) as (client, _):
+        server.script = [calls_tool("grep"), says("Done.")]
+        first = await chat(client, [user(f"Search for {SECRET}.")])
+        result = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": SECRET}
+        await chat(client, [user(f"Search for {SECRET}."), first, result])
+    connection = sqlite3.connect(tmp_path / "j")
+    (row,) = connection.execute("SELECT * FROM tool_gaps").fetchall()
+    connection.close()
+    assert "grep" not in repr(row)
+    assert SECRET not in repr(row)
+
+
+def test_a_restarted_process_restores_what_it_learned(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "tiny", window=4096)
+    arguments = ("--model", str(folder), "--kv-tokens", "8192", "--journal", str(tmp_path / "j"))
+    for start in range(2):
+        with GatewayHarness(*arguments) as server:
+            body = {"model": "tiny", "messages": [user("Hi")], "max_tokens": 4}
+            url = f"{server.address}/v1/chat/completions"
+            answer = httpx.post(url, json=body).json()["choices"][0]["message"]
+            body["messages"] = [user("Hi"), {"role": "assistant", "content": answer["content"]}, user("Go on")]
+            assert httpx.post(url, json=body).status_code == 200
+            assert server.stop() == 0
+        restored = [line for line in server.log if "restored" in line]
+        assert len(restored) == start, server.log
+    assert "restored 1 durations of 1 sets of tools" in restored[0]
