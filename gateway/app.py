@@ -118,6 +118,7 @@ def build_services(
             prices.cost_of_call if prices else None,
             on_gap=scheduler.expect_return,
         )
+        tracker.index.on_forgotten = scheduler.forget_program
     store = SessionStore(
         cancel=scheduler.cancel,
         limits=session_limits(settings),

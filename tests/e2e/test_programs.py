@@ -1,7 +1,9 @@
 """Programs of clients that declare nothing, across restarts and engines."""
 
+import asyncio
 import json
 import sqlite3
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from aiohttp import web
 from gateway.engines.openai.engine import OpenAIContext
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.gateway_harness import GatewayHarness
-from tests.fakes.in_process_gateway import GatewayClient, gateway_before
+from tests.fakes.in_process_gateway import GatewayClient, gateway_before, gateway_of
 from tests.fakes.postgres_server import PostgresServer
 from tests.fakes.scripted_server import Behaviour, ScriptedServer, chunk, says, stream
 
@@ -24,11 +26,11 @@ def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def calls_tool(name: str) -> Behaviour:
+def calls_tool(name: str, query: str = SECRET) -> Behaviour:
     """Return an answer that ends in a tool call."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        function = {"name": name, "arguments": json.dumps({"query": SECRET})}
+        function = {"name": name, "arguments": json.dumps({"query": query})}
         call = {"index": 0, "id": "c", "type": "function", "function": function}
         delta = {"id": "x", "model": body["model"], "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
         return await stream(request, [delta, chunk(body, None, "tool_calls")])
@@ -36,9 +38,9 @@ def calls_tool(name: str) -> Behaviour:
     return behave
 
 
-async def chat(client: GatewayClient, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+async def chat(client: GatewayClient, messages: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
     """Return the message of an answer."""
-    body = {"model": "fake", "messages": messages, "tools": [TOOL]}
+    body = {"model": "fake", "messages": messages, "tools": [TOOL], **fields}
     async with client.post("/v1/chat/completions", json=body) as answer:
         content = await answer.json()
         assert answer.status == 200, content
@@ -109,3 +111,84 @@ def test_a_restarted_process_restores_what_it_learned(tmp_path: Path) -> None:
         restored = [line for line in server.log if "restored" in line]
         assert len(restored) == start, server.log
     assert "restored 1 durations of 1 sets of tools" in restored[0]
+
+
+class Agent:
+    """An agent that starts a sub-agent in each turn. It declares nothing; only its texts show that they belong together.
+
+    The instructions of agents and sub-agents differ, so their prompts have no beginning in common.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.name = f"agent {number}"
+        self._messages = [{"role": "system", "content": f"You lead {number}."}, user(f"I am {self.name}. " + "x" * 600)]
+        self._turns = 0
+
+    async def turn(self, client: GatewayClient) -> None:
+        """Take a turn, run the sub-agent that it starts, and hold its report for the next turn."""
+        message = await chat(client, self._messages)
+        (call,) = message["tool_calls"]
+        task = json.loads(call["function"]["arguments"])["query"]
+        instructions = {"role": "system", "content": f"{self._turns}: you search."}
+        report = await chat(client, [instructions, user(task)], tool_choice="none")
+        self._turns += 1
+        result = {"role": "tool", "tool_call_id": call["id"], "content": report["content"]}
+        self._messages += [message, result]
+
+
+async def plays_agents(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """Answer an agent with the call of a sub-agent, and a sub-agent with a report."""
+    messages = body["messages"]
+    if body.get("tool_choice") == "none":
+        return await says(f"Nothing was found for {messages[-1]['content'][-60:]}")(request, body)
+    number = sum(message["role"] == "tool" for message in messages)
+    name = messages[1]["content"].split(".")[0].removeprefix("I am ")
+    words = " ".join(f"{zlib.crc32(f'{name} {number} {place}'.encode()):x}" for place in range(12))
+    return await calls_tool("grep", f"For {name}, search for {words}")(request, body)
+
+
+def names_by_request(server: ScriptedServer) -> list[str]:
+    """Return the agent that each request to the server belongs to, and clear the server's record."""
+    found = [name for body in server.asked for name in [json.dumps(body).partition("agent ")[2][:1]]]
+    server.asked.clear()
+    return found
+
+
+async def test_turns_and_sub_agents_of_a_program_stay_on_one_server_and_move_together() -> None:
+    async with ScriptedServer() as one, ScriptedServer() as two:
+        one.always = two.always = plays_agents
+        agents = [Agent(number) for number in range(4)]
+        async with gateway_of([f"openai={one.url}", f"openai={two.url}"]) as client:
+            for agent in agents:
+                await agent.turn(client)
+                await agent.turn(client)
+            for _ in range(3):
+                for agent in agents:
+                    await agent.turn(client)
+            first, second = names_by_request(one), names_by_request(two)
+            assert len(first) + len(second) == 2 * 5 * len(agents)
+            assert sorted({*first}) + sorted({*second}) == ["0", "2", "1", "3"], "each agent is on one server"
+            await one.stop()
+            for _ in range(2):
+                for agent in agents:
+                    await agent.turn(client)
+            assert names_by_request(one) == []
+            assert names_by_request(two) == list("0011223300112233")
+            async with client.get("/v1/programs") as answer:
+                programs = (await answer.json())["data"]
+            assert [program["usage"]["calls"] for program in programs] == [14] * len(agents)
+            await one.start()
+            while not await is_ready(client):
+                await asyncio.sleep(0.05)
+            for _ in range(3):
+                two.asked.clear()
+                for agent in agents:
+                    await agent.turn(client)
+                assert names_by_request(one) == list("00"), "one program moves back: the difference of loads is large"
+                assert names_by_request(two) == list("112233")
+
+
+async def is_ready(client: GatewayClient) -> bool:
+    """Return whether all engines of the gateway accept work."""
+    async with client.get("/v1/status") as answer:
+        return all(engine["ready"] for engine in (await answer.json())["engines"])
