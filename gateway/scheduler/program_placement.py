@@ -41,8 +41,10 @@ ACTIVE_SECONDS = 300.0
 """Time after its last call for which a program counts as active, in seconds."""
 RUNNING_TOKENS = 64
 """Load of one open context, in prompt tokens: in each step of an answer of 64 tokens, it takes a row."""
-PROGRAM_TOKENS = 1_024
-"""Load of one active program, in prompt tokens: about what a turn of an agent adds to its prompt."""
+PROGRAM_TOKENS = 4_096
+"""Load of one active program, in prompt tokens: about what four turns of an agent add to its prompt. With less, engines
+are idle while agents with common instructions share one. In the model of the tests, agents end as soon with half and
+with twice as much, and later with a quarter."""
 MOVE_MARGIN = 2 * PROGRAM_TOKENS
 """Difference of loads, in tokens, in addition to what a move costs: the hysteresis of moves."""
 MAX_AWAY = 20_000

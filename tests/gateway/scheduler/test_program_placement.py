@@ -1,5 +1,6 @@
 """gateway/scheduler/program_placement.py: programs stay on one engine, and move as a whole."""
 
+import heapq
 import itertools
 import random
 from collections import Counter
@@ -263,6 +264,58 @@ def test_programs_that_begin_together_are_balanced_once_they_return(engines: int
         ]
     counts = [harness.placement.active_programs(engine.name) for engine in harness.engines]
     assert max(counts) - min(counts) <= 3 + -(-900 // PROGRAM_TOKENS) + (system // PROGRAM_TOKENS if 0 in counts else 0)
+
+
+def completion(engines: int, agents: int, system: int, seed: int, *, as_programs: bool) -> float:
+    """Return the mean time in seconds in which agents end that begin together, on engines that run one call after
+    another: 0.1 ms for each prompt token that is not cached, and 1 ms for each token of the answer.
+
+    `system`: tokens of the instructions that all agents share. `as_programs`: otherwise each call is placed by itself.
+    """
+    harness, rng = Harness(engines), random.Random(seed)
+    free = dict.fromkeys([engine.name for engine in harness.engines], 0.0)
+    computed: dict[tuple[str, int], int] = {}
+    sizes, turns = [system] * agents, [rng.randint(10, 30) for _ in range(agents)]
+    ended = []
+    order = itertools.count()
+    events: list[tuple[float, int, int, Member | None, Any]] = [
+        (0.0, next(order), n, None, None) for n in range(agents)
+    ]
+    while events:
+        now, _, agent, member, ending = heapq.heappop(events)
+        if ending is not None:
+            ending.load -= 1
+            turns[agent] -= 1
+            if turns[agent]:
+                heapq.heappush(events, (now + rng.lognormvariate(0.7, 1.0), next(order), agent, member, None))
+            else:
+                ended.append(now)
+            continue
+        sizes[agent] += rng.randint(200, 2_500)
+        harness.now = now
+        program = str(agent) if as_programs else f"{agent} {turns[agent]}"
+        root = None if member is None else Member(member.id, program, member.parent)
+        if as_programs:
+            placed = harness.call(program, sizes[agent], root, system=system)
+        else:
+            placed = harness.call("", sizes[agent], root, system=system, session="named")
+        cached = max(computed.get((placed.name, agent), 0), computed.get((placed.name, -1), 0))
+        answer = rng.randint(50, 400)
+        free[placed.name] = max(free[placed.name], now) + 1e-4 * (sizes[agent] - cached) + 1e-3 * answer
+        sizes[agent] += answer
+        computed[placed.name, agent], computed[placed.name, -1] = sizes[agent], system
+        placed.engine.load += 1  # type: ignore[misc]  # the fake's
+        heapq.heappush(events, (free[placed.name], next(order), agent, placed.member, placed.engine))
+    return sum(ended) / len(ended)
+
+
+@pytest.mark.parametrize(("engines", "agents", "system"), [(2, 16, 20_000), (2, 40, 5_000), (4, 64, 20_000)])
+def test_agents_with_common_instructions_end_sooner_than_if_each_call_is_placed_by_itself(
+    engines: int, agents: int, system: int
+) -> None:
+    for seed in range(2):
+        alone = completion(engines, agents, system, seed, as_programs=False)
+        assert completion(engines, agents, system, seed, as_programs=True) < 0.9 * alone
 
 
 def test_sessions_and_calls_without_a_program_are_placed_as_before() -> None:
