@@ -191,6 +191,11 @@ class ProgramTracker:
         self._waiting_characters = 0
         self._comparing: asyncio.Task[None] | None = None
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Clock of `gaps`, in seconds."""
+        return time.time
+
     def begin(self, calls: Sequence[Call], facts: RequestFacts, headers: Mapping[str, str], *, is_named: bool) -> None:
         """Give each of a request's calls its place in a program, before the scheduler sees them.
 

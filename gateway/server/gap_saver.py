@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from gateway.journal.gap_store import GapStore, GapStoreError, gaps_of
@@ -24,9 +25,11 @@ _CLOSE_SECONDS = 5.0
 class GapSaver:
     """Owner of the durations that the database does not have yet. No request waits for the database."""
 
-    def __init__(self, store: GapStore, gaps: ToolGaps) -> None:
+    def __init__(self, store: GapStore, gaps: ToolGaps, clock: Callable[[], float]) -> None:
+        """`clock`: the clock of `gaps`, in seconds. Stored times are those of the Unix clock."""
         self._store = store
         self._gaps = gaps
+        self._clock = clock
         self._unsaved: deque[EndedGap] = deque(maxlen=_MAX_UNSAVED)
         self._task: asyncio.Task[None] | None = None
 
@@ -39,7 +42,8 @@ class GapSaver:
             log.warning("nothing that was learned about programs is restored: %s", error)
             return
         found, damaged = gaps_of(rows)
-        self._gaps.restore(found, now)
+        since_unix = self._clock() - now
+        self._gaps.restore([gap._replace(ended=gap.ended + since_unix) for gap in found], self._clock())
         if damaged:
             log.warning("%d rows with durations of tools are ignored: they are damaged, or of another version", damaged)
         if found:
@@ -47,8 +51,12 @@ class GapSaver:
 
     def start(self) -> None:
         """Start to store durations."""
-        self._gaps.on_ended = self._unsaved.append
+        self._gaps.on_ended = self._record
         self._task = asyncio.create_task(self._run(), name="durations of tools")
+
+    def _record(self, gap: EndedGap) -> None:
+        """Record a gap that ends now, by the Unix clock."""
+        self._unsaved.append(gap._replace(ended=time.time()))
 
     async def save(self) -> None:
         """Store all durations. Raises GapStoreError."""

@@ -107,7 +107,7 @@ class Lifespan:
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
             gap_store = open_gap_store(self._storage)
             if services.programs is not None and gap_store is not None:
-                self._gap_saver = GapSaver(gap_store, services.programs.gaps)
+                self._gap_saver = GapSaver(gap_store, services.programs.gaps, services.programs.clock)
                 await self._gap_saver.restore()
         except KeyStoreError as error:
             raise StartFailed(str(error)) from error

@@ -57,7 +57,7 @@ async def gateway_before(
     storage = await open_journal_storage(chosen)
     saver = None
     if (gap_store := open_gap_store(storage)) is not None and services.programs is not None:
-        saver = GapSaver(gap_store, services.programs.gaps)
+        saver = GapSaver(gap_store, services.programs.gaps, services.programs.clock)
         await saver.restore()
         saver.start()
     prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)

@@ -10,6 +10,7 @@ import pytest
 from gateway.journal.gap_store import GapRow, GapStoreError, merged_rows
 from gateway.programs import EndedGap, ProgramCall, ToolGaps
 from gateway.programs.program import Program
+from gateway.programs.tool_times import MAX_AGE_SECONDS
 from gateway.server import gap_saver
 from gateway.server.gap_saver import GapSaver
 
@@ -31,27 +32,30 @@ class FakeStore:
     async def add(self, gaps: Sequence[EndedGap]) -> None:
         self.additions.append(gaps)
         self.added.set()
+        error = self.error
         await asyncio.sleep(0)
-        if self.error is not None:
-            raise self.error
+        if error is not None:
+            raise error
         stored = {key: row.gaps for key, row in self.rows.items()}
         self.rows.update({(row.tenant, row.word): row for row in merged_rows(gaps, stored)})
 
 
 def learn(gaps: ToolGaps, seconds: float, tool: str = "grep") -> None:
-    now = time.time()
+    now = time.monotonic()
     first = ProgramCall(f"{tool} {seconds}", Program("p", "t", 0.0, 0.0), 0.0, tool_names=(tool,))
     gaps.begin(first, now - seconds)
     gaps.end(ProgramCall("next", first.program, 0.0, parent=first), now)
 
 
 def forecast(gaps: ToolGaps, tool: str = "grep") -> list[float]:
-    return list(gaps.begin(ProgramCall("later", Program("p", "t", 0.0, 0.0), 0.0, tool_names=(tool,)), time.time()))
+    return list(
+        gaps.begin(ProgramCall("later", Program("p", "t", 0.0, 0.0), 0.0, tool_names=(tool,)), time.monotonic())
+    )
 
 
 async def started(store: FakeStore) -> tuple[GapSaver, ToolGaps]:
     gaps = ToolGaps()
-    saver = GapSaver(store, gaps)
+    saver = GapSaver(store, gaps, time.monotonic)
     await saver.restore()
     saver.start()
     return saver, gaps
@@ -71,6 +75,21 @@ async def test_the_last_durations_are_stored_at_the_end_and_restored() -> None:
     assert len(store.additions) == 1, "nothing new"
 
 
+async def test_ages_are_right_although_clocks_begin_anew() -> None:
+    store = FakeStore()
+    saver, gaps = await started(store)
+    learn(gaps, 5.0)
+    await saver.close()
+    (row,) = store.rows.values()
+    assert abs(row.updated - time.time()) < 100, "the Unix clock"
+    store.rows[row.tenant, row.word] = row._replace(gaps=f"[1,[[{time.time() - 50_000},7.0],[{time.time()},5.0]]]")
+    gaps = ToolGaps()
+    await GapSaver(store, gaps, lambda: 100.0).restore()
+    assert list(gaps.times.forecast("t", row.word)) == [5.0, 7.0]
+    gaps.times.observe("t", row.word, 1.0, 100.0 + MAX_AGE_SECONDS - 40_000)
+    assert list(gaps.times.forecast("t", row.word)) == [1.0, 5.0], "the other one is more than a day old"
+
+
 async def test_durations_are_stored_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gap_saver, "_SAVE_SECONDS", 0.001)
     store = FakeStore()
@@ -88,22 +107,21 @@ async def test_a_database_that_fails_gets_the_durations_later(
 ) -> None:
     monkeypatch.setattr(gap_saver, "_SAVE_SECONDS", 0.001)
     for error in (GapStoreError("the database is away"), RuntimeError("unexpected")):
-        store = FakeStore()
+        store, gaps = FakeStore(), ToolGaps()
         store.error = error
-        saver, gaps = (
-            await started(store) if isinstance(error, GapStoreError) else (GapSaver(store, ToolGaps()), ToolGaps())
-        )
-        if isinstance(error, RuntimeError):
-            saver = GapSaver(store, gaps)
-            saver.start()
+        saver = GapSaver(store, gaps, time.monotonic)
+        saver.start()
         learn(gaps, 5.0)
-        await store.added.wait()
+        while len(store.additions) < 2:  # the next attempt
+            store.added.clear()
+            await store.added.wait()
         learn(gaps, 3.0)
         store.error = None
         await saver.close()
         (row,) = store.rows.values()
         assert row.gaps.count("[") == 4, "both durations are in the row"
-    assert "the database is away" in caplog.text
+    assert "the database is away; the next attempt" in caplog.text
+    assert "RuntimeError: unexpected" in caplog.text
 
 
 async def test_a_server_without_its_database_starts_and_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
