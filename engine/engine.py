@@ -103,6 +103,7 @@ class Engine:
         scope: str = "",
         interactive: bool = True,
         start: int | None = None,
+        pausable: bool = False,
     ) -> None:
         """Append tokens to a context; the first fill creates it. See `Fill`.
 
@@ -136,6 +137,7 @@ class Engine:
                 scope = self._get(parent).scope
             self._arrivals += 1
             target = TokenSequence(context, self.cache, scope, rank, self._arrivals)
+            target.is_admitted = not pausable
             if parent is not None:
                 target.fork_from(self._get(parent))
             self._sequences[context] = target

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from engine.admission import PromptAdmission
 from engine.config import EngineConfig
 from engine.device import check_weights, choose_device, device_memory, kv_pool_tokens
 from engine.errors import CheckpointError, EngineError
@@ -123,7 +124,14 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
         cache=cache,
         step_budget=step_budget,
         speculator=speculator,
-        scheduler=StepScheduler(cache, step_tokens, config.max_batch, step_budget, speculator),
+        scheduler=StepScheduler(
+            cache,
+            step_tokens,
+            config.max_batch,
+            step_budget,
+            speculator,
+            PromptAdmission(cache, lambda: step_budget.row_seconds),
+        ),
         input_batch=InputBatch(step_tokens, config.max_batch, config.block_size, reads_all=is_mean),
         overlaps=overlaps,
     )

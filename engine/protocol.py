@@ -29,6 +29,8 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
         there already stay.
     `scope`: contexts of different scopes never share KV.
     `interactive`: a client reads the generated text as it grows, so prefill must not make its steps long.
+    `pausable`: a new context may wait so that others keep their KV; see `engine.admission`. No other context may wait
+        for it.
     """
 
     context: int
@@ -38,6 +40,7 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
     scope: str = ""
     interactive: bool = True
     start: int | None = None
+    pausable: bool = False
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):

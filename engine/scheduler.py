@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engine.admission import PromptAdmission
 from engine.kv.cache import KVCache
 from engine.sequence import TokenSequence
 from engine.speculative import Speculator
@@ -40,7 +41,7 @@ class Plan:
     `prefill_cost`, `long`: cost of the rows of prompts, and of deferrable ones, see `StepAllowance`.
     `has_waiting_prompts`: whether a prompt got no rows.
     `over_budget`: sequences for which the step has no room. `out_of_memory`: sequences for whose prompts no blocks are
-        free.
+        free, or that wait so that others keep theirs.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -74,14 +75,16 @@ class StepScheduler:
         max_batch: int,
         step_budget: StepBudget | None = None,
         speculator: Speculator | None = None,
+        admission: PromptAdmission | None = None,
     ) -> None:
         """Create a scheduler. Without a step budget, only `step_tokens` bounds a step. Without a speculator, there are
-        no drafts."""
+        no drafts. Without an admission, prompts never wait for others to keep their KV."""
         self._cache = cache
         self._step_tokens = step_tokens
         self._max_batch = max_batch
         self._step_budget = step_budget
         self._speculator = speculator
+        self._admission = admission
 
     def plan(self, sequences: Iterable[TokenSequence], owners: list[TokenSequence] | None = None) -> Plan:
         """Return the next step over the sequences; it is empty if none can continue.
@@ -191,6 +194,7 @@ class StepScheduler:
         first_rank = plan.chunks[0].sequence.rank if plan.chunks else math.inf
         prefill_rows = PrefillRows(allowance, step_rows=room, interactive=plan.interactive, first_rank=first_rank)
         full = False
+        paused: list[TokenSequence] = []
         for index, sequence in enumerate(prefills):
             if not prefill_rows.has_room(sequence.rank) or len(plan.chunks) + plan.drafted_rows >= self._max_batch:
                 plan.has_waiting_prompts = True
@@ -199,6 +203,9 @@ class StepScheduler:
             if full and not sequence.has_own_blocks:
                 plan.out_of_memory.append(sequence)
                 continue  # a smaller prompt must not overtake one that could not begin
+            if self._admission is not None and self._admission.must_wait(sequence):
+                paused.append(sequence)
+                continue
             if not sequence.prompt_tokens:
                 if not sequence.adopt_cached():
                     continue
@@ -227,6 +234,10 @@ class StepScheduler:
                 prefill_rows.take(kind, rows, cost)
                 plan.prefill_cost += cost
         plan.long += prefill_rows.long_taken
+        if paused and not plan.chunks and self._admission is not None:
+            self._admission.admit(paused[0])  # an engine without other work loses more by waiting
+            self._prefill(plan, [paused.pop(0)], owners)
+        plan.out_of_memory += paused
 
     def _add(self, plan: Plan, sequence: TokenSequence, budget: int, owners: list[TokenSequence]) -> int | None:
         """Add the sequence's next rows to the plan, at most `budget`. Return their number, or None if no blocks are

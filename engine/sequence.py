@@ -2,10 +2,14 @@
 
 from collections import deque
 from itertools import count
+from typing import TYPE_CHECKING
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache, LastBlock, MissReason, Node
 from engine.pooling import Pooling
+
+if TYPE_CHECKING:
+    from engine.admission import Pause
 
 _versions = count(1)
 
@@ -45,6 +49,10 @@ class TokenSequence:
         """Whether the sequence got blocks of its own since it last had none."""
         self.prompt_tokens = 0
         """Number of tokens to compute when the current prefill was first planned; 0 between prefills."""
+        self.is_admitted = True
+        """Whether the prompt may begin. If not, it may have to wait; see `engine.admission`."""
+        self.pause: Pause | None = None
+        """The pause of a prompt that waits."""
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0

@@ -117,6 +117,7 @@ def build_services(
             ProgramIndex(several_tenants=several),
             prices.cost_of_call if prices else None,
             on_gap=scheduler.expect_return,
+            forget_service=priorities.programs.forget_some,
         )
         tracker.index.on_forgotten = scheduler.forget_program
     store = SessionStore(
@@ -140,7 +141,7 @@ def build_services(
         if is_deleted:
             store.delete_all_of(id)
             if tracker is not None:
-                tracker.index.forget_tenant(id)
+                tracker.forget_tenant(id)
 
     accounts.on_end = end_key
     if isinstance(sink, Journal):

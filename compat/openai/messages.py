@@ -215,6 +215,20 @@ class Message(Request):
         return len(self.content or self.refusal or "")
 
     @property
+    def template_fields(self) -> dict[str, Any]:
+        """Fields of the message that chat templates read, without its tool calls. `developer` is OpenAI's newer name
+        for `system`."""
+        fields: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.parts,
+        }
+        if self.name is not None:
+            fields["name"] = self.name
+        if self.reasoning_text:
+            fields["reasoning_content"] = self.reasoning_text
+        return fields
+
+    @property
     def template_tool_calls(self) -> list[dict[str, Any]]:
         """Tool calls for chat templates. Arguments are dicts, or texts if they are not JSON objects."""
         return [

@@ -6,7 +6,7 @@ it first (copy-on-write).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -188,6 +188,27 @@ class KVCache:
     def child(self, node: Node, key: Key) -> Node | None:
         """Return the child of `node` with the tokens `key`, or None."""
         return node.children.get(key)
+
+    def cached_tokens(self, scope: str, tokens: Sequence[int]) -> int:
+        """Return how many tokens at the beginning of a text are in the tree, in full blocks. Blocks that are only in
+        host memory do not count."""
+        node, size, start = self.root(scope), self.block_size, 0
+        while start + size <= len(tokens):
+            child = node.children.get(tuple(tokens[start : start + size]))
+            if child is None:
+                break
+            node, start = child, start + size
+        return start
+
+    def expected_tokens(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
+        """Return the tokens of cold blocks that a reader is expected for, by the number of the scope.
+
+        `counts` returns whether a group of blocks counts, from its tokens and the seconds until its reader is expected;
+        see `expected_wait`.
+        """
+        size = self.block_size
+        found = self._eviction_policy.expected_blocks(lambda blocks, wait: counts(blocks * size, wait))
+        return {scope: blocks * size for scope, blocks in found.items()}
 
     def fetch(self, node: Node, key: Key) -> Node | None:
         """Load the child of `node` with the tokens `key` from host memory. Return it with a reference of the caller, or

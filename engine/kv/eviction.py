@@ -133,6 +133,10 @@ class EvictionPolicy:
         if block.expectation is not None:
             self._expectations.discard(block)
 
+    def expected_blocks(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
+        """Return the number of blocks that a reader is expected for; see `Expectations.block_counts`."""
+        return self._expectations.block_counts(counts)
+
     def check_expectations(self, blocks: Iterable[Evictable]) -> None:
         """Recount the expectations from all blocks of the tree. Raises AssertionError on any difference."""
         self._expectations.check_integrity(blocks)

@@ -38,6 +38,8 @@ class Evictable(Protocol):
     """Number of sequences that read it."""
     path: int
     """Digest of its tokens and those before them."""
+    scope: int
+    """Number of its scope."""
 
     due_rank: float | None
     """Rank of the most urgent sequence that will come back for it, or None."""
@@ -52,16 +54,28 @@ class Evictable(Protocol):
 class Expectation:
     """Expectation that one reader returns for a group of blocks, each the parent of the next.
 
-    `released`: time when the reader released them, in seconds. `returns`: sorted durations of earlier waits, in
-    seconds. `block_count`: number of blocks in the group. `leaf`: the last block that was offered for eviction.
-    `wait`: the cached forecast, in seconds; None before the first one. `refresh_time`: end of its validity, in seconds.
-    `is_queued`: whether the group has an entry in the order.
+    `scope`: number of the blocks' scope. `released`: time when the reader released them, in seconds. `returns`: sorted
+    durations of earlier waits, in seconds. `block_count`: number of blocks in the group. `leaf`: the last block that
+    was offered for eviction. `wait`: the cached forecast, in seconds; None before the first one. `refresh_time`: end of
+    its validity, in seconds. `is_queued`: whether the group has an entry in the order.
     """
 
-    __slots__ = ("block_count", "is_live", "is_queued", "leaf", "number", "refresh_time", "released", "returns", "wait")
+    __slots__ = (
+        "block_count",
+        "is_live",
+        "is_queued",
+        "leaf",
+        "number",
+        "refresh_time",
+        "released",
+        "returns",
+        "scope",
+        "wait",
+    )
 
-    def __init__(self, number: int, released: float, returns: tuple[float, ...]) -> None:
+    def __init__(self, number: int, scope: int, released: float, returns: tuple[float, ...]) -> None:
         self.number = number
+        self.scope = scope
         self.released = released
         self.returns = returns
         self.block_count = 0
@@ -98,14 +112,14 @@ class Expectations:
         """Number of entries of the heaps, stale ones included."""
         return len(self._order) + len(self._refreshes)
 
-    def add(self, blocks: Iterable[Evictable], released: float, returns: Sequence[float]) -> Evictable | None:
+    def add(self, blocks: Sequence[Evictable], released: float, returns: Sequence[float]) -> Evictable | None:
         """Expect a reader for a group of blocks. This replaces earlier expectations for these blocks.
 
-        Arguments as in `Expectation`; `returns` is not empty. Return the leaf that becomes ordinary because there are
-        too many expectations, or None.
+        Arguments as in `Expectation`; neither `blocks` nor `returns` is empty. Return the leaf that becomes ordinary
+        because there are too many expectations, or None.
         """
         self._last_number += 1
-        expectation = Expectation(self._last_number, released, tuple(returns))
+        expectation = Expectation(self._last_number, blocks[0].scope, released, tuple(returns))
         for block in blocks:
             self.discard(block)
             block.expectation = expectation
@@ -145,11 +159,7 @@ class Expectations:
 
         Return None if there is none.
         """
-        now = self.now()
-        while self._refreshes and self._refreshes[0][0] <= now:
-            refresh_time, _, expectation = heapq.heappop(self._refreshes)
-            if expectation.is_live and expectation.refresh_time == refresh_time:
-                self._rank(expectation, now)
+        self._refresh()
         while self._order:
             minus_wait, _, best = self._order[0]
             if best.is_live and best.wait == -minus_wait:
@@ -168,6 +178,16 @@ class Expectations:
         ):
             self._current = best
         return self._current
+
+    def block_counts(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
+        """Return the number of blocks in groups, by the number of the scope. `counts` returns whether a group counts,
+        from its number of blocks and its forecast, which may be as old as it is cached."""
+        self._refresh()
+        found: dict[int, int] = {}
+        for expectation in self._live.values():
+            if expectation.wait is not None and counts(expectation.block_count, expectation.wait):
+                found[expectation.scope] = found.get(expectation.scope, 0) + expectation.block_count
+        return found
 
     def leaves(self) -> Iterator[Evictable]:
         """Yield the blocks that can be evicted."""
@@ -189,6 +209,14 @@ class Expectations:
                 "an expectation has a leaf of another group"
             )
         assert self.entry_count <= 2 * _max_entries(self._limit), "stale entries were not removed"
+
+    def _refresh(self) -> None:
+        """Compute the forecasts again whose validity has ended."""
+        now = self.now()
+        while self._refreshes and self._refreshes[0][0] <= now:
+            refresh_time, _, expectation = heapq.heappop(self._refreshes)
+            if expectation.is_live and expectation.refresh_time == refresh_time:
+                self._rank(expectation, now)
 
     def _rank(self, expectation: Expectation, now: float) -> None:
         age = max(0.0, now - expectation.released)

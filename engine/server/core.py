@@ -130,11 +130,18 @@ class EngineServer:
         error."""
         try:
             match command:
-                case Fill(context, tokens, parent, rank, scope, interactive, start):
+                case Fill(context, tokens, parent, rank, scope, interactive, start, pausable):
                     before = None if parent is None else connection.numbers.get(parent, 0)  # no context has number 0
                     number = self._number(connection, context)
                     engine.fill(
-                        number, tokens, parent=before, rank=rank, scope=scope, interactive=interactive, start=start
+                        number,
+                        tokens,
+                        parent=before,
+                        rank=rank,
+                        scope=scope,
+                        interactive=interactive,
+                        start=start,
+                        pausable=pausable,
                     )
                 case Generate(context, sampling, rank, heals):
                     engine.generate(self._number(connection, context), sampling, rank=rank, heals=heals)

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from compat.openai import Message
@@ -28,6 +29,7 @@ from gateway.programs import (
     compare_prompts,
     held_prompt,
     prompt_message,
+    token_message,
 )
 from gateway.prompts.normalize import normalize_messages
 from gateway.prompts.tool_calls.parser import parse_answer
@@ -44,7 +46,7 @@ _MIN_COMPARED = 512
 takes few blocks of a cache."""
 _SHORT_CHARACTERS, _SHORT_COUNT = 8_192, 16
 """Length of a prompt without tools, in characters, and number of its messages, up to which it is compared without a
-thread."""
+thread. Answers up to this length are parsed without one."""
 _MAX_WAITING, _MAX_WAITING_CHARACTERS = 256, 32 << 20
 """Maximum number of prompts that wait for a comparison after their calls have ended, and their length together, in
 characters. Further prompts are not compared."""
@@ -73,7 +75,7 @@ def text_messages(prompt: str | Sequence[int]) -> list[PromptMessage]:
     """Return the prompt of a completion as a conversation of one message. Prompts given as token ids have no text."""
     if isinstance(prompt, str):
         return [prompt_message("user", [prompt])]
-    return [prompt_message("user", [], media=[prompt])]
+    return [token_message(prompt)]
 
 
 @dataclass(slots=True)  # not frozen: each request makes one, and setting frozen fields takes three times as long
@@ -114,12 +116,7 @@ def _text_part(text: str) -> dict[str, Any]:
 
 
 def _described_message(message: Message) -> dict[str, Any]:
-    role = "system" if message.role == "developer" else message.role
-    fields: dict[str, Any] = {"role": role, "content": message.parts}
-    if message.name is not None:
-        fields["name"] = message.name
-    if message.reasoning_text:
-        fields["reasoning_content"] = message.reasoning_text
+    fields = message.template_fields
     if message.tool_calls:
         functions = [call.function for call in message.tool_calls]
         fields["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in functions]
@@ -180,21 +177,28 @@ class ProgramTracker:
         index: ProgramIndex,
         cost_of: Callable[[Call], float] | None = None,
         on_gap: Callable[[Call, Sequence[float]], None] = lambda call, returns: None,
+        forget_service: Callable[[str], bool] = lambda tenant: False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`cost_of`: cost of a call that has ended, if the gateway has prices. `on_gap` is called when a gap begins
-        after a call, with the durations to expect; see `ToolGaps.begin`."""
+        after a call, with the durations to expect; see `ToolGaps.begin`. `forget_service`: see
+        `ProgramService.forget_some`. `now`: clock of all ages, in seconds, which does not change with the time of
+        day."""
         self.index = index
         self.gaps = ToolGaps()
+        self.on_forgotten: Callable[[str], object] = lambda tenant: None
+        """Called with each tenant that is forgotten, before the tracker forgets its programs."""
+        self._forget_service = forget_service
+        self.now = now
+        """Clock of `gaps` and of all ages, in seconds."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._parsing = asyncio.Lock()
+        """Held while a long answer is parsed."""
         self._cost_of = cost_of
         self._on_gap = on_gap
         self._waiting: deque[_Waiting] = deque()
         self._waiting_characters = 0
         self._comparing: asyncio.Task[None] | None = None
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Clock of `gaps`, in seconds."""
-        return time.time
 
     def begin(self, calls: Sequence[Call], facts: RequestFacts, headers: Mapping[str, str], *, is_named: bool) -> None:
         """Give each of a request's calls its place in a program, before the scheduler sees them.
@@ -203,12 +207,14 @@ class ProgramTracker:
         """
         session = calls[0].session
         ids = client_ids(headers, facts.prompt_cache_key, facts.user_id)
-        now, count = time.time(), len(calls) // len(facts.prompts)
+        now, count = self.now(), len(calls) // len(facts.prompts)
         for number, messages in enumerate(facts.prompts):
             first, *copies = calls[number * count : (number + 1) * count]
             prompt = ProgramFacts(messages, session.id if is_named else None, ids)
             searches = number < _MAX_SEARCHED_PROMPTS
-            member = self.index.begin(session.tenant, prompt, now, call_id=first.id, searches=searches)
+            member = self.index.begin(
+                session.tenant, prompt, now, call_id=first.id, searches=searches, unix_time=first.times.created
+            )
             self.gaps.end(member, now)
             self._join(first, member, facts)
             member.source = facts.source
@@ -229,23 +235,62 @@ class ProgramTracker:
             asyncio.get_running_loop().call_soon(self._end, call, member, value, record)
 
     def _end(self, call: Call, member: ProgramCall, value: str, record: CallRecord) -> None:
-        tool_calls: Sequence[tuple[str, str]] = ()
-        if member.parser_factory is not None and len(value) <= _MAX_PARSED:
-            try:
-                value, tool_calls = parse_answer(member.parser_factory(), value, cut=record.finish_reason == "length")
-            except Exception:  # the end must be recorded in any case: otherwise the program would count as running
-                log.exception("the tool calls of call %s cannot be found", call.id)
+        now = self.now()
+        if member.parser_factory is None or len(value) > _MAX_PARSED:
+            self._end_with(call, member, AnswerFacts(value, (), record.state), record, now)
+        elif len(value) <= _SHORT_CHARACTERS:
+            answer = _parsed_answer(call, member.parser_factory, value, record)
+            self._end_with(call, member, answer, record, now)
+        else:
+            parse = partial(_parsed_answer, call, member.parser_factory, value, record)
+            self._start(self._end_long(call, member, parse, len(value), record, now))
+
+    async def _end_long(
+        self,
+        call: Call,
+        member: ProgramCall,
+        parse: Callable[[], AnswerFacts],
+        length: int,
+        record: CallRecord,
+        now: float,
+    ) -> None:
+        """Record the end of a call with a long answer. Answers are parsed one after another, so that they take at most
+        one thread."""
+        async with self._parsing:
+            answer = await offload(parse, length)
+        self._end_with(call, member, answer, record, now)
+
+    def _end_with(self, call: Call, member: ProgramCall, answer: AnswerFacts, record: CallRecord, now: float) -> None:
+        """Record the end of a call. `now`: time of the end."""
         if member.source is not None and record.state is CallState.DONE:
             self._compare_later(member, member.source)
-        now = time.time()
-        self.index.end(member, AnswerFacts(value, tool_calls, record.state), now, record)
+        self.index.end(member, answer, now, record)
         if member.is_done:
-            self._on_gap(call, () if member.is_forgotten else self.gaps.begin(member, now))
+            has_gap = not member.is_forgotten and not member.is_extended  # extended while a long answer was parsed
+            self._on_gap(call, self.gaps.begin(member, now) if has_gap else ())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def forget_tenant(self, tenant: str) -> None:
+        """Forget the programs of a tenant and all that was learned from them, between other work of the event loop."""
+        self.on_forgotten(tenant)
+        self._start(self._forget(tenant))
+
+    async def _forget(self, tenant: str) -> None:
+        for forget_some in (self.index.forget_some, self.gaps.forget_some, self._forget_service):
+            for _ in iter(partial(forget_some, tenant), False):
+                await asyncio.sleep(0)
 
     # prompts
 
     async def settle(self) -> None:
-        """Wait until the prompts of all ended calls are compared."""
+        """Wait until all calls have ended here as well, their prompts are compared, and deleted tenants are
+        forgotten."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
         while self._comparing is not None:
             await asyncio.shield(self._comparing)
 
@@ -297,6 +342,15 @@ class ProgramTracker:
         tokens = lost_tokens(continued.record, member.record)
         if tokens is None or tokens >= _MIN_LOST_TOKENS:
             self.index.report(member, LostPrefix(continued.id, result.difference, tokens))
+
+
+def _parsed_answer(call: Call, parser_factory: ToolCallParserFactory, value: str, record: CallRecord) -> AnswerFacts:
+    try:
+        text, tool_calls = parse_answer(parser_factory(), value, cut=record.finish_reason == "length")
+    except Exception:  # the end must be recorded in any case: otherwise the program would count as running
+        log.exception("the tool calls of call %s cannot be found", call.id)
+        return AnswerFacts(value, (), record.state)
+    return AnswerFacts(text, tool_calls, record.state)
 
 
 def lost_tokens(earlier: CallRecord | None, later: CallRecord | None) -> int | None:

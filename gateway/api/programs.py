@@ -1,8 +1,11 @@
 """GET /v1/programs: the applications behind the requests of a key, as far as the requests show them."""
 
+import asyncio
+import heapq
 import itertools
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from aiohttp import web
@@ -18,17 +21,17 @@ from compat.openai import (
     VariableObject,
 )
 from gateway.api.program_tracker import record_of
-from gateway.api.semantic.diagrams import dot, mermaid
 from gateway.api.semantic.extension import describe_failure
-from gateway.api.semantic.graphs import blocking_reason, missed_tokens
+from gateway.api.semantic.graphs import blocking_reason, missed_tokens, send_graph
 from gateway.api.services import SERVICES, Services
 from gateway.errors import RequestError
 from gateway.graph.call import CallState, Objective, Times
-from gateway.http.json_body import json_response
+from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import operation
 from gateway.http.query_params import choice_param, int_param
 from gateway.programs import LostPrefix, Program, ProgramCall, ProgramIndex
+from gateway.runtime.json_codec import encode_json
 from gateway.scheduler.objective import objective
 
 routes = web.RouteTableDef()
@@ -36,6 +39,8 @@ routes = web.RouteTableDef()
 _MAX_PAGE, _DEFAULT_PAGE = 1_000, 100
 _MAX_QUERY = 200
 """Maximum length of a search text, in characters."""
+_BATCH = 1_000
+"""Number of programs that are searched before other requests get a turn."""
 _VARIABLE_STATES = {
     CallState.DONE: "ready",
     CallState.FAILED: "failed",
@@ -55,7 +60,7 @@ _VARIABLE_STATES = {
     },
     errors=(400, 503),
 )
-async def list_programs(request: web.Request) -> web.Response:
+async def list_programs(request: web.Request) -> web.StreamResponse:
     """List the programs of the API key, the one with the latest request first.
 
     `q`: part of an id, or of the session's id. `after`: id of the last program of the page before.
@@ -67,18 +72,20 @@ async def list_programs(request: web.Request) -> web.Response:
         raise RequestError(400, f"q is longer than {_MAX_QUERY} characters", code="invalid_value", param="q")
     wanted = query.strip().lower()
     index = _index_of(services)
-    found: Iterator[Program] = iter(()) if index is None else index.of_tenant(tenant)
-    after = request.query.get("after")
-    if after is not None:
+    last: Program | None = None
+    if (after := request.query.get("after")) is not None:
         last = None if index is None else index.find(tenant, after)
         if last is None:
             raise RequestError(400, f"there is no program {after!r}", code="invalid_value", param="after")
-        found = itertools.islice(itertools.dropwhile(lambda program: program is not last, found), 1, None)
-    if wanted:
-        found = (program for program in found if _matches(program, wanted))
-    page = list(itertools.islice(found, limit + 1))
-    data = [describe_program(program, services) for program in page[:limit]]
-    return json_response(ProgramList(object="list", data=data, has_more=len(page) > limit))
+    page = [] if index is None else await find_programs(index, tenant, wanted, last, limit + 1)
+    return await stream_json(request, _list_pieces(page[:limit], services, has_more=len(page) > limit))
+
+
+def _list_pieces(page: Sequence[Program], services: Services, *, has_more: bool) -> Iterator[bytes]:
+    """Yield a ProgramList in pieces."""
+    yield b'{"object":"list",'
+    yield from json_list("data", (describe_program(program, services) for program in page))
+    yield b',"has_more":%b}' % encode_json(has_more)
 
 
 @routes.get("/v1/programs/{id}")
@@ -88,7 +95,7 @@ async def list_programs(request: web.Request) -> web.Response:
     query={"format": {"type": "string", "enum": ["json", "mermaid", "dot"]}},
     errors=(400, 404, 503),
 )
-async def get(request: web.Request) -> web.Response:
+async def get(request: web.Request) -> web.StreamResponse:
     """Return a program with its calls and the links between them; as JSON, or as text for mermaid or Graphviz.
 
     Calls, variables and edges are as in the graph of a session: the answer of a call is a variable, which later calls
@@ -100,22 +107,40 @@ async def get(request: web.Request) -> web.Response:
     program = None if index is None else index.find(request[TENANT], id)
     if index is None or program is None:
         raise RequestError(404, f"there is no program {id!r}; idle programs are forgotten", code="program_not_found")
-    graph = program_graph(program, index, services)
     if form == "json":
-        return json_response(graph)
-    drawn = {"calls": graph["calls"], "variables": [], "edges": graph["links"]}
-    if form == "mermaid":
-        return web.Response(text=mermaid(drawn))
-    return web.Response(text=dot(drawn), content_type="text/vnd.graphviz")
+        return await send_graph(request, form, _graph_pieces(program, index, services))
+    return await send_graph(request, form, _drawn_pieces(program, index, services))
 
 
 def _index_of(services: Services) -> ProgramIndex | None:
     return None if services.programs is None else services.programs.index
 
 
+async def find_programs(
+    index: ProgramIndex, tenant: str, wanted: str, last: Program | None, most: int
+) -> Sequence[Program]:
+    """Return at most `most` programs of a tenant, the one with the latest request first, whose ids have the text
+    `wanted`. `last`: only programs that come after this one. Other requests get turns during a long search."""
+    if last is None and not wanted:
+        return list(itertools.islice(index.of_tenant(tenant), most))
+    end = math.inf if last is None else last.order  # before the orders change, during the turns of other requests
+    programs = index.all_of(tenant)
+    found: list[tuple[int, Program]] = []
+    for begin in range(0, len(programs), _BATCH):
+        if begin:
+            await asyncio.sleep(0)
+        for program in programs[begin : begin + _BATCH]:
+            if program.order < end and _matches(program, wanted) and index.find(tenant, program.id) is program:
+                found.append((program.order, program))
+    return [program for _, program in heapq.nlargest(most, found)]
+
+
 def _matches(program: Program, wanted: str) -> bool:
-    ids = (program.id, program.session or "", *program.former_ids)
-    return any(wanted in id.lower() for id in ids)
+    if wanted in program.id:
+        return True
+    if program.session is None and not program.former_ids:
+        return False
+    return any(wanted in id.lower() for id in (program.session or "", *program.former_ids))
 
 
 def describe_program(program: Program, services: Services) -> ProgramObject:
@@ -123,8 +148,8 @@ def describe_program(program: Program, services: Services) -> ProgramObject:
     described: ProgramObject = {
         "id": program.id,
         "object": "program",
-        "created_at": int(program.created),
-        "last_used_at": int(program.last_used),
+        "created_at": int(program.created_at),
+        "last_used_at": int(program.last_used_at),
         "state": "running" if program.running else "idle",
         "session": program.session,
         "usage": {
@@ -139,35 +164,56 @@ def describe_program(program: Program, services: Services) -> ProgramObject:
     return described
 
 
-def program_graph(program: Program, index: ProgramIndex, services: Services) -> ProgramGraph:
-    """Return the JSON object of a program with its remembered calls, in the order of their requests."""
-    members = sorted(program.calls.values(), key=lambda member: member.begun)
+def _members(program: Program) -> list[ProgramCall]:
+    """Return the remembered calls of a program in the order of their requests."""
+    return sorted(program.calls.values(), key=lambda member: member.begun)
+
+
+def _graph_pieces(program: Program, index: ProgramIndex, services: Services) -> Iterator[bytes]:
+    """Yield a ProgramGraph in pieces. The program may change meanwhile; calls are those of the start."""
+    members = _members(program)
     outputs = {member.id: f"answer_{member.id.removeprefix('call_')}" for member in members}
-    links = [link for member in members for link in _links(member, program, index)]
-    inputs: dict[str, dict[str, None]] = {member.id: {} for member in members}
-    readers: dict[str, dict[str, None]] = {member.id: {} for member in members}
-    for link in links:
-        if link["from"] in outputs:
-            inputs[link["to"]][outputs[link["from"]]] = None
-            readers[link["from"]][link["to"]] = None
-    calls = [_describe_call(member, outputs[member.id], list(inputs[member.id]), services) for member in members]
-    variables = [_describe_answer(call, outputs[call["id"]], list(readers[call["id"]])) for call in calls]
-    reads: list[Edge] = [{"from": name, "to": id} for id, names in inputs.items() for name in names]
-    answers: list[Edge] = [{"from": id, "to": name} for id, name in outputs.items()]
-    return {
-        **describe_program(program, services),
-        "last_event_id": 0,
-        "calls": calls,
-        "variables": variables,
-        "edges": [*reads, *answers],
-        "links": links,
-    }
+    inputs: dict[str, list[str]] = {}
+    readers: dict[str, list[str]] = {name: [] for name in outputs.values()}
+    calls: list[CallObject] = []
+
+    def described() -> Iterator[CallObject]:
+        for member in members:
+            names = dict.fromkeys([outputs[edge.source] for edge in member.edges if edge.source in outputs])
+            for name in names:
+                readers[name].append(member.id)
+            inputs[member.id] = list(names)
+            calls.append(_describe_call(member, outputs[member.id], inputs[member.id], services))
+            yield calls[-1]
+
+    yield encode_json({**describe_program(program, services), "last_event_id": 0})[:-1] + b","
+    yield from json_list("calls", described())
+    yield b","
+    names = zip(calls, outputs.values(), strict=True)
+    yield from json_list("variables", (_describe_answer(call, name, readers[name]) for call, name in names))
+    yield b","
+    reads: Iterator[Edge] = ({"from": name, "to": id} for id, names in inputs.items() for name in names)
+    answers: Iterator[Edge] = ({"from": id, "to": name} for id, name in outputs.items())
+    yield from json_list("edges", itertools.chain(reads, answers))
+    yield b","
+    yield from json_list("links", (link for member in members for link in _links(member, program, index)))
+    yield b"}"
+
+
+def _drawn_pieces(program: Program, index: ProgramIndex, services: Services) -> Iterator[bytes]:
+    """Yield the calls of a program, with the links as edges, in pieces of a GraphObject."""
+    members = _members(program)
+    yield b"{"
+    yield from json_list("calls", (_describe_call(member, "", [], services) for member in members))
+    yield b',"variables":[],'
+    yield from json_list("edges", (link for member in members for link in _links(member, program, index)))
+    yield b"}"
 
 
 def _links(member: ProgramCall, program: Program, index: ProgramIndex) -> Iterator[ProgramLink]:
     for edge in member.edges:
         source = program.calls.get(edge.source)
-        other = index.find(program.tenant, edge.program)
+        other = program if source is not None else index.find(program.tenant, edge.program)
         ended = None if source is None else source.ended
         yield {
             "from": edge.source,
@@ -175,7 +221,7 @@ def _links(member: ProgramCall, program: Program, index: ProgramIndex) -> Iterat
             "kind": edge.kind,
             "characters": edge.length,
             "gap_ms": None if ended is None else round(1e3 * max(0.0, member.begun - ended), 1),
-            "program": (edge.program if other is None else other.id) if source is None else program.id,
+            "program": edge.program if other is None else other.id,
         }
 
 
@@ -183,7 +229,7 @@ def _describe_call(member: ProgramCall, output: str, inputs: list[str], services
     call = member.call
     record = member.record if call is None else record_of(call)
     if record is None:  # the call has ended this moment, or was not the gateway's
-        times = Times(member.begun, finished=member.ended)
+        times = Times(member.program.last_used_at, finished=member.program.last_used_at)
         usage = None
     else:
         times, usage = record.times, record.usage

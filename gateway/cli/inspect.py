@@ -75,37 +75,26 @@ def _print(options: argparse.Namespace, path: str, as_text: Any) -> int:
 
 def sessions_as_text(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the sessions as a table."""
-    rows = [("session", "state", "since", "expires", "calls", "shared", "prompt", "cached", "completion")]
-    for session in found:
-        usage = session["usage"]
-        rows.append(
-            (
-                session["id"],
-                session["state"],
-                _clock(session["created_at"]),
-                _clock(session["expires_at"]),
-                *(str(usage[key]) for key in ("calls_run", "calls_shared")),
-                *(str(usage[f"{key}_tokens"]) for key in ("prompt", "cached", "completion")),
-            )
-        )
-    return as_table(rows)
+    header = ("session", "state", "since", "expires", "calls", "shared", "prompt", "cached", "completion")
+    usage = ("calls_run", "calls_shared", "prompt_tokens", "cached_tokens", "completion_tokens")
+    return _table(found, header, ("id", "state", "created_at", "expires_at"), usage)
 
 
 def programs_as_text(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the programs as a table."""
-    rows = [("program", "state", "since", "last request", "session", "calls", "prompt", "cached", "completion")]
-    for program in found:
-        usage = program["usage"]
-        rows.append(
-            (
-                program["id"],
-                program["state"],
-                _clock(program["created_at"]),
-                _clock(program["last_used_at"]),
-                program["session"] or "-",
-                *(str(usage[key]) for key in ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")),
-            )
-        )
+    header = ("program", "state", "since", "last request", "session", "calls", "prompt", "cached", "completion")
+    usage = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")
+    return _table(found, header, ("id", "state", "created_at", "last_used_at", "session"), usage)
+
+
+def _table(
+    found: Sequence[Mapping[str, Any]], header: tuple[str, ...], fields: Sequence[str], usage: Sequence[str]
+) -> str:
+    """Return a table with these fields of each object and of its usage. Fields whose names end in `_at` are times."""
+    rows = [header]
+    for item in found:
+        own = [_clock(item[name]) if name.endswith("_at") else item[name] or "-" for name in fields]
+        rows.append((*own, *(str(item["usage"][name]) for name in usage)))
     return as_table(rows)
 
 

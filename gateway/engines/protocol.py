@@ -66,11 +66,12 @@ class Urgency(NamedTuple):
     """Urgency of a context. The lowest rank goes first.
 
     `interactive`: a client reads the text as it is generated, so that decoding should not pause. Otherwise only the end
-    matters.
+    matters. `pausable`: its prompt may wait so that others keep their KV, because no other context waits for it.
     """
 
     rank: float
     interactive: bool
+    pausable: bool = False
 
 
 class StepTimes(NamedTuple):
@@ -210,6 +211,8 @@ class Engine(Protocol):
     constrains_after_reasoning: bool
     """Whether a constraint applies only after the model's reasoning, if `SamplingParams.thinks` says that there may be
     some. Otherwise it applies to all of the text."""
+    pauses_prompts: bool
+    """Whether the engine itself lets pausable prompts wait. Otherwise the scheduler does, see `ProgramGate`."""
 
     @property
     def kv_tokens(self) -> int:

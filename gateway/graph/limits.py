@@ -4,10 +4,13 @@ One tenant alone cannot use all of a limit that all tenants share.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _SHARE = 3 / 4
 """Share of a limit that one tenant may use, if there can be several tenants."""
+_SLACK = 1 / 64
+"""Share of a limit that is free after tenants had to give up what they use."""
 
 
 class SharedLimit:
@@ -54,6 +57,24 @@ class SharedLimit:
     def largest_holder(self) -> str | None:
         """The tenant that uses most; None if no tenant uses anything."""
         return max(self._held, key=self._held.__getitem__, default=None)
+
+    def excess_holders(self) -> Iterator[str]:
+        """Yield tenants with about an equal share or more, if all together have reached the limit, until they are below
+        it by `_SLACK`. Remove something of each tenant before the next one.
+
+        Sorting takes time in proportion to the tenants; because of the slack, that is rare.
+        """
+        goal = self.total - int(self.total * _SLACK)
+        while self.is_full and self._held:
+            share = goal / len(self._held)
+            for number, tenant in enumerate(sorted(self._held, key=self._held.__getitem__, reverse=True)):
+                if number and self._held[tenant] <= share:
+                    break
+                yield tenant
+                while self._sum >= goal and self._held[tenant] > share:
+                    yield tenant
+                if self._sum < goal:
+                    return
 
     def add(self, tenant: str, amount: int = 1) -> None:
         """Add to the amount that the tenant uses. It does not check the limit: call `has_room` before."""

@@ -55,6 +55,9 @@ class GapStore(Protocol):
         If this raises an error, the gaps may be stored or not; to add them again changes nothing.
         """
 
+    async def forget(self, tenants: Sequence[str]) -> None:
+        """Delete the rows of tenants, also those that other gateways have added."""
+
 
 def gaps_of(rows: Iterable[GapRow]) -> tuple[list[EndedGap], int]:
     """Return the gaps of all rows, the earliest first, and the number of rows that cannot be read."""

@@ -90,6 +90,11 @@ class PostgresGapStore:
             if len(counts) > MAX_ROWS:
                 await connection.execute(_FORGET_OLDEST, MAX_ROWS)
 
+    async def forget(self, tenants: Sequence[str]) -> None:
+        """Delete the rows of tenants. See `GapStore.forget`."""
+        async with self._errors(), self._change() as connection:
+            await connection.execute("DELETE FROM myna_tool_gaps WHERE tenant = ANY($1::text[])", list(tenants))
+
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[Any]:
         """Open a transaction in which no other gateway changes rows."""

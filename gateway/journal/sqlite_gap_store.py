@@ -82,6 +82,15 @@ class SqliteGapStore:
         if gaps:
             await self._run(add)
 
+    async def forget(self, tenants: Sequence[str]) -> None:
+        """Delete the rows of tenants. See `GapStore.forget`."""
+
+        def forget(connection: sqlite3.Connection) -> None:
+            for tenant in tenants:
+                connection.execute("DELETE FROM tool_gaps WHERE tenant = ?", (tenant,))
+
+        await self._run(forget)
+
     async def _run(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         try:
             return await self._storage.run(work)

@@ -4,7 +4,7 @@
 watches the gaps between its calls, from which `tool_times` learns how long tools run. `service` counts the engine time
 of programs: the server's queue delays the calls of long programs, and the simulator orders programs by arrival and
 service. `pausing` decides which calls wait, so that the KV of the others fits. `prompt_difference` names what differs
-between two turns.
+between two turns. `shared_table` gives each tenant its share of the tables.
 """
 
 from gateway.programs.facts import (
@@ -15,6 +15,7 @@ from gateway.programs.facts import (
     PromptMessage,
     client_ids,
     prompt_message,
+    token_message,
 )
 from gateway.programs.program import CallRecord, Edge, LostPrefix, Program, ProgramCall
 from gateway.programs.program_index import ProgramIndex, ProgramLimits
@@ -48,4 +49,5 @@ __all__ = [
     "compare_prompts",
     "held_prompt",
     "prompt_message",
+    "token_message",
 ]

@@ -45,6 +45,15 @@ def text_hash(text: str) -> int:
     return hash((len(text), text[:_EDGE_CHARACTERS], text[-_EDGE_CHARACTERS:], text[::step]))
 
 
+def token_hash(tokens: Sequence[int]) -> int:
+    """Return a hash of a prompt that is given as token ids. Of a long one, it takes the same parts as `text_hash`."""
+    if len(tokens) <= _FULL_CHARACTERS:
+        return hash(tuple(tokens))
+    step = len(tokens) // _EDGE_CHARACTERS
+    ends = (*tokens[:_EDGE_CHARACTERS], *tokens[-_EDGE_CHARACTERS:])
+    return hash((len(tokens), ends, tuple(tokens[::step])))
+
+
 class AnswerKeys(NamedTuple):
     """Hashes of an answer: of all of it, of its first characters, and of the names of the tools that it calls.
 
@@ -85,6 +94,11 @@ class PromptMessage:
     def is_system(self) -> bool:
         """Whether it is an instruction of the application."""
         return self.role in ("system", "developer")
+
+
+def token_message(tokens: Sequence[int]) -> PromptMessage:
+    """Return the message of a prompt that is given as token ids."""
+    return PromptMessage("user", hash(("tokens", token_hash(tokens))))
 
 
 def prompt_message(

@@ -117,15 +117,20 @@ class ProgramCall:
 
 @dataclass(eq=False, slots=True)
 class Program:
-    """Owner of its remembered calls and of the sums over all its calls. Times are in seconds of one clock.
+    """Owner of its remembered calls and of the sums over all its calls.
 
-    `session`: session of the gateway that it stands for. `is_named`: whether an id of the client names it.
+    `created_at`, `last_used_at`: Unix times of the first and of the latest event, in seconds, which are only shown.
+    `last_used`: time of the latest event, in seconds of the clock of `ProgramIndex.begin`. `session`: session of the
+    gateway that it stands for. `is_named`: whether an id of the client names it.
     """
 
     id: str
     tenant: str
-    created: float
+    created_at: float
     last_used: float
+    last_used_at: float = 0.0
+    order: int = 0
+    """Number of its latest use: higher than that of a program which was used before."""
     session: str | None = None
     is_named: bool = False
     calls: "OrderedDict[str, ProgramCall]" = field(default_factory=OrderedDict)

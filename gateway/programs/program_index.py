@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 from gateway.graph.call import Call
 from gateway.graph.ids import new_id
@@ -38,6 +39,10 @@ _PROMPT_CHARACTERS = 65_536
 _MAX_ARGUMENT = 1_024
 """Number of characters at the start of a tool's argument in which text of a later prompt must begin: the prompt of a
 sub-agent is a whole argument, and other arguments are as long as files."""
+_MAX_WORK = 64
+"""Maximum work of forgetting in one method, beyond the last call: one for each call, and for each `_WORK_WINDOWS`."""
+_WORK_WINDOWS = 256
+"""Number of windows of `TextLinks` that are forgotten in about the time of one call without texts."""
 _JOINING_SHARE = 0.5
 """Share of an answer that a new conversation must contain to join its program."""
 
@@ -70,18 +75,11 @@ class _Tenant:
     systems: "OrderedDict[int, None]" = field(default_factory=OrderedDict)
 
 
-@dataclass(frozen=True, slots=True)
-class _TextSource:
+class _TextSource(NamedTuple):
     """A text of a call: its answer, or an argument of a tool that the answer calls."""
 
     call: ProgramCall
     is_argument: bool
-
-    def __hash__(self) -> int:
-        return hash((id(self.call), self.is_argument))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _TextSource) and other.call is self.call and other.is_argument == self.is_argument
 
 
 class ProgramIndex:
@@ -103,8 +101,9 @@ class ProgramIndex:
 
     A client that sends another client's id or text changes only how requests of its own API key are grouped. All memory
     is bounded; see `ProgramLimits`. If the memory is full, the index forgets the longest idle program of the tenant
-    with the most memory. If a tenant exceeds its own share, the index forgets that tenant's longest idle programs at
-    once. A method never fails because of what a client sent.
+    with the most memory. If a tenant exceeds its own share, the index forgets that tenant's longest idle programs. Each
+    method forgets a bounded number of calls, and a large program in parts. So the limits can be exceeded for some
+    requests. A method never fails because of what a client sent.
     """
 
     def __init__(self, limits: ProgramLimits | None = None, *, several_tenants: bool = True) -> None:
@@ -115,9 +114,12 @@ class ProgramIndex:
         self._tenants: dict[str, _Tenant] = {}
         self._idle: OrderedDict[str, Program] = OrderedDict()
         """All programs, the one that was used longest ago first."""
+        self._uses = 0
         self._counts = SharedLimit(self.limits.programs, several=several_tenants)
         self._bytes = SharedLimit(self.limits.bytes, several=several_tenants)
-        self._links: TextLinks[_TextSource] = TextLinks(self.limits.text_bytes, several_tenants=several_tenants)
+        self._links: TextLinks[_TextSource] = TextLinks(
+            self.limits.text_bytes, several_tenants=several_tenants, owner_of=lambda source: source.call
+        )
         self._prompts: PromptMemory[ProgramCall] = PromptMemory(
             self.limits.prompt_bytes, several_tenants=several_tenants
         )
@@ -143,12 +145,20 @@ class ProgramIndex:
     # requests
 
     def begin(
-        self, tenant: str, facts: ProgramFacts, now: float, *, call_id: str | None = None, searches: bool = True
+        self,
+        tenant: str,
+        facts: ProgramFacts,
+        now: float,
+        *,
+        call_id: str | None = None,
+        searches: bool = True,
+        unix_time: float = 0.0,
     ) -> ProgramCall:
         """Return the place of a new call in its program. Pair it with `end`.
 
         `now`: seconds of any clock that does not go back, the same for all methods. `call_id`: unique id of the call.
-        `searches`: whether texts of answers are looked for in the prompt.
+        `searches`: whether texts of answers are looked for in the prompt. `unix_time`: Unix time of the request, in
+        seconds, which is only shown.
         """
         self.expire(now)
         held = self._tenants.get(tenant)
@@ -185,10 +195,12 @@ class ProgramIndex:
             parent.is_extended = True
             self._touch(parent)
         self._add_call(held, program, call)
-        if program.call_count > 1:
+        program.last_used_at = max(program.last_used_at, unix_time)
+        if program.call_count == 1:
+            program.created_at = unix_time
+        else:
             program.last_used = now
-            held.programs.move_to_end(program.id)
-            self._idle.move_to_end(program.id)
+            self._use(program)
         self._make_room(program)
         return call
 
@@ -307,8 +319,9 @@ class ProgramIndex:
         held = self._tenants[program.tenant]
         held.conversations.add_answer(call)
         program.last_used = max(program.last_used, now)
-        held.programs.move_to_end(program.id)
-        self._idle.move_to_end(program.id)
+        if record is not None and record.times.finished is not None:
+            program.last_used_at = max(program.last_used_at, record.times.finished)
+        self._use(program)
         if call.is_done:
             if len(answer.text) >= MIN_WHOLE_CHARACTERS:
                 self._links.add(program.tenant, _TextSource(call, False), [answer.text], prompt)
@@ -344,6 +357,11 @@ class ProgramIndex:
         held = self._tenants.get(tenant)
         return iter(()) if held is None else reversed(held.programs.values())
 
+    def all_of(self, tenant: str) -> list[Program]:
+        """Return the tenant's programs in no order: `of_tenant` takes twenty times as long for many programs."""
+        held = self._tenants.get(tenant)
+        return [] if held is None else list(dict.values(held.programs))
+
     def find(self, tenant: str, id: str) -> Program | None:
         """Return the tenant's program of this id, or the one that it became part of; None if there is none."""
         held = self._tenants.get(tenant)
@@ -352,31 +370,44 @@ class ProgramIndex:
     # memory
 
     def expire(self, now: float) -> None:
-        """Forget programs that were idle for too long. It takes time in proportion to what it forgets."""
-        while self._idle:
+        """Forget calls of programs that were idle for too long, and these programs once they have no calls. Each call
+        of this method does a bounded part of that."""
+        work = _MAX_WORK
+        while work > 0 and self._idle:
             oldest = next(iter(self._idle.values()))
             if now - oldest.last_used <= self.limits.idle_seconds:
                 return
             if oldest.running:
                 oldest.last_used = now  # look again later
-                self._idle.move_to_end(oldest.id)
-                self._tenants[oldest.tenant].programs.move_to_end(oldest.id)
+                self._use(oldest)
+                work -= 1
             else:
-                self._forget(oldest)
+                work = self._forget(oldest, work)
 
-    def forget_tenant(self, tenant: str) -> None:
-        """Forget all programs of a tenant."""
-        for program in list(self.of_tenant(tenant)):
-            self._forget(program)
+    def forget_some(self, tenant: str) -> bool:
+        """Forget a bounded number of calls of a tenant, and programs without calls. Return False once there are
+        none."""
+        work = _MAX_WORK
+        while work > 0 and (held := self._tenants.get(tenant)) is not None:
+            work = self._forget(next(iter(held.programs.values())), work)
+        return tenant in self._tenants
 
     def _new_program(self, held: _Tenant, tenant: str, now: float, name: str | None = None) -> Program:
-        program = Program(f"prog_{new_id(24)}", tenant, now, now)
+        program = Program(f"prog_{new_id(24)}", tenant, created_at=0.0, last_used=now)
         held.programs[program.id] = self._idle[program.id] = program
+        self._use(program)
         self._counts.add(tenant)
         self._bytes.add(tenant, _PROGRAM_BYTES)
         if name is not None:
             self._add_name(held, program, name)
         return program
+
+    def _use(self, program: Program) -> None:
+        """Mark a program as the one that was used last."""
+        self._uses += 1
+        program.order = self._uses
+        self._tenants[program.tenant].programs.move_to_end(program.id)
+        self._idle.move_to_end(program.id)
 
     def _add_name(self, held: _Tenant, program: Program, name: str) -> None:
         held.names[name] = program
@@ -404,22 +435,26 @@ class ProgramIndex:
         if not call.is_forgotten:
             call.program.calls.move_to_end(call.id)
 
-    def _forget_call(self, held: _Tenant, call: ProgramCall) -> None:
+    def _forget_call(self, held: _Tenant, call: ProgramCall) -> int:
+        """Forget a call. Return the work that this took; see `_MAX_WORK`."""
         call.is_forgotten = True
         call.parent = call.continued = None
         call.prompt = ()
         self._prompts.remove(call.program.tenant, call)
         del call.program.calls[call.id]
         held.conversations.remove(call)
-        for is_argument in (False, True):
-            self._links.remove(call.program.tenant, _TextSource(call, is_argument))
         self._bytes.remove(call.program.tenant, call.size)
+        sources = [_TextSource(call, is_argument) for is_argument in (False, True)]
+        return 1 + sum([self._links.remove(call.program.tenant, source) for source in sources]) // _WORK_WINDOWS
 
-    def _forget(self, program: Program) -> None:
+    def _forget(self, program: Program, work: int) -> int:
+        """Forget calls of a program, and the program once it has none. Return how much is left of `work`."""
         tenant = program.tenant
         held = self._tenants[tenant]
-        for call in list(program.calls.values()):
-            self._forget_call(held, call)
+        while program.calls:
+            if work <= 0:
+                return work
+            work -= self._forget_call(held, next(iter(program.calls.values())))
         for name in program.names:
             del held.names[name]
         for former in program.former_ids:
@@ -430,6 +465,7 @@ class ProgramIndex:
         if not held.programs:
             del self._tenants[tenant]
         self.on_forgotten(program.id)
+        return work
 
     def _absorb(self, held: _Tenant, program: Program, other: Program) -> None:
         """Merge another program into this one, if it is small and no id names it."""
@@ -445,7 +481,7 @@ class ProgramIndex:
             program.former_ids.append(former)
         for name in ("call_count", "running", "prompt_tokens", "cached_tokens", "completion_tokens", "cost"):
             setattr(program, name, getattr(program, name) + getattr(other, name))
-        program.created = min(program.created, other.created)
+        program.created_at = min(program.created_at, other.created_at)
         del held.programs[other.id], self._idle[other.id]
         self._counts.remove(program.tenant)
         self._bytes.remove(program.tenant, _PROGRAM_BYTES - _NAME_BYTES)
@@ -454,28 +490,20 @@ class ProgramIndex:
     def _make_room(self, newest: Program) -> None:
         """Forget programs until the limits hold, but not the newest: first those of its tenant, if that exceeds its
         share, then those of the tenant with the most."""
-        tenant = newest.tenant
+        tenant, work = newest.tenant, _MAX_WORK
         for limit in (self._counts, self._bytes):
-            if limit.has_room(tenant, 0) and not limit.is_full:
-                continue
-            while not limit.has_room(tenant, 0) and self._forget_oldest_of(tenant, newest):
-                pass
-            while limit.is_full and (largest := limit.largest_holder) is not None:
-                for _ in range(max(1, limit.amount(largest) // 64 if limit is self._counts else 8)):
-                    if not self._forget_oldest_of(largest, newest):
-                        break
-                else:
-                    continue
-                break
+            while work > 0 and not limit.has_room(tenant, 0):
+                work = self._forget_oldest_of(tenant, newest, work)
+            for largest in limit.excess_holders():
+                if work <= 0:
+                    break
+                work = self._forget_oldest_of(largest, newest, work)
 
-    def _forget_oldest_of(self, tenant: str, newest: Program) -> bool:
-        """Forget the tenant's program that was used longest ago, if that is not the newest. Return whether it did."""
-        held = self._tenants.get(tenant)
-        oldest = None if held is None else next(iter(held.programs.values()))
-        if oldest is None or oldest is newest:
-            return False
-        self._forget(oldest)
-        return True
+    def _forget_oldest_of(self, tenant: str, newest: Program, work: int) -> int:
+        """Forget the tenant's program that was used longest ago. Return how much is left of `work`: nothing if that
+        program is the newest, which stays."""
+        oldest = next(iter(self._tenants[tenant].programs.values()))
+        return 0 if oldest is newest else self._forget(oldest, work)
 
 
 def _find_by_place(program: Program, conversation: Conversation) -> ProgramCall | None:

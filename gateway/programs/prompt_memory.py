@@ -17,6 +17,14 @@ MAX_PROMPT_BYTES = 2 << 20
 """Memory of a prompt, in bytes, beyond which it is not remembered."""
 _ENTRY_BYTES = 400
 """Approximate memory of a remembered prompt beside its values, in bytes."""
+_MAX_PARSED = 131_072
+"""Maximum length of the arguments that one comparison parses, in characters. Each takes the interpreter's lock while it
+is parsed, so that a thread does not help."""
+_MAX_WALKED = 32_768
+"""Maximum length of the arguments that one comparison compares value by value, in characters. Further ones are compared
+as JSON texts with sorted names."""
+_MAX_INSTRUCTIONS = 131_072
+"""Number of characters of the instructions by which two prompts are found to be of one agent."""
 _COMMON_SHARE = 0.5
 """Share of the shorter instructions that two prompts of one agent have in common."""
 
@@ -71,6 +79,9 @@ def compare_prompts(earlier: HeldPrompt, later: HeldPrompt) -> Comparison:
     instructions at its start, or if less than half of the shorter instructions stand in the longer ones: as equal
     beginning and end, or as equal lines. Such calls are, for example, those that let a small agent name or judge the
     conversation of another. Time is linear in the size of the prompts.
+
+    Arguments of tool calls are compared as objects, so that white space and the order of names do not count. If the
+    arguments that differ as texts are longer than `_MAX_PARSED` together, no difference in them or after them is found.
     """
     if not _are_similar(_instructions(earlier.messages), _instructions(later.messages)):
         return Comparison(False, None)
@@ -86,11 +97,17 @@ def _first_difference(earlier: HeldPrompt, later: HeldPrompt) -> Difference | No
         found = first_difference((), (), earlier_tools=earlier.tools, later_tools=later.tools)
         if found is not None and found.spoiler is not Spoiler.CACHE_CONTROL:
             return found
+    arguments = _Arguments()
     for index, message in enumerate(earlier.messages):
-        other = later.messages[index : index + 1]
-        if other and _are_equal(message, other[0]):
+        if index == len(later.messages):
+            found = first_difference([message], [])
+        elif _are_equal(message, other := later.messages[index]):
             continue
-        found = first_difference([_parsed(message)], [_parsed(next_message) for next_message in other])
+        else:
+            before, after = arguments.parsed(message, other)
+            found = first_difference([before], [after])
+            if arguments.is_exhausted and (found is None or found.field.startswith("tool_calls")):
+                return None
         if found is not None and found.spoiler is not Spoiler.CACHE_CONTROL:
             return replace(found, message=index)
     return None
@@ -114,12 +131,52 @@ def _are_equal_tools(first: Any, second: Any) -> bool:
         return False
 
 
-def _parsed(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a message with the arguments of its tool calls as objects, as chat templates get them."""
-    tool_calls = message.get("tool_calls")
-    if not tool_calls:
-        return message
-    return {**message, "tool_calls": [{**call, "arguments": _parsed_text(call["arguments"])} for call in tool_calls]}
+class _Arguments:
+    """Owner of the work that one comparison may spend on the arguments of tool calls."""
+
+    def __init__(self) -> None:
+        self._unparsed = _MAX_PARSED
+        self._unwalked = _MAX_WALKED
+        self.is_exhausted = False
+        """Whether there were arguments that could not be parsed any more. They count as equal."""
+
+    def parsed(
+        self, earlier: Mapping[str, Any], later: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return two messages with the arguments of their tool calls as objects, as chat templates get them."""
+        calls, others = (list(message.get("tool_calls") or ()) for message in (earlier, later))
+        if not calls or not others:
+            return earlier, later
+        for index, (call, other) in enumerate(zip(calls, others, strict=False)):
+            before, after = self._comparable(call["arguments"], other["arguments"])
+            calls[index], others[index] = {**call, "arguments": before}, {**other, "arguments": after}
+        return {**earlier, "tool_calls": calls}, {**later, "tool_calls": others}
+
+    def _comparable(self, earlier: str, later: str) -> tuple[Any, Any]:
+        """Return two arguments as they are compared: as objects, or as texts that are equal if the objects are."""
+        if earlier == later:
+            return "", ""
+        if not _may_be_object(earlier) or not _may_be_object(later):
+            return earlier, later
+        self._unparsed -= len(earlier) + len(later)
+        if self._unparsed < 0:
+            self.is_exhausted = True
+            return "", ""
+        before, after = _parsed_text(earlier), _parsed_text(later)
+        if isinstance(before, str) or isinstance(after, str):
+            return before, after
+        try:
+            texts = [json.dumps(value, ensure_ascii=False, sort_keys=True) for value in (before, after)]
+        except RecursionError:
+            return earlier, later
+        if texts[0] == texts[1]:
+            return "", ""
+        self._unwalked -= len(earlier) + len(later)
+        return (before, after) if self._unwalked >= 0 else (texts[0], texts[1])
+
+
+def _may_be_object(text: str) -> bool:
+    return not text or text.lstrip()[:1] == "{"
 
 
 def _parsed_text(text: str) -> Any:
@@ -131,7 +188,7 @@ def _parsed_text(text: str) -> Any:
 
 
 def _instructions(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the texts of the instructions before the first other message."""
+    """Return the texts of the instructions before the first other message, at most `_MAX_INSTRUCTIONS` characters."""
     texts: list[str] = []
     for message in messages:
         if message.get("role") not in ("system", "developer"):
@@ -139,7 +196,7 @@ def _instructions(messages: Sequence[Mapping[str, Any]]) -> str:
         content = message.get("content")
         parts = content if isinstance(content, list | tuple) else [{"text": content}]
         texts += [text for part in parts if isinstance(part, Mapping) and isinstance(text := part.get("text"), str)]
-    return "\n".join(texts)
+    return "\n".join(texts)[:_MAX_INSTRUCTIONS]
 
 
 def _are_similar(first: str, second: str) -> bool:
@@ -182,7 +239,7 @@ class PromptMemory(Generic[Key]):
         self._limit.add(tenant, prompt.size)
         while tenant in self._tenants and not self._limit.has_room(tenant, 0):
             self._forget_oldest(tenant)
-        while self._limit.is_full and (largest := self._limit.largest_holder) is not None:
+        for largest in self._limit.excess_holders():
             self._forget_oldest(largest)
 
     def get(self, tenant: str, key: Key) -> HeldPrompt | None:

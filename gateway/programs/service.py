@@ -21,8 +21,9 @@ go before it only until its own service lifts it beyond, which takes at most
 seconds of service. The sum over the programs that arrived earlier bounds the service that goes first.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
+
+from gateway.programs.shared_table import SharedTable
 
 SERVICE_FACTOR = 3.0
 """Seconds by which a program's rank grows for each second of attained service: `WORK_FACTOR` of single calls."""
@@ -34,7 +35,10 @@ IDLE_SECONDS = 3600.0
 """Time without a call, in seconds, after which a program counts as new. Without it, a program that once arrived early
 would go before all others for ever."""
 MAX_PROGRAMS = 100_000
-"""Maximum number of programs that are remembered. The ones without a call for the longest time are forgotten first."""
+"""Maximum number of programs of all tenants together that are remembered. If there are more, the program of the tenant
+with the most that was without a call for the longest time is forgotten."""
+_MAX_FORGOTTEN = 256
+"""Maximum number of programs that one call of `forget_some` forgets."""
 
 
 class _Service:
@@ -58,7 +62,7 @@ class ProgramService:
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         """`weights`: weights of the tenants, greater than 0; 1 if not listed."""
         self._weights = {} if weights is None else weights
-        self._programs: OrderedDict[str, _Service] = OrderedDict()
+        self._programs: SharedTable[str, _Service] = SharedTable(MAX_PROGRAMS)
 
     def __len__(self) -> int:
         return len(self._programs)
@@ -68,11 +72,10 @@ class ProgramService:
         service = self._programs.get(program)
         weight = self._weights.get(tenant, 1.0)
         if service is None or now - service.last_call > IDLE_SECONDS:
-            if service is None and len(self._programs) >= MAX_PROGRAMS:
-                self._programs.popitem(last=False)
-            service = self._programs[program] = _Service(now, weight)
+            service = _Service(now, weight)
+            self._programs.put(tenant, program, service)
         service.last_call, service.weight = max(service.last_call, now), weight
-        self._programs.move_to_end(program)
+        self._programs.touch(program)
 
     def charge(self, program: str, seconds: float, now: float) -> None:
         """Add service to a program. `seconds`: engine time. A program that was forgotten is not charged. Raises
@@ -84,11 +87,15 @@ class ProgramService:
             service.decay(now)
             service.attained += seconds
             service.last_call = max(service.last_call, now)
-            self._programs.move_to_end(program)
+            self._programs.touch(program)
 
     def end(self, program: str) -> None:
         """Forget a program."""
-        self._programs.pop(program, None)
+        self._programs.pop(program)
+
+    def forget_some(self, tenant: str) -> bool:
+        """Forget programs of a tenant. Return False once there are none."""
+        return bool(self._programs.pop_tenant(tenant, _MAX_FORGOTTEN))
 
     def delay(self, program: str, now: float) -> float:
         """Return by how much the service that a program has attained moves its rank behind its arrival, in seconds. For

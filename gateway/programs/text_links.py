@@ -9,9 +9,9 @@ character.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from gateway.graph.limits import SharedLimit
 
@@ -27,6 +27,8 @@ _PERIOD = 6 * _STEP
 """Distance of the indexed groups of positions."""
 _WINDOW = MIN_CHARACTERS - _PERIOD + 1
 """Length of the windows that are hashed, in characters."""
+_MARKS = b"\1" * _WINDOW
+"""Marks of the characters of a window."""
 MAX_INDEXED = 32_768
 """Maximum number of characters of one answer that are indexed: half of them at its start, half at its end."""
 _MAX_SEARCHED = 131_072
@@ -48,8 +50,8 @@ class TextLink(Generic[Source]):
     """Text of an answer that stands in a prompt.
 
     `length`: characters that were found in one piece. `share`: their share of the answer. `is_prompt`: whether a whole
-    text of the prompt stands in the answer, as the prompt of a sub-agent does. `is_common`: whether other sources
-    contain this part too; then the source of the prompt's text is not known.
+    text of the prompt stands in the answer, as the prompt of a sub-agent does. `is_common`: whether sources of other
+    owners contain this part too; then it is not known where the prompt's text is from.
     """
 
     source: Source
@@ -61,13 +63,16 @@ class TextLink(Generic[Source]):
 
 @dataclass(eq=False, slots=True)
 class _Answer(Generic[Source]):
-    """An indexed text. `windows`: hashes under which it is in the index. `whole`: hash of the whole text."""
+    """An indexed text. `windows`: hashes under which it is in the index. `whole`: hash of the whole text. `copied`:
+    marks the characters that it copied from its own prompt; empty if there are none."""
 
     source: Source
+    owner: object
     text: str
     whole: int
     windows: tuple[int, ...]
     size: int
+    copied: bytes
     is_common: bool = False
 
 
@@ -89,9 +94,17 @@ class TextLinks(Generic[Source]):
     them links are missed, but never invented.
     """
 
-    def __init__(self, max_bytes: int, *, several_tenants: bool = True) -> None:
-        """`max_bytes`: maximum memory of all tenants together."""
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        several_tenants: bool = True,
+        owner_of: Callable[[Source], Hashable] = lambda source: source,
+    ) -> None:
+        """`max_bytes`: maximum memory of all tenants together. `owner_of`: owner of a source. A text that only sources
+        of one owner contain is not common."""
         self._limit = SharedLimit(max_bytes, several=several_tenants)
+        self._owner_of = owner_of
         self._tenants: dict[str, _Tenant[Source]] = {}
         self._numbers = 0
 
@@ -124,10 +137,8 @@ class TextLinks(Generic[Source]):
         end = min(len(text), most)
         keys = _indexed_keys(text, end)
         whole = hash(text)
-        if ranges := list(_copied_ranges(text, keys, prompt)):
-            copied = bytearray(len(text))
-            for start, stop in ranges:
-                copied[start:stop] = b"\1" * (stop - start)
+        copied = _copied(text, keys, prompt)
+        if copied:
             if 0 not in copied:  # the prompt has all of it
                 return
             keys, whole = _indexed_keys(text, end, copied), 0
@@ -135,14 +146,14 @@ class TextLinks(Generic[Source]):
         if held is None:
             held = self._tenants[tenant] = _Tenant()
         length = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
-        size = _ANSWER_BYTES + length + _WINDOW_BYTES * len(keys)
-        answer = _Answer(source, text, whole, tuple(keys), size)
+        size = _ANSWER_BYTES + length + len(copied) + _WINDOW_BYTES * len(keys)
+        answer = _Answer(source, self._owner_of(source), text, whole, tuple(keys), size, copied)
         self._numbers += 1
         held.answers[self._numbers] = answer
         held.of_source.setdefault(source, []).append(self._numbers)
         if whole:
             twin = held.wholes.get(whole)
-            if twin is not None and twin.source != source:
+            if twin is not None and twin.owner != answer.owner:
                 twin.is_common = answer.is_common = True
             held.wholes[whole] = answer
         windows = held.windows
@@ -159,9 +170,8 @@ class TextLinks(Generic[Source]):
             self._forget_oldest(tenant)
             if tenant not in self._tenants:
                 return
-        while self._limit.is_full and (largest := self._limit.largest_holder) is not None:
-            for _ in range(max(1, len(self._tenants[largest].answers) // 16)):
-                self._forget_oldest(largest)
+        for largest in self._limit.excess_holders():
+            self._forget_oldest(largest)
 
     def _forget_oldest(self, tenant: str) -> None:
         held = self._tenants[tenant]
@@ -172,14 +182,14 @@ class TextLinks(Generic[Source]):
             del held.of_source[answer.source]
         self._forget(tenant, held, number)
 
-    def remove(self, tenant: str, source: Source) -> None:
-        """Forget the texts of a source."""
+    def remove(self, tenant: str, source: Source) -> int:
+        """Forget the texts of a source. Return the number of their windows, to which the time is proportional."""
         held = self._tenants.get(tenant)
-        for number in held.of_source.pop(source, ()) if held is not None else ():
-            assert held is not None
-            self._forget(tenant, held, number)
+        if held is None:
+            return 0
+        return sum([self._forget(tenant, held, number) for number in held.of_source.pop(source, ())])
 
-    def _forget(self, tenant: str, held: "_Tenant[Source]", number: int) -> None:
+    def _forget(self, tenant: str, held: "_Tenant[Source]", number: int) -> int:
         answer = held.answers.pop(number)
         if held.wholes.get(answer.whole) is answer:
             del held.wholes[answer.whole]
@@ -192,6 +202,7 @@ class TextLinks(Generic[Source]):
         self._limit.remove(tenant, answer.size)
         if not held.answers:
             del self._tenants[tenant]
+        return len(answer.windows)
 
     def find(self, tenant: str, texts: Iterable[str]) -> list[TextLink[Source]]:
         """Return the answers that stand in the texts of a prompt, whole or in parts, each source once."""
@@ -205,7 +216,7 @@ class TextLinks(Generic[Source]):
             if len(text) < MIN_WHOLE_CHARACTERS:
                 continue
             stripped = text.strip()
-            whole = held.wholes.get(hash(stripped))
+            whole = held.wholes.get(hash(stripped)) if len(stripped) <= MAX_INDEXED else None
             if whole is not None and whole.text == stripped:
                 is_prompt = len(stripped) >= MIN_CHARACTERS
                 link = TextLink(whole.source, len(stripped), 1.0, is_prompt, whole.is_common)
@@ -235,20 +246,26 @@ class TextLinks(Generic[Source]):
             if key not in known:
                 continue
             entry, index = windows[key], number * _STEP
-            is_shared = isinstance(entry, tuple)
-            for answer in reversed(entry) if isinstance(entry, tuple) else (entry,):
+            answers = entry if isinstance(entry, tuple) else (entry,)
+            is_shared = len(answers) > 1 and len({answer.owner for answer in answers}) > 1
+            is_settled = True
+            for answer in reversed(answers):
                 before = found.get(answer.source)
                 if before is not None and (not before.is_common or is_shared or answer.is_common):
                     continue
                 if work[0] <= 0 or len(found) >= _MAX_LINKS:
                     return
-                common = _common_range(answer.text, text, index, work)
-                if common is not None:
-                    length = common.end - common.start
-                    is_prompt = len(stripped) >= MIN_CHARACTERS and stripped in answer.text
-                    share = length / len(answer.text)
-                    is_common = is_shared or answer.is_common
-                    found[answer.source] = TextLink(answer.source, length, share, is_prompt, is_common)
+                common = _common_range(answer.text, text, index, work, answer.copied)
+                if common is None:
+                    is_settled = False
+                    continue
+                length = common.end - common.start
+                is_prompt = len(stripped) >= MIN_CHARACTERS and stripped in answer.text
+                share = length / len(answer.text)
+                is_common = is_shared or answer.is_common
+                found[answer.source] = TextLink(answer.source, length, share, is_prompt, is_common)
+            if is_settled:  # the same window further on shows nothing new
+                known.discard(key)
 
 
 def _shortened(text: str) -> str:
@@ -256,16 +273,22 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_INDEXED else text[: MAX_INDEXED // 2] + "\0" + text[-MAX_INDEXED // 2 :]
 
 
-def _indexed_keys(text: str, end: int, copied: bytearray | None = None) -> set[int]:
+def _indexed_windows(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the positions at which a text is indexed, with the hashes of the windows there."""
+    for offset in range(_STEP):
+        for position in range(offset, len(text) - _WINDOW + 1, _PERIOD):
+            yield position, hash(text[position : position + _WINDOW])
+
+
+def _indexed_keys(text: str, end: int, copied: bytes = b"") -> set[int]:
     """Return the hashes under which a text is indexed up to `end`. `copied`: marks characters; windows of marked ones
     are left out."""
     last = min(len(text) - _WINDOW + 1, end)
     keys: set[int] = set()
     for offset in range(_STEP):
         positions: Iterable[int] = range(offset, last, _PERIOD)
-        if copied is not None:
-            marks = b"\1" * _WINDOW
-            positions = [index for index in positions if not copied.startswith(marks, index)]
+        if copied:
+            positions = [index for index in positions if not copied.startswith(_MARKS, index)]
         keys.update(map(hash, [text[index : index + _WINDOW] for index in positions]))
     return keys
 
@@ -275,18 +298,17 @@ def _searched_keys(text: str) -> list[int]:
     return list(map(hash, [text[index : index + _WINDOW] for index in range(0, len(text) - _WINDOW + 1, _STEP)]))
 
 
-@dataclass(frozen=True, slots=True)
-class _CommonRange:
-    """A range of an answer that a text has in common with it, and where the range ends in the text."""
+class _CommonRange(NamedTuple):
+    """A range of an answer that a text has in common with it."""
 
     start: int
     end: int
-    text_end: int
 
 
-def _common_range(answer: str, text: str, index: int, work: list[int]) -> _CommonRange | None:
+def _common_range(answer: str, text: str, index: int, work: list[int], copied: bytes = b"") -> _CommonRange | None:
     """Return the range of the answer that the text has in common around the window at `index`; None if it is shorter
-    than `MIN_CHARACTERS`. `work`: number of comparisons that are left.
+    than `MIN_CHARACTERS`. `work`: number of comparisons that are left. `copied`: marks characters of the answer;
+    windows of marked ones are ignored.
 
     It takes time in proportion to the range, besides the search for the window.
     """
@@ -295,24 +317,29 @@ def _common_range(answer: str, text: str, index: int, work: list[int]) -> _Commo
     work[0] -= (at if at >= 0 else len(answer)) // _SCANNED_PER_COMPARISON
     while at >= 0 and work[0] > 0:
         work[0] -= 1
-        before = _common_before(answer, at, text, index)
-        after = _common_after(answer, at + _WINDOW, text, index + _WINDOW)
-        if before + _WINDOW + after >= MIN_CHARACTERS:
-            return _CommonRange(at - before, at + _WINDOW + after, index + _WINDOW + after)
+        if not copied.startswith(_MARKS, at):
+            common = _range_around(answer, at, text, index)
+            if common.end - common.start >= MIN_CHARACTERS:
+                return common
         start = at + 1
         at = answer.find(window, start)
         work[0] -= ((at if at >= 0 else len(answer)) - start) // _SCANNED_PER_COMPARISON
     return None
 
 
-def _common_after(answer: str, at: int, text: str, index: int) -> int:
-    """Return how many characters are equal from these positions on."""
-    limit = min(len(answer) - at, len(text) - index)
+def _range_around(answer: str, at: int, text: str, index: int) -> _CommonRange:
+    """Return the range of the answer around `at` that the text has in common with it around `index`."""
+    return _CommonRange(at - _equal_length(answer, at, text, index, -1), at + _equal_length(answer, at, text, index, 1))
+
+
+def _equal_length(answer: str, at: int, text: str, index: int, direction: int) -> int:
+    """Return how many characters are equal from these positions on, or before them. `direction`: 1 or -1."""
+    limit = min(len(answer) - at, len(text) - index) if direction > 0 else min(at, index)
     found, size = 0, _PERIOD
     while found < limit:  # compare growing pieces, then halve the one that differs
         size = min(size, limit - found)
-        begin, start = at + found, index + found
-        if answer[begin : begin + size] == text[start : start + size]:
+        shift = found if direction > 0 else -found - size
+        if answer[at + shift : at + shift + size] == text[index + shift : index + shift + size]:
             found += size
             size *= 2
         elif size == 1:
@@ -323,30 +350,19 @@ def _common_after(answer: str, at: int, text: str, index: int) -> int:
     return found
 
 
-def _common_before(answer: str, at: int, text: str, index: int) -> int:
-    """Return how many characters are equal before these positions."""
-    limit = min(at, index)
-    found, size = 0, _PERIOD
-    while found < limit:
-        size = min(size, limit - found)
-        end, stop = at - found, index - found
-        if answer[end - size : end] == text[stop - size : stop]:
-            found += size
-            size *= 2
-        elif size == 1:
-            break
-        else:
-            size //= 2
-            limit = min(limit, found + 2 * size + 1)
-    return found
+def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytes:
+    """Return marks for the characters of an answer that it has copied from its own prompt, however often; nothing if
+    there are none. `indexed`: hashes under which the answer is indexed.
 
-
-def _copied_ranges(answer: str, indexed: set[int], prompt: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of an answer that stand in its own prompt. `indexed`: hashes under which it is indexed."""
-    work, left = [_MAX_COMPARISONS], _MAX_SEARCHED
+    The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, as in a search.
+    """
+    copied: bytearray | None = None
+    places: dict[int, list[int]] = {}
+    """Indexed positions of the answer that are not marked, by the hash of the window there."""
+    work, left = _MAX_COMPARISONS, _MAX_SEARCHED
     for whole in prompt:
         if left <= 0:
-            return
+            break
         text, left = whole[:left], left - len(whole)
         if len(text) < MIN_CHARACTERS:
             continue
@@ -354,14 +370,27 @@ def _copied_ranges(answer: str, indexed: set[int], prompt: Sequence[str]) -> Ite
         known = indexed.intersection(keys)
         if not known:
             continue
-        end = -1
+        if copied is None:
+            copied = bytearray(len(answer))
+            for position, key in _indexed_windows(answer):
+                if key in indexed:
+                    places.setdefault(key, []).append(position)
         for number, key in enumerate(keys):
-            index = number * _STEP
-            if key not in known or index + _WINDOW <= end:  # inside the range before
+            if key not in known:
                 continue
-            common = _common_range(answer, text, index, work)
-            if common is not None:
-                yield common.start, common.end
-                end = common.text_end
-            if work[0] <= 0:
-                return
+            unmarked: list[int] = []
+            for position in places[key]:
+                if copied.startswith(_MARKS, position):
+                    continue
+                if work <= 0:
+                    return bytes(copied)
+                work -= 1
+                start, end = _range_around(answer, position, text, number * _STEP)
+                if end - start >= MIN_CHARACTERS:
+                    copied[start:end] = b"\1" * (end - start)
+                else:
+                    unmarked.append(position)
+            places[key] = unmarked
+            if not unmarked:
+                known.discard(key)
+    return bytes(copied) if copied is not None and 1 in copied else b""

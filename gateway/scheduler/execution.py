@@ -7,7 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from gateway.engines.protocol import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
+from gateway.engines.protocol import (
+    ContextRefused,
+    Engine,
+    EngineContext,
+    EngineFailure,
+    EngineLost,
+    Engines,
+    NoEngine,
+    Urgency,
+)
 from gateway.graph.budget import BudgetExceeded
 from gateway.graph.call import Call, CallState, FailedAttempt, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
@@ -50,9 +59,9 @@ class CallExecutor:
         traceparent_of: Callable[[Call], str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`fill_ahead`: fill prompts before all their values exist. `pause_programs`: let new programs wait while their
-        KV does not fit. `place` chooses engines. `traceparent_of` returns
-        the trace header of a call, if traces are exported. `now`: clock of the pauses after long work, in seconds."""
+        """`fill_ahead`: fill prompts before all their values exist. `pause_programs`: let prompts of programs wait
+        while their KV does not fit. `place` chooses engines. `traceparent_of` returns the trace header of a call, if
+        traces are exported. `now`: clock of the pauses after long work, in seconds."""
         self._engines = engines
         self._priorities = priorities
         self._fill_ahead = fill_ahead
@@ -136,7 +145,13 @@ class CallExecutor:
         for call in self._priorities.changed():
             context = self._contexts.get(call.id)
             if context is not None:
-                context.rerank(self._priorities.urgency(call))
+                context.rerank(self._urgency(call))
+
+    def _urgency(self, call: Call) -> Urgency:
+        """Return the urgency of a call for an engine. Only plain requests are pausable: a call of a named session may
+        wait for the value of another call, so it must not wait for KV."""
+        pausable = self._gate is not None and call.program is not None and not call.session.id
+        return self._priorities.urgency(call)._replace(pausable=pausable)
 
     async def _run_with_fallbacks(self, call: Call) -> None:
         """Run the call on its model, or on the next fallback model if no engine of the model can run it. There is no
@@ -260,7 +275,7 @@ class CallExecutor:
         """Run one attempt on the engine, or follow an identical call that runs already. `alone`: never follow."""
         call.engine, call.model = engine.name, rendering.model
         self._priorities.cost_model.observe(engine)
-        urgency = self._priorities.urgency(call)
+        urgency = self._urgency(call)
         if self._traceparent_of is None:
             context = engine.open(call.scope, urgency)
         else:

@@ -1,6 +1,7 @@
-"""Gate before the engines: new conversations of programs wait here until their KV fits. See `gateway.programs.pausing`.
+"""Gate before upstream servers: new conversations of programs wait here until their KV fits. See `engine.kv.pausing`.
 
-The gateway only estimates which KV an engine has. With a wrong estimate, a program waits although its KV is cached, and
+Engines of this project know their cache, and pause prompts themselves (`engine.admission`). Of upstream servers, the
+gateway only estimates which KV they have. With a wrong estimate, a program waits although its KV is cached, and
 the engine evicts this KV in the meantime. Measured on agents, that cost more than it saved. So a call that extends
 another one never waits; the first call of a program, and of each further conversation in it, can wait.
 """
@@ -9,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from engine.kv.pausing import MAX_PAUSE_SECONDS, PendingCall
 from gateway.engines.protocol import Engine
 from gateway.graph.call import Call, ProgramMember
-from gateway.programs.pausing import MAX_PAUSE_SECONDS, PendingCall
 from gateway.scheduler.program_kv import ProgramKv
 
 _CHECK_SECONDS = 0.25
@@ -48,7 +49,8 @@ class ProgramGate:
     """Owner of the estimates of the programs' KV, and of the calls that wait.
 
     Only plain requests wait here, whose prompts are complete. A call of a named session may wait for the value of
-    another call, so it must not wait for KV. Calls do not wait for engines whose KV cache has an unknown size.
+    another call, so it must not wait for KV. Calls do not wait for engines that pause prompts themselves, and for those
+    whose KV cache has an unknown size.
     """
 
     def __init__(
@@ -132,9 +134,9 @@ class ProgramGate:
             pool.kv.expect(call.program.id, list(returns))
 
     def _pool_of(self, engine: Engine) -> _Pool | None:
-        """Return the pool of an engine; None if its size is unknown."""
+        """Return the pool of an engine; None if its size is unknown, or if the engine pauses prompts itself."""
         tokens = engine.kv_tokens
-        if not tokens:
+        if not tokens or engine.pauses_prompts:
             return None
         pool = self._pools.get(engine.name)
         if pool is None or pool.kv.capacity != tokens:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.kv.forecast import expected_wait
+from engine.kv.pausing import PausePlan, PendingCall, RetainedKv
 from gateway.graph.call import ProgramMember
-from gateway.programs.pausing import PausePlan, PendingCall, RetainedKv
 
 _MAX_ENTRIES = 256
 """Divisor of the pool: KV of an ended call that is smaller than this part of the pool is ignored."""

@@ -107,8 +107,8 @@ class Lifespan:
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
             gap_store = open_gap_store(self._storage)
             if services.programs is not None and gap_store is not None:
-                self._gap_saver = GapSaver(gap_store, services.programs.gaps, services.programs.clock)
-                await self._gap_saver.restore()
+                is_gone = services.accounts.is_gone if settings.admin_keys() else lambda tenant: False
+                self._gap_saver = GapSaver(gap_store, services.programs, is_gone)
         except KeyStoreError as error:
             raise StartFailed(str(error)) from error
         except JournalError as error:

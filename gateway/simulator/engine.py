@@ -115,6 +115,7 @@ class SimulatedEngine:
         self.tokens_per_unit = 1.0
         self.kv_tokens = costs.kv_tokens
         self.constrains_after_reasoning = True
+        self.pauses_prompts = False
         self.busy = 0.0
         """Seconds spent in steps."""
         self._costs = costs

@@ -18,7 +18,8 @@ const MAX_LINKS = 100_000;
  * @param {ReturnType<typeof emptyState> | null} before
  */
 export function programState(graph, before = null) {
-  const state = stateOf(graph, before);
+  // each answer is the whole program, so earlier answers do not count
+  const state = stateOf(graph, before === null ? null : { ...before, dropped: 0 });
   for (const call of state.calls.values()) call.links = [];
   for (const raw of cleanList(graph?.links, MAX_LINKS)) {
     const link = cleanLink(raw);

@@ -75,7 +75,7 @@ export function stateOf(graph, before = null) {
   state.lastEventId = before === null ? state.detailsId : Math.min(before.lastEventId, state.detailsId);
   if (before !== null) {
     state.events = before.events;
-    state.dropped = before.dropped;
+    state.dropped = Math.max(before.dropped, state.dropped); // a snapshot has most of the same objects again
     state.version = before.version + 1;
     for (const call of state.calls.values()) {
       const known = before.calls.get(call.id);

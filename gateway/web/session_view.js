@@ -101,7 +101,7 @@ export function sessionView({ api, presence, now, onError }, id, kind = "session
   const draw = oncePerFrame(() => {
     const { state } = feed;
     const summary = summarize(state);
-    drawFigures(figures, state, summary, isProgram ? feed.described : described, now());
+    drawFigures(figures, figuresOf(state, summary, isProgram ? feed.described : described, now()));
     bar.update(
       ["done", "running", "waiting", "failed", "cancelled"].map((key) => ({
         key,
@@ -195,20 +195,36 @@ function hasUnfinished(state) {
   return false;
 }
 
-function drawFigures(list, state, summary, session, now) {
+/**
+ * Return the names and texts of the figures.
+ *
+ * @param {ReturnType<typeof import("./session_state.js").emptyState>} state
+ * @param {ReturnType<typeof summarize>} summary
+ * @param {any} session The session or program, null before it is loaded. The tokens of a program are those of all its
+ *   calls, as its cost is, because the server forgets the oldest calls of a long one.
+ * @param {number} now
+ */
+export function figuresOf(state, summary, session, now) {
   const range = rangeOf(state.calls.values(), now);
-  const rows = [
+  const isProgram = session?.kind === "program";
+  const tokens = isProgram ? session : summary;
+  const forgotten = isProgram ? Math.max(0, session.calls - summary.total) : 0;
+  return [
     ["Calls", `${count(summary.done)} of ${count(summary.total)} done`],
+    ["Forgotten", forgotten > 0 ? count(forgotten) : null],
     ["Running", count(summary.running)],
     ["Waiting", count(summary.waiting)],
     ["Failed", summary.failed > 0 ? count(summary.failed) : null],
     ["Cancelled", summary.cancelled > 0 ? count(summary.cancelled) : null],
     ["Time", range === null ? null : duration(range.end - range.begin)],
-    ["Prompt tokens", compact(summary.prompt)],
-    ["Cached", summary.prompt > 0 ? percent(summary.cached / summary.prompt) : null],
-    ["Generated", compact(summary.completion)],
+    ["Prompt tokens", compact(tokens.prompt)],
+    ["Cached", tokens.prompt > 0 ? percent(tokens.cached / tokens.prompt) : null],
+    ["Generated", compact(tokens.completion)],
     ["Cost", session?.cost === null || session?.cost === undefined ? null : cost(session.cost)],
   ].filter(([, value]) => value !== null);
+}
+
+function drawFigures(list, rows) {
   const names = rows.map(([name]) => name).join();
   if (list.dataset.names !== names) {
     list.dataset.names = names;

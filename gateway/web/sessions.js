@@ -17,13 +17,14 @@ const PROGRAMS = 1_000;
  * Return the sessions that match a search, the newest first.
  *
  * @param {any[]} sessions
- * @param {string} text Part of an id, of the state or of the metadata.
+ * @param {string} text Part of an id, of the state or of the metadata; of a program, also of its session's id.
  */
 export function selectSessions(sessions, text) {
   const wanted = text.trim().toLowerCase();
   const has = (session) =>
     session.id.toLowerCase().includes(wanted) ||
     session.state.includes(wanted) ||
+    (session.session ?? "").toLowerCase().includes(wanted) ||
     session.metadata.some(([name, value]) => `${name}=${value}`.toLowerCase().includes(wanted));
   const chosen = wanted === "" ? [...sessions] : sessions.filter(has);
   return chosen.sort((one, other) => (other.created ?? 0) - (one.created ?? 0));
@@ -49,6 +50,7 @@ export function sessionList({ api, now, onError }) {
   let sessions = [];
   let timer = 0;
   let hasLoaded = false;
+  let hasMore = false;
   const abort = new AbortController();
   const search = h("input", {
     type: "search",
@@ -75,7 +77,7 @@ export function sessionList({ api, now, onError }) {
     onOpen: (session) => {
       location.hash = `#/${session.kind}/${encodeURIComponent(session.id)}/graph`;
     },
-    keyOf: (session) => session.id,
+    keyOf: (session) => `${session.kind} ${session.id}`, // clients choose the ids of sessions
   });
   rows.element.classList.add("sessions");
   const element = h(
@@ -88,12 +90,9 @@ export function sessionList({ api, now, onError }) {
   );
   const draw = () => {
     const chosen = selectSessions(sessions, search.value);
-    setText(
-      found,
-      chosen.length === sessions.length
-        ? plural(sessions.length, "session")
-        : `${count(chosen.length)} of ${plural(sessions.length, "session")}`,
-    );
+    const all = plural(sessions.length, "session or program", "sessions and programs");
+    const shown = chosen.length === sessions.length ? all : `${count(chosen.length)} of ${all}`;
+    setText(found, hasMore ? `${shown}; of the programs, the latest ${count(PROGRAMS)}` : shown);
     rows.element.classList.toggle(
       "has-cost",
       sessions.some((session) => session.cost !== null),
@@ -123,6 +122,7 @@ export function sessionList({ api, now, onError }) {
           .map(cleanProgram)
           .filter((program) => program !== null),
       );
+      hasMore = found?.has_more === true;
       hasLoaded = true;
       draw();
     } catch (error) {

@@ -191,6 +191,9 @@ export function valuePanel(context) {
     const missed = Object.entries(call.missedTokens).map(
       ([reason, tokens]) => `${compact(tokens)} ${missName(reason)}`,
     );
+    const follows = (call.links ?? [])
+      .filter(({ from }) => state.calls.has(from)) // others are forgotten, or in another program
+      .map((follow) => ["call", follow.from, followText(follow, state.calls.get(follow.from))]);
     return [
       [
         "Waits for",
@@ -206,16 +209,7 @@ export function valuePanel(context) {
           ? null
           : link("call", call.sharedWith, state.calls.get(call.sharedWith)?.output ?? call.sharedWith),
       ],
-      [
-        "Follows",
-        (call.links ?? []).length === 0
-          ? null
-          : links(
-              call.links
-                .filter(({ from }) => state.calls.has(from))
-                .map((follow) => ["call", follow.from, followText(follow, state.calls.get(follow.from))]),
-            ),
-      ],
+      ["Follows", follows.length === 0 ? null : links(follows)],
       ["Created", clock(call.created)],
       [
         "Time",

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import sqlite3
+import time
 import zlib
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import httpx2 as httpx
 import pytest
 from aiohttp import web
 
+from gateway.config.settings import ServeSettings
 from gateway.engines.openai.engine import OpenAIContext
+from gateway.server.storage import open_gap_store, open_journal_storage
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.gateway_harness import GatewayHarness
 from tests.fakes.in_process_gateway import GatewayClient, gateway_before, gateway_of
@@ -20,6 +24,8 @@ from tests.fakes.postgres_server import PostgresServer
 from tests.fakes.scripted_server import Behaviour, ScriptedServer, chunk, says, stream
 
 SECRET = "a secret of the client"
+ADMIN_KEY = "a long enough admin key"
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
 def user(text: str) -> dict[str, Any]:
@@ -97,20 +103,62 @@ async def test_the_table_has_no_names_and_no_texts(tmp_path: Path) -> None:
     assert SECRET not in repr(row)
 
 
-def test_a_restarted_process_restores_what_it_learned(tmp_path: Path) -> None:
-    folder = write_tiny_llama(tmp_path / "tiny", window=4096)
-    arguments = ("--model", str(folder), "--kv-tokens", "8192", "--journal", str(tmp_path / "j"))
-    for start in range(2):
-        with GatewayHarness(*arguments) as server:
-            body = {"model": "tiny", "messages": [user("Hi")], "max_tokens": 4}
-            url = f"{server.address}/v1/chat/completions"
-            answer = httpx.post(url, json=body).json()["choices"][0]["message"]
-            body["messages"] = [user("Hi"), {"role": "assistant", "content": answer["content"]}, user("Go on")]
-            assert httpx.post(url, json=body).status_code == 200
-            assert server.stop() == 0
-        restored = [line for line in server.log if "restored" in line]
-        assert len(restored) == start, server.log
+async def test_the_durations_of_a_key_leave_the_database_with_it(journal: str, expected: Expected) -> None:
+    async def stored_tenants() -> list[str]:
+        storage = await open_journal_storage(ServeSettings(journal=journal))
+        gap_store = open_gap_store(storage)
+        if storage is None or gap_store is None:
+            return []
+        tenants = [row.tenant for row in await gap_store.load(time.time())]
+        await storage.close()
+        return tenants
+
+    settings: dict[str, Any] = {"journal": journal, "admin_key": [ADMIN_KEY]}
+    for is_deleted in (False, True):
+        async with ScriptedServer() as server, gateway_before(server, **settings) as (client, _):
+            async with client.post("/v1/admin/keys", json={}, headers=ADMIN) as answer:
+                key = await answer.json()
+            client.session.headers["Authorization"] = f"Bearer {key['key']}"
+            server.script = [calls_tool("grep"), says("Done.")]
+            first = await chat(client, [user("Search.")])
+            result = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "nothing"}
+            await chat(client, [user("Search."), first, result])
+            if is_deleted:
+                async with client.delete(f"/v1/admin/keys/{key['id']}", headers=ADMIN) as answer:
+                    assert answer.status == 200
+        assert await stored_tenants() == ([] if is_deleted or journal == "memory" else [key["id"]])
+
+
+def test_a_restarted_process_restores_what_it_learned_but_nothing_of_deleted_keys(tmp_path: Path) -> None:
+    folder, journal = write_tiny_llama(tmp_path / "tiny", window=4096), tmp_path / "j"
+    arguments = ("--model", str(folder), "--kv-tokens", "8192", "--journal", str(journal), "--admin-key", ADMIN_KEY)
+
+    def rows(*change: str) -> list[str]:
+        """Change the table of durations, and return the tenants of its rows."""
+        with closing(sqlite3.connect(journal)) as connection, connection:
+            for statement in change:
+                connection.execute(statement)
+            return [tenant for (tenant,) in connection.execute("SELECT tenant FROM tool_gaps")]
+
+    with GatewayHarness(*arguments) as server:
+        key = httpx.post(f"{server.address}/v1/admin/keys", json={}, headers=ADMIN).json()
+        body = {"model": "tiny", "messages": [user("Hi")], "max_tokens": 4}
+        url, headers = f"{server.address}/v1/chat/completions", {"Authorization": f"Bearer {key['key']}"}
+        answer = httpx.post(url, json=body, headers=headers).json()["choices"][0]["message"]
+        body["messages"] = [user("Hi"), {"role": "assistant", "content": answer["content"]}, user("Go on")]
+        assert httpx.post(url, json=body, headers=headers).status_code == 200
+        assert server.stop() == 0
+    assert "restored" not in "".join(server.log)
+    assert rows() == [key["id"]]
+    copied = "INSERT INTO tool_gaps SELECT 'key_deleted_before', word, updated, gaps FROM tool_gaps"
+    assert len(rows(copied)) == 2
+    with GatewayHarness(*arguments) as server:
+        while not (restored := [line for line in server.log if "restored" in line]):
+            time.sleep(0.01)
+        assert httpx.delete(f"{server.address}/v1/admin/keys/{key['id']}", headers=ADMIN).status_code == 200
+        assert server.stop() == 0
     assert "restored 1 durations of 1 sets of tools" in restored[0]
+    assert rows() == []
 
 
 class Agent:

@@ -34,6 +34,7 @@ class FakeEngine:
         self.tokens_per_unit = 1.0
         self.kv_tokens = 0
         self.constrains_after_reasoning = True
+        self.pauses_prompts = False
         self.is_ready = True
         self.load = 0
         self.step_times = StepTimes(row_seconds=0.001, step_seconds=0.01)

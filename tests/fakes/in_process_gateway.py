@@ -39,7 +39,8 @@ async def gateway_before(
 ) -> AsyncIterator[tuple[GatewayClient, Callable[[], int]]]:
     """Yield a client of the gateway, and a function that counts unfinished calls.
 
-    `tokenizer`: for a server that receives tokens. With a `journal`, only learned durations are stored in it.
+    `tokenizer`: for a server that receives tokens. With a `journal`, only learned durations are stored in it, no virtual
+    keys.
     """
     chosen = ServeSettings(**{"journal": "memory", **settings})
     upstream = Upstream(UpstreamConfig("there", kind, server.url, malformed=malformed), lambda: None)
@@ -57,8 +58,9 @@ async def gateway_before(
     storage = await open_journal_storage(chosen)
     saver = None
     if (gap_store := open_gap_store(storage)) is not None and services.programs is not None:
-        saver = GapSaver(gap_store, services.programs.gaps, services.programs.clock)
-        await saver.restore()
+        is_gone = services.accounts.is_gone if chosen.admin_keys() else lambda tenant: False
+        saver = GapSaver(gap_store, services.programs, is_gone)
+        await saver.restore()  # before the first request, so that tests need not wait for it
         saver.start()
     prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)
     services.models.add(ServedModel("fake", 4096, tokenizer and tokenizer.vocabulary, tokenizer, prompts))

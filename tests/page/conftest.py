@@ -8,9 +8,11 @@ import pytest
 if "MYNA_PAGE" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 else:
-    from playwright.async_api import Browser, async_playwright
+    from playwright.async_api import Browser, async_playwright, expect
 
     from tests.page.browser import running_browser
+
+    expect.set_options(timeout=30_000)  # milliseconds; 5 s are too few to connect again on a busy machine
 
     @pytest.fixture(scope="session")
     async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:

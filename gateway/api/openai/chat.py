@@ -190,13 +190,7 @@ def _functions(messages: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]
 
 
 def _template_message(message: Message) -> dict[str, Any]:
-    """Return a message as chat templates read it. `developer` is OpenAI's newer name for `system`."""
-    role = "system" if message.role == "developer" else message.role
-    fields: dict[str, Any] = {"role": role, "content": message.parts}
-    if message.name is not None:
-        fields["name"] = message.name
-    if message.reasoning_text:
-        fields["reasoning_content"] = message.reasoning_text
+    fields = message.template_fields
     if message.tool_calls:
         fields["tool_calls"] = message.template_tool_calls
     if message.tool_call_id is not None:

@@ -41,17 +41,17 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, CompletionRequest)
     target = await pipeline.admit(request, body.model, body.semantic)
     model, fallbacks, scope = target.model, target.fallbacks, target.scope
-    specs = await pipeline.offload_if_long(
-        lambda: _specs(body, model, fallbacks, references=scope.references, deferred=scope.is_deferred),
-        sum(map(len, body.prompts)),
-        model,
-        *fallbacks,
-    )
+    facts: RequestFacts | None = None
+
+    def build() -> list[CallSpec]:
+        nonlocal facts
+        if target.services.programs is not None:
+            facts = RequestFacts([text_messages(prompt) for prompt in body.prompts], user_id=body.user)
+        return _specs(body, model, fallbacks, references=scope.references, deferred=scope.is_deferred)
+
+    specs = await pipeline.offload_if_long(build, sum(map(len, body.prompts)), model, *fallbacks)
     checker = answer_checker_of(body, None, target.services.schema_check_gate, scope.session.tenant)
     serializer = CompletionSerializer(body, model, scope, checker)
-    facts = None
-    if target.services.programs is not None:
-        facts = RequestFacts([text_messages(prompt) for prompt in body.prompts], user_id=body.user)
     return await pipeline.respond(target, specs, serializer, streamed=body.is_streamed, facts=facts)
 
 

@@ -76,6 +76,7 @@ class EngineClient:
 
     tokens_per_unit = 1.0
     constrains_after_reasoning = True
+    pauses_prompts = True
 
     def __init__(
         self, name: str, on_change: Callable[[], None], *, hang_seconds: float = 60.0, start_timeout: float = 0.0
@@ -345,7 +346,7 @@ class EngineClientContext:
         for error in (self._loss, self._refusal):
             if error is not None:
                 raise error
-        rank, interactive = self._urgency.rank, self._urgency.interactive
+        rank, interactive, pausable = self._urgency
         self.has_commands = True
         self._engine.send(
             Fill(
@@ -355,6 +356,7 @@ class EngineClientContext:
                 scope=self._scope,
                 interactive=interactive,
                 start=start,
+                pausable=pausable,
             )
         )
 

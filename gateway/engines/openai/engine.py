@@ -88,6 +88,7 @@ class OpenAIEngine:
         self.tokenizer = tokenizer
         self.tokens_per_unit = 0.25 if tokenizer is None else 1.0
         self.constrains_after_reasoning = False
+        self.pauses_prompts = False
         self.step_times: StepTimes | None = None
         self.kv_tokens = upstream.config.kv_tokens
         self.contexts = 0

@@ -89,3 +89,10 @@ def test_arguments_that_python_cannot_parse_remain_text(arguments: str) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
     (converted,) = Message.model_validate({"role": "assistant", "tool_calls": [call]}).template_tool_calls
     assert converted["function"]["arguments"] == arguments
+
+
+def test_templates_read_one_name_of_each_field() -> None:
+    message = Message.model_validate({"role": "developer", "content": "Be brief.", "name": "me"})
+    assert message.template_fields == {"role": "system", "content": "Be brief.", "name": "me"}
+    message = Message.model_validate({"role": "assistant", "refusal": "No.", "reasoning": "I think."})
+    assert message.template_fields == {"role": "assistant", "content": "No.", "reasoning_content": "I think."}

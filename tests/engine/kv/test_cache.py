@@ -5,6 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from engine.admission import PromptAdmission
 from engine.kv.cache import SCRATCH, KVCache, LastBlock
 from engine.kv.eviction import CLASSES, EvictionPolicy
 from engine.kv.expectations import Evictable
@@ -60,7 +61,9 @@ class PagedSequences(RuleBasedStateMachine):
         self.time = 0.0
         self.cache = KVCache(BLOCKS, SIZE, eviction_policy=CheckedPolicy(BLOCKS - 1, now=lambda: self.time))
         self.last_blocks: list[LastBlock] = []
-        self.scheduler = StepScheduler(self.cache, step_tokens=10, max_batch=4)
+        self.row_seconds = 1.0
+        admission = PromptAdmission(self.cache, lambda: self.row_seconds, lambda: self.time)
+        self.scheduler = StepScheduler(self.cache, step_tokens=10, max_batch=4, admission=admission)
         self.sequences: dict[int, TokenSequence] = {}
         self.slots: dict[int, tuple[int, ...]] = {}
         self.next_id = 0
@@ -81,10 +84,15 @@ class PagedSequences(RuleBasedStateMachine):
         return sequence
 
     @rule(
-        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14), scope=st.sampled_from("ab"), rank=st.floats(0, 3)
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14),
+        scope=st.sampled_from("ab"),
+        rank=st.floats(0, 3),
+        pausable=st.booleans(),
     )
-    def begin(self, tokens: list[int], scope: str, rank: float) -> None:
-        self._fill(self._new(scope, rank), tokens)
+    def begin(self, tokens: list[int], scope: str, rank: float, *, pausable: bool) -> None:
+        sequence = self._new(scope, rank)
+        sequence.is_admitted = not pausable
+        self._fill(sequence, tokens)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9))
@@ -279,6 +287,28 @@ def test_expectation_covers_the_blocks_that_only_one_context_read() -> None:
     cache.expect_reader(last_block, [5.0])
     assert expected_blocks(cache) == own, "another block follows the first one"
     cache.check_integrity([])
+
+
+def test_cached_tokens_are_those_of_the_full_blocks_at_the_beginning() -> None:
+    cache = KVCache(BLOCKS, SIZE)
+    compute(filled_sequence(cache, list(range(10)), "a"))
+    assert cache.cached_tokens("a", list(range(20))) == 8
+    assert cache.cached_tokens("a", list(range(7))) == 4
+    assert cache.cached_tokens("a", [0, 1, 2, 9]) == 0
+    assert cache.cached_tokens("b", list(range(10))) == 0
+
+
+def test_expected_tokens_are_counted_by_scope() -> None:
+    cache = KVCache(BLOCKS, SIZE, eviction_policy=EvictionPolicy(BLOCKS - 1, now=lambda: 0.0))
+    for scope, tokens, returns in (("a", [1] * 9, [3.0]), ("a", [2] * 4, [5.0]), ("b", [1] * 4, [3.0])):
+        sequence = filled_sequence(cache, tokens, scope)
+        compute(sequence)
+        cache.expect_reader(freed_block(sequence), returns)
+    compute(filled_sequence(cache, [3] * 8, "a"))
+    a, b = cache.root("a").scope, cache.root("b").scope
+    assert cache.expected_tokens(lambda tokens, wait: True) == {a: 12, b: 4}
+    assert cache.expected_tokens(lambda tokens, wait: wait < 8) == {a: 8, b: 4}, "two waits of 3 s or never: 6 s"
+    assert cache.expected_tokens(lambda tokens, wait: tokens > 4) == {a: 8}
 
 
 def test_block_that_is_read_again_is_not_expected_any_more() -> None:

@@ -25,6 +25,7 @@ class Block:
     due_rank: float | None = None
     expectation: Expectation | None = None
     is_evictable: bool = False
+    scope: int = 0
 
 
 @dataclass
@@ -65,7 +66,7 @@ class ExpectedGroups(RuleBasedStateMachine):
         returns=st.lists(st.floats(0, 100), min_size=1, max_size=5).map(sorted),
     )
     def add(self, size: int, ago: float, returns: list[float]) -> None:
-        blocks = [Block(self.block_count + index) for index in range(size)]
+        blocks = [Block(self.block_count + index, scope=size % 2) for index in range(size)]
         self.block_count += size
         self._expect(blocks, self.time - ago, returns)
 
@@ -79,7 +80,7 @@ class ExpectedGroups(RuleBasedStateMachine):
     def _expect(self, blocks: list[Block], released: float, returns: list[float]) -> None:
         group = Group(blocks, released, returns)
         blocks[-1].is_evictable = True
-        ordinary = self.expectations.add(reversed(blocks), released, returns)
+        ordinary = self.expectations.add(blocks[::-1], released, returns)
         self.expectations.offer(blocks[-1])
         group.refresh(self.time)
         self.groups.append(group)
@@ -115,6 +116,16 @@ class ExpectedGroups(RuleBasedStateMachine):
         group = self._any(data)
         group.blocks[-1].due_rank = None
         self.expectations.offer(group.blocks[-1])
+
+    @rule(longest=st.sampled_from([1.0, 50.0, math.inf]))
+    def count(self, longest: float) -> None:
+        counted: dict[int, int] = {}
+        for group in self.groups:
+            group.refresh(self.time)
+            if group.wait <= longest:
+                scope = group.blocks[0].scope
+                counted[scope] = counted.get(scope, 0) + len(group.blocks)
+        assert self.expectations.block_counts(lambda blocks, wait: wait <= longest) == counted
 
     @rule()
     def evict(self) -> None:

@@ -1,6 +1,8 @@
 """gateway/api/program_tracker.py: messages of requests become facts about programs. test_programs.py tests the rest."""
 
+import threading
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -8,13 +10,18 @@ from compat.openai import Message
 from gateway.api.program_tracker import (
     ProgramTracker,
     PromptSource,
+    RequestFacts,
     chat_messages,
     lost_tokens,
     prompt_source,
     text_messages,
 )
-from gateway.graph.call import CallState, Times, Usage
+from gateway.engines.protocol import SamplingParams
+from gateway.graph.call import CallSpec, CallState, Times, Usage
+from gateway.graph.segments import Slot
+from gateway.graph.session import Session
 from gateway.programs import CallRecord, ProgramCall, ProgramFacts, ProgramIndex
+from gateway.prompts.tool_calls.parser import ToolCallEvent, ToolCallParser
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
@@ -126,6 +133,85 @@ def test_lost_tokens(cached: int, missed: dict[str, int], expected: int | None) 
 
 def record(usage: Usage, engine: str = "e") -> CallRecord:
     return CallRecord("m", CallState.DONE, engine, "stop", None, Times(0.0), usage, None)
+
+
+async def test_all_that_was_learned_from_a_tenant_is_forgotten_with_it() -> None:
+    left = [True, True, False]
+    tracker = ProgramTracker(ProgramIndex(), forget_service=lambda tenant: left.pop(0))
+    for tenant in ("goes", "stays"):
+        for number in range(300):
+            member = tracker.index.begin(tenant, ProgramFacts(text_messages(f"question {number}")), 0.0)
+            tracker._end(CALL, member, "answer", record(Usage()))
+    reported: list[str] = []
+    tracker.on_forgotten = reported.append
+    tracker.forget_tenant("goes")
+    assert reported == ["goes"], "immediately: the server may stop before the rest is done"
+    assert len(tracker.index) == 600, "it is not done in one piece"
+    await tracker.settle()
+    assert (len(tracker.index), len(tracker.gaps), left) == (300, 300, [])
+
+
+async def test_a_wall_clock_that_jumps_makes_no_program_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = ProgramTracker(ProgramIndex())
+    for text, wall in (("one", 1e10), ("two", 2e10)):
+        monkeypatch.setattr("time.time", lambda wall=wall: wall)
+        spec = CallSpec(model="m", segments=[Slot(None, SamplingParams())])
+        (call,) = Session("", "t", 0.0, 60.0, clock=lambda wall=wall: wall).add_all([spec]).calls
+        tracker.begin([call], RequestFacts([text_messages(text)]), {}, is_named=False)
+        assert isinstance(call.program, ProgramCall)
+        tracker._end(call, call.program, "", record(Usage()))
+    assert [program.created_at for program in tracker.index.of_tenant("t")] == [2e10, 1e10]
+
+
+async def test_long_answers_are_parsed_in_one_thread() -> None:
+    """Answers beyond a length are not parsed on the event loop, and never two at a time."""
+    running, most, threads = 0, 0, set()
+
+    class Parser(ToolCallParser):
+        def push(self, text: str) -> list[ToolCallEvent]:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            threads.add(threading.get_ident())
+            found = super().push(text)
+            running -= 1
+            return found
+
+    tracker = ProgramTracker(ProgramIndex())
+    members = []
+    for number, length in enumerate([10, 30_000, 20_000, 70_000]):
+        member = tracker.index.begin("t", ProgramFacts(text_messages(f"question {number}")), 0.0)
+        member.parser_factory = lambda: Parser(["look"], forced=False)
+        call = '<tool_call>{"name": "look", "arguments": {"x": 1}}</tool_call>'
+        tracker._end(CALL, member, "a" * length + call, record(Usage()))
+        members.append(member)
+    assert [member.is_done for member in members] == [True, False, False, True]
+    assert threads == {threading.get_ident()}
+    await tracker.settle()
+    assert [member.tool_names for member in members] == [("look",), ("look",), ("look",), ()]
+    assert (most, len(tracker.gaps), len(threads) > 1) == (1, 4, True)
+
+
+async def test_a_turn_that_arrives_while_an_answer_is_parsed_leaves_no_gap() -> None:
+    tracker, question = ProgramTracker(ProgramIndex()), message(role="user", content="question")
+    answer = "a" * 20_000
+    first = tracker.index.begin("t", ProgramFacts(chat_messages([question])), 0.0)
+    first.parser_factory = lambda: ToolCallParser(["look"], forced=False)
+    tracker._end(CALL, first, answer, record(Usage()))
+    turn = [question, message(role="assistant", content=answer), message(role="user", content="And?")]
+    second = tracker.index.begin("t", ProgramFacts(chat_messages(turn)), 0.0)
+    tracker.gaps.end(second, 0.0)
+    await tracker.settle()
+    assert (second.parent, first.is_done, len(tracker.gaps)) == (first, True, 0)
+
+
+async def test_a_long_answer_that_cannot_be_parsed_ends_its_call() -> None:
+    tracker = ProgramTracker(ProgramIndex())
+    member = tracker.index.begin("t", ProgramFacts(text_messages("question")), 0.0)
+    member.parser_factory = lambda: 7
+    tracker._end(mock.Mock(id="call"), member, "a" * 20_000, record(Usage()))
+    await tracker.close()
+    assert (member.is_done, member.program.running) == (True, 0)
 
 
 async def test_prompts_wait_in_a_bounded_queue() -> None:

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway.api.programs import phases_of
+from gateway.api.programs import find_programs, phases_of
 from gateway.api.services import SERVICES
 from gateway.graph.call import Times
+from gateway.programs import Edge, Program, ProgramFacts, ProgramIndex, prompt_message
 from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
 from tests.fakes.keyed_gateway import keyed_gateway
 from tests.fakes.scripted_server import Behaviour, ScriptedServer, chunk, says, stream
@@ -234,6 +237,76 @@ async def test_pages_go_from_the_newest_to_the_oldest(scripted_gateway: Scripted
     assert (await get(client, f"/{every[0]['id']}?format=png", status=400))["error"]["param"] == "format"
 
 
+async def test_a_long_search_gives_other_requests_turns() -> None:
+    index = ProgramIndex()
+    for number in range(5_500):
+        index.begin("t", ProgramFacts([prompt_message("user", [f"question {number}"])]), float(number))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            if turns == 7:
+                while index.forget_some("t"):
+                    pass
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    assert await find_programs(index, "t", "nothing", None, 10) == []
+    assert turns == 5
+    found = await find_programs(index, "t", "prog_", None, 10_000)
+    assert len(found) == 2_000, "the third thousand is forgotten by then"
+    task.cancel()
+
+
+async def test_a_large_graph_gives_other_requests_turns(scripted_gateway: ScriptedGateway) -> None:
+    client, _, _ = scripted_gateway
+    await chat(client, user("hello"))
+    assert client.app is not None
+    services = client.app[SERVICES]
+    assert services.programs is not None
+    index = services.programs.index
+    (program,) = index.of_tenant("")
+    (first,) = program.calls.values()
+    edges = [Edge(first.id, program.id, "answer", 40)] * 128
+    for number in range(300):
+        index.begin_beside(first, 1e12, call_id=f"call_{number}").edges = edges
+    text = ""
+
+    async def draw(form: str) -> None:
+        nonlocal text
+        async with client.get(f"/v1/programs/{program.id}?format={form}") as answer:
+            text = await answer.text()
+
+    for form in ("mermaid", "dot"):
+        turns = 0
+        drawing = asyncio.create_task(draw(form))
+        while not drawing.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns > 1_000
+        assert text.count("->") == 300 * 128
+    graph = await get(client, f"/{program.id}")
+    assert (len(graph["calls"]), len(graph["links"])) == (301, 300 * 128)
+    assert [call["inputs"] for call in graph["calls"]] == [[], *[[f"answer_{first.id[5:]}"]] * 300]
+    readers = [variable["consumers"] for variable in graph["variables"]]
+    assert readers == [[f"call_{number}" for number in range(300)], *[[]] * 300]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 30), st.integers(1, 7), st.integers(0, 40))
+def test_pages_of_a_search_are_the_programs_that_match(count: int, size: int, wanted: int) -> None:
+    index = ProgramIndex()
+    for number in range(count):
+        index.begin("t", ProgramFacts([prompt_message("user", ["question"])], session=f"Run-{number}"), float(number))
+    expected = [program for program in index.of_tenant("t") if f"n-{wanted % 10}" in str(program.session)]
+    found: list[Program] = []
+    while page := asyncio.run(find_programs(index, "t", f"n-{wanted % 10}", found[-1] if found else None, size)):
+        found += page
+    assert found == expected
+
+
 async def test_programs_can_be_turned_off() -> None:
     async with ScriptedServer() as server, gateway_before(server, programs=False) as (client, _):
         await chat(client, user("one"))
@@ -252,10 +325,13 @@ async def test_keys_see_only_their_own_programs() -> None:
         assert [len(found) for found in lists] == [1, 1]
         await get(gateway.client, f"/{lists[0][0]['id']}", headers=headers[1], status=404)
         await get(gateway.client, f"/{lists[0][0]['id']}", headers=headers[0])
-        assert (await gateway.admin("DELETE", f"/{ids[0]}"))[0] == 200
         tracker = gateway.services.programs
         assert tracker is not None
-        assert len(tracker.index) == 1
+        service = gateway.services.scheduler._priorities.programs
+        assert (len(tracker.index), len(tracker.gaps), len(service)) == (2, 2, 2)
+        assert (await gateway.admin("DELETE", f"/{ids[0]}"))[0] == 200
+        await tracker.settle()
+        assert (len(tracker.index), len(tracker.gaps), len(service)) == (1, 1, 1)
 
 
 def test_phases_add_up_to_the_life_of_a_call() -> None:

@@ -42,6 +42,19 @@ async def check_that_old_rows_are_deleted(store: GapStore) -> None:
     assert await stored(store, NOW) == [gap(ended=NOW + 10)], "deleted, not only hidden"
 
 
+async def check_that_tenants_are_forgotten(store: GapStore, other: GapStore) -> None:
+    """`other`: the storage of another gateway, or the same."""
+    await store.load(NOW)
+    await store.add([gap(tenant, word) for tenant in ("a", "b", "c", "ab") for word in ("", "w")])
+    await other.add([gap("a", "of another")])
+    await store.forget(["a", "c", "unknown"])
+    assert {(one.tenant, one.word) for one in await stored(other)} == {
+        (tenant, word) for tenant in ("b", "ab") for word in ("", "w")
+    }
+    await other.add([gap("a")])
+    assert gap("a") in await stored(store)
+
+
 async def check_that_rows_are_bounded_fairly(store: GapStore) -> None:
     await store.load(NOW)
     await store.add([gap("quiet", "w", 1.0, NOW - 5)])

@@ -12,6 +12,7 @@ from tests.gateway.journal.gap_stores import (
     check_that_additions_join,
     check_that_old_rows_are_deleted,
     check_that_rows_are_bounded_fairly,
+    check_that_tenants_are_forgotten,
     gap,
     stored,
 )
@@ -25,6 +26,12 @@ async def test_additions_of_two_gateways_join(cluster: PostgresCluster) -> None:
 
 async def test_old_rows_are_deleted(cluster: PostgresCluster) -> None:
     await check_that_old_rows_are_deleted(PostgresGapStore(await cluster.gateway("a")))
+
+
+async def test_tenants_are_forgotten(cluster: PostgresCluster) -> None:
+    await check_that_tenants_are_forgotten(
+        PostgresGapStore(await cluster.gateway("a")), PostgresGapStore(await cluster.gateway("b"))
+    )
 
 
 async def test_rows_are_bounded_and_each_tenant_has_its_share(cluster: PostgresCluster) -> None:
@@ -54,6 +61,6 @@ async def test_a_database_that_is_gone_is_reported(cluster: PostgresCluster) -> 
     store = PostgresGapStore(storage)
     await store.load(NOW)
     await storage.close()
-    for work in (store.load(NOW), store.add([gap()])):
+    for work in (store.load(NOW), store.add([gap()]), store.forget(["t"])):
         with pytest.raises(GapStoreError):
             await work

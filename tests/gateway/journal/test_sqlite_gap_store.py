@@ -14,6 +14,7 @@ from tests.gateway.journal.gap_stores import (
     check_that_additions_join,
     check_that_old_rows_are_deleted,
     check_that_rows_are_bounded_fairly,
+    check_that_tenants_are_forgotten,
     gap,
     stored,
 )
@@ -33,6 +34,10 @@ async def test_additions_join_what_is_stored(storage: FileStorage) -> None:
 
 async def test_old_rows_are_deleted(storage: FileStorage) -> None:
     await check_that_old_rows_are_deleted(SqliteGapStore(storage))
+
+
+async def test_tenants_are_forgotten(storage: FileStorage) -> None:
+    await check_that_tenants_are_forgotten(SqliteGapStore(storage), SqliteGapStore(storage))
 
 
 async def test_rows_are_bounded_and_each_tenant_has_its_share(storage: FileStorage) -> None:
@@ -76,5 +81,6 @@ async def test_a_closed_file_is_reported(tmp_path: Path) -> None:
     store = SqliteGapStore(storage)
     await store.load(NOW)
     await storage.close()
-    with pytest.raises(GapStoreError):
-        await store.add([gap()])
+    for work in (store.add([gap()]), store.forget(["t"])):
+        with pytest.raises(GapStoreError):
+            await work

@@ -1,12 +1,22 @@
 """gateway/programs/facts.py: keys ignore what clients rewrite, and ids of any form are accepted."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.programs.facts import NO_IDS, AnswerFacts, answer_keys, client_ids, prompt_message, text_hash
+from gateway.programs.facts import (
+    NO_IDS,
+    AnswerFacts,
+    answer_keys,
+    client_ids,
+    prompt_message,
+    text_hash,
+    token_hash,
+    token_message,
+)
 
 CLAUDE_SESSION = "0f8b8a0e-1111-4222-8333-944455556666"
 
@@ -100,3 +110,27 @@ def test_texts_in_arguments_of_tools_are_searched() -> None:
     ]
     assert AnswerFacts("", calls).arguments == [prompt, "{" + "x" * 50]
     assert len(AnswerFacts("", [("task", json.dumps({str(n): "x" * 50 for n in range(100)}))] * 100).arguments) == 32
+
+
+@given(st.lists(st.integers(0, 5), max_size=40), st.lists(st.integers(0, 5), max_size=40))
+def test_prompts_of_tokens_are_equal_if_their_tokens_are(one: list[int], other: list[int]) -> None:
+    assert (token_message(one).key == token_message(other).key) == (one == other)
+
+
+def test_a_long_prompt_of_tokens_is_hashed_in_part() -> None:
+    class Counted(list[int]):
+        read = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            found = super().__getitem__(place)
+            Counted.read += len(found) if isinstance(place, slice) else 1
+            return found
+
+        def __iter__(self) -> Any:
+            raise AssertionError("all tokens are read")
+
+    tokens = Counted(range(1_000_000))
+    key = token_hash(tokens)
+    assert Counted.read <= 4 * 8_192
+    tokens[-1] = 7
+    assert token_hash(tokens) != key

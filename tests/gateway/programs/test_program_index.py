@@ -1,5 +1,6 @@
 """gateway/programs/program_index.py: which program a request belongs to, and how much is remembered."""
 
+import json
 import random
 from collections import Counter
 
@@ -34,9 +35,16 @@ def facts(*texts: str, session: str | None = None, ids: ClientIds | None = None)
     return ProgramFacts(messages, session, ids or ClientIds())
 
 
-def single(index: ProgramIndex, text: str, answer: str, now: float = 0.0, tenant: str = "t") -> ProgramCall:
-    call = index.begin(tenant, facts(text), now)
-    index.end(call, AnswerFacts(answer), now)
+def single(
+    index: ProgramIndex,
+    text: str,
+    answer: str | AnswerFacts = "yes",
+    now: float = 0.0,
+    tenant: str = "t",
+    ids: ClientIds | None = None,
+) -> ProgramCall:
+    call = index.begin(tenant, facts(text, ids=ids), now)
+    index.end(call, AnswerFacts(answer) if isinstance(answer, str) else answer, now)
     return call
 
 
@@ -104,6 +112,14 @@ def test_a_child_session_joins_its_parent() -> None:
     early = index.begin("t", facts("early", ids=ClientIds("d", parent="c")), 3.0)
     assert index.begin("t", facts("late", ids=ClientIds("c")), 4.0).program is early.program
     assert index.begin("t", facts("own", ids=ClientIds("e", parent="e")), 5.0).evidence == "id"
+
+
+def test_a_sub_agent_whose_prompt_two_tool_calls_of_its_parent_have_joins_it() -> None:
+    index = ProgramIndex()
+    calls = [("task", json.dumps({"prompt": f"{PROMPT} {end}"})) for end in ("Be brief.", "Give examples.")]
+    first = single(index, "make the tests fast", AnswerFacts("I start two agents.", calls))
+    child = index.begin("t", facts("<reminder>", PROMPT), 1.0)
+    assert child.program is first.program
 
 
 @pytest.mark.parametrize("ids", [ClientIds(), ClientIds("child")])
@@ -191,7 +207,8 @@ def test_tenants_share_nothing() -> None:
         index.begin("t", facts("x", ids=ClientIds("a")), 1.0).program
     )
     assert index.find("u", calls[0].program_id) is None
-    index.forget_tenant("t")
+    while index.forget_some("t"):
+        pass
     assert index.find("t", calls[0].program_id) is None
     assert index.find("u", calls[1].program_id) is calls[1].program
 
@@ -271,6 +288,70 @@ def test_each_program_that_is_forgotten_or_merged_is_reported_once() -> None:
     index.expire(10_000.0)
     assert sorted(reported) == sorted({*former, other.program_id})
     assert len(index) == 0
+
+
+@pytest.mark.parametrize("size", [1, 40, 512])
+def test_a_method_forgets_few_calls_however_many_are_old(size: int) -> None:
+    index = ProgramIndex(ProgramLimits(idle_seconds=10.0))
+    for number in range(1_024):
+        single(index, f"question {number}", ids=ClientIds(f"program {number // size}"))
+    left, rounds = 1_024, 0
+    while left:
+        index.expire(11.0)
+        remaining = sum(len(program.calls) for program in index.of_tenant("t"))
+        assert 0 < left - remaining <= 64
+        left, rounds = remaining, rounds + 1
+    assert rounds == 1_024 // 64
+    assert len(index) == index.bytes == 0
+
+
+def test_forgetting_long_answers_counts_their_windows() -> None:
+    index = ProgramIndex(ProgramLimits(idle_seconds=10.0))
+    for number in range(64):
+        single(index, f"question {number}", " ".join(f"{number}.{word}" for word in range(2_000)))
+    index.expire(11.0)
+    assert 48 <= len(index) < 64
+
+
+def test_a_tenant_is_forgotten_in_parts() -> None:
+    index = ProgramIndex()
+    kept = single(index, "mine", REPORT, tenant="stays")
+    running = index.begin("goes", facts("running"), 0.0)
+    for number in range(199):
+        single(index, f"question {number}", f"{REPORT} {number}", tenant="goes")
+    parts = 1
+    while index.forget_some("goes"):
+        parts += 1
+    assert parts == -(-200 // 64)
+    assert not index.forget_some("goes")
+    index.end(running, AnswerFacts(f"{REPORT} late"), 1.0)
+    assert [link.source.call for link in index._links.find("stays", [REPORT])] == [kept]
+    assert (len(index), index._links.find("goes", [REPORT])) == (1, [])
+    assert index.find("stays", kept.program_id) is kept.program
+
+
+def test_the_order_of_programs_is_that_of_their_use() -> None:
+    index = ProgramIndex(ProgramLimits(idle_seconds=10.0))
+    index.begin("t", facts("running"), 0.0)
+    for number in range(30):
+        single(index, f"question {number}", now=float(number) / 10, ids=ClientIds(f"session {number * 7 % 11}"))
+    index.expire(10.05)
+    found = list(index.of_tenant("t"))
+    assert len(found) == 12
+    assert sorted(index.all_of("t"), key=lambda program: -program.order) == found
+    assert index.all_of("another") == []
+
+
+def test_times_that_are_shown_do_not_count_for_ages() -> None:
+    index = ProgramIndex(ProgramLimits(idle_seconds=10.0))
+    first = index.begin("t", facts("one"), 0.0, unix_time=1e9)
+    record = CallRecord("m", CallState.DONE, "e", "stop", None, Times(1e9, finished=1e9 + 1), Usage(), None)
+    index.end(first, AnswerFacts("yes"), 1.0, record)
+    assert (first.program.created_at, first.program.last_used_at) == (1e9, 1e9 + 1)
+    index.begin("t", facts("two"), 2.0, unix_time=2e9)  # the wall clock was set
+    assert index.find("t", first.program_id) is first.program
+    index.begin("t", facts("three"), 12.0, unix_time=1e9)
+    assert index.find("t", first.program_id) is None
 
 
 def test_a_call_that_outlives_its_program_ends_quietly() -> None:
@@ -460,7 +541,8 @@ def test_programs_that_are_forgotten_lose_their_prompts_and_differences() -> Non
     assert size > 0
     index.report(calls[1], lost)
     assert (calls[1].lost_prefix, index.bytes) == (lost, before + size)
-    index.forget_tenant("t")
+    while index.forget_some("t"):
+        pass
     index.remember_prompt(calls[1], held)
     index.report(calls[0], lost)
     assert (index.prompt_bytes, index.bytes, calls[0].lost_prefix) == (0, 0, None)

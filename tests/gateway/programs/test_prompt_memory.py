@@ -1,11 +1,14 @@
 """gateway/programs/prompt_memory.py: latest prompts within a bound, and where later prompts stop to repeat them."""
 
+import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.programs import prompt_memory
 from gateway.programs.prompt_difference import Spoiler, first_difference
 from gateway.programs.prompt_memory import (
     MAX_PROMPT_BYTES,
@@ -151,6 +154,64 @@ def test_arguments_are_compared_as_objects(earlier: str, later: str, field: str 
     compared = compare_prompts(prompt(RULES, QUESTION, called(earlier)), prompt(RULES, QUESTION, called(later)))
     found = compared.difference
     assert (None if found is None else (found.message, found.field)) == (None if field is None else (2, field))
+
+
+LISTS = '{"x": [' + ", ".join(["[[]]"] * 10_000) + "]}"
+
+
+@pytest.mark.parametrize(
+    ("count", "earlier", "later", "field"),
+    [
+        (1, LISTS, LISTS.replace(" ", ""), None),
+        (1, LISTS, LISTS.replace("]]}", "], 1]}"), "tool_calls.0.arguments"),  # as texts: too long for objects
+        (1, '{"y": 1, ' + LISTS[1:], LISTS[:-1] + ',"y":1}', None),
+        (30, LISTS, LISTS.replace(" ", ""), None),
+        (30, LISTS, LISTS.replace("[[]]", "[]"), "tool_calls.0.arguments"),
+        (1, "{" * 100_000, "{" * 99_999, None),  # too long to be parsed: perhaps the model reads no difference
+        (1, '{"x": "' + "a" * 90_000 + '"}', '{"x": "' + "b" * 90_000 + '"}', None),
+    ],
+)
+def test_long_arguments_are_compared_with_bounded_work(count: int, earlier: str, later: str, field: str | None) -> None:
+    parsed, walked = [], 0
+    original = prompt_memory._parsed_text
+
+    def parse(text: str) -> Any:
+        parsed.append(len(text))
+        return original(text)
+
+    def walk(*arguments: Any) -> Any:
+        nonlocal walked
+        walked += len(json.dumps(arguments))
+        return first_difference(*arguments)
+
+    with (
+        mock.patch.object(prompt_memory, "_parsed_text", parse),
+        mock.patch.object(prompt_memory, "first_difference", walk),
+    ):
+        compared = compare_prompts(
+            prompt(RULES, QUESTION, *[called(earlier)] * count), prompt(RULES, QUESTION, *[called(later)] * count)
+        )
+    assert compared.is_continued
+    assert (None if compared.difference is None else compared.difference.field) == field
+    assert sum(parsed) <= 131_072
+    assert walked < 250_000
+
+
+def test_a_difference_before_arguments_that_are_too_long_is_found() -> None:
+    earlier, later = (called('{"x": "' + letter * 90_000 + '"}') for letter in "ab")
+    later["content"] = "other"
+    compared = compare_prompts(prompt(RULES, QUESTION, earlier), prompt(RULES, QUESTION, later))
+    assert compared.difference is not None
+    assert compared.difference.field == "content"
+
+
+def test_many_small_arguments_are_compared_with_bounded_work() -> None:
+    before = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": '{"x": null}'}] * 5_000}
+    after = {**before, "tool_calls": [{"name": "f", "arguments": "{}"}] * 5_000}
+    arguments = prompt_memory._Arguments()
+    one, _ = arguments.parsed(before, after)
+    objects = sum(isinstance(call["arguments"], dict) for call in one["tool_calls"])
+    assert 0 < objects * len('{"x": null}{}') <= 32_768
 
 
 def test_a_shortened_history_and_deep_values_are_compared() -> None:

@@ -84,15 +84,31 @@ def test_no_program_starves(newcomers: list[tuple[int, float]], earlier: float) 
 
 
 def test_memory_is_bounded() -> None:
-    service = ProgramService()
     with mock.patch.object(module, "MAX_PROGRAMS", 100):
-        for number in range(1000):
-            service.begin(f"program {number}", "key", float(number))
-            service.begin("regular", "key", float(number))
+        service = ProgramService()
+    for number in range(1000):
+        service.begin(f"program {number}", "key", float(number))
+        service.begin("regular", "key", float(number))
     assert len(service) == 100
     assert service.rank("regular", 999.0) == 0.0  # used all the time, so never forgotten
     service.end("regular")
     assert service.rank("regular", 5.0) == 5.0
+
+
+def test_a_tenant_with_many_programs_pushes_out_no_others() -> None:
+    with mock.patch.object(module, "MAX_PROGRAMS", 100):
+        service = ProgramService()
+    service.begin("quiet", "quiet key", 0.0)
+    service.charge("quiet", 2 * GRANT_SECONDS, 0.0)
+    for number in range(1000):
+        service.begin(f"program {number}", "loud key", 1.0)
+    assert service.rank("quiet", 0.0) == SERVICE_FACTOR * GRANT_SECONDS
+    assert len(service) == 100
+    assert service.forget_some("loud key")
+    assert not service.forget_some("loud key")
+    assert len(service) == 1
+    assert service.forget_some("quiet key")
+    assert (len(service), service.delay("quiet", 0.0)) == (0, 0.0)
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])

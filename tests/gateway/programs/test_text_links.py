@@ -1,6 +1,7 @@
 """gateway/programs/text_links.py: each common text of 40 characters is found, and nothing else is a link."""
 
 import random
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -92,6 +93,53 @@ def test_text_that_an_answer_copied_from_its_prompt_is_no_link() -> None:
     assert index.find("t", [template]) == []
 
 
+@settings(deadline=None)
+@given(st.integers(0, 1 << 30), st.integers(40, 200), st.lists(st.integers(1, 60), min_size=1, max_size=4))
+def test_text_that_an_answer_copied_several_times_is_no_link(seed: int, length: int, gaps: list[int]) -> None:
+    pick = random.Random(seed)
+    copied = random_text(pick, length)
+    answer = "".join(random_text(pick, gap, "0123456789") + copied for gap in gaps)
+    index = links()
+    index.add("t", "call", [answer], [f"{random_text(pick, length % 7)}{copied} Repeat it."])
+    assert index.find("t", [f"Once more: {copied}"]) == []
+
+
+def test_a_part_of_a_text_that_an_answer_copied_does_not_lead_to_it() -> None:
+    copied = "Find every test that waits for a timeout, and say which can be made faster."
+    index = links()
+    index.add("t", "call", [f"You say: {copied} Which test waits for a timeout, and say which?"], [copied])
+    assert index.find("t", [f"Once more: {copied}"]) == []
+    own = "So I find every test that waits for a file, and then I stop."
+    index.add("t", "own", [f"{copied} {own}"], [copied])
+    assert [link.source for link in index.find("t", [own])] == ["own"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(LETTERS, st.lists(LETTERS, max_size=3))
+def test_exactly_the_common_texts_are_copied(answer: str, prompt: list[str]) -> None:
+    keys = text_links._indexed_keys(answer, len(answer))
+    copied = text_links._copied(answer, keys, prompt)
+    expected = bytearray(len(answer))
+    for start in range(len(answer) - MIN_CHARACTERS + 1):
+        if any(answer[start : start + MIN_CHARACTERS] in text for text in prompt):
+            expected[start : start + MIN_CHARACTERS] = b"\1" * MIN_CHARACTERS
+    assert (copied or bytes(len(answer))) == expected
+
+
+def test_texts_of_one_call_are_not_common() -> None:
+    text = "Find every test that waits for a timeout, and say which can be made faster."
+    index: TextLinks[tuple[str, int]] = TextLinks(1 << 24, owner_of=lambda source: source[0])
+    index.add("t", ("call", 1), [f"I say this to my agent: {text}", text])
+    index.add("t", ("call", 2), [text, f"{text} Be brief."])
+    for prompt in (text, f"A task. {text}"):
+        assert {link.source: link.is_common for link in index.find("t", [prompt])} == {
+            ("call", 1): False,
+            ("call", 2): False,
+        }
+    index.add("t", ("another", 1), [f"{text} again"])
+    assert {link.is_common for link in index.find("t", [f"A task. {text}"])} == {True}
+
+
 def test_answers_that_several_calls_gave_are_common() -> None:
     text = "I am sorry, but the document does not say anything about this."
     index = links()
@@ -177,20 +225,41 @@ def test_memory_is_bounded_and_shared() -> None:
 
 def test_repetitive_texts_take_bounded_work(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = 0
-    original = text_links._common_after
+    original = text_links._range_around
 
-    def count(*arguments: object) -> int:
+    def count(*arguments: object) -> object:
         nonlocal compared
         compared += 1
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(text_links, "_common_after", count)
+    monkeypatch.setattr(text_links, "_range_around", count)
     index = links()
     for number in range(200):
         index.add("t", str(number), ["a" * 39 + f"{number:03}" + ("a" * 39 + "b") * 700])
     assert index.find("t", [("a" * 39 + "c") * 25_000]) == []
     assert 0 < compared <= text_links._MAX_COMPARISONS
     assert index.bytes < 1 << 24
+
+
+def test_a_prompt_that_repeats_common_texts_is_searched_once() -> None:
+    looked_up = 0
+
+    @dataclass(frozen=True)
+    class Source:
+        number: int
+
+        def __hash__(self) -> int:
+            nonlocal looked_up
+            looked_up += 1
+            return hash(self.number)
+
+    text = random_text(random.Random(4), 240)
+    index: TextLinks[Source] = TextLinks(1 << 24)
+    for number in range(8):
+        index.add("t", Source(number), [text])
+    looked_up = 0
+    assert len(index.find("t", [text * 500])) == 8
+    assert looked_up < 8 * len(text) * 2
 
 
 def test_one_prompt_has_a_bounded_number_of_links() -> None:

@@ -2,7 +2,7 @@
 
 from gateway.programs import ProgramCall, ToolGaps
 from gateway.programs.program import Program
-from gateway.programs.tool_gaps import MAX_GAP_SECONDS, PERSON, EndedGap, word_of
+from gateway.programs.tool_gaps import MAX_EXPIRED, MAX_GAP_SECONDS, PERSON, EndedGap, word_of
 from gateway.programs.tool_times import MAX_AGE_SECONDS
 
 
@@ -60,6 +60,47 @@ def test_the_number_of_gaps_is_bounded(monkeypatch) -> None:  # type: ignore[no-
     last = answer("a99")
     gaps.end(extension(last), 5.0)
     assert len(gaps) == 9
+
+
+def test_a_tenant_with_many_gaps_drops_only_its_own(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("gateway.programs.tool_gaps.MAX_GAPS", 10)
+    gaps = ToolGaps()
+    quiet = answer("quiet", "grep")
+    gaps.begin(quiet, 0.0)
+    loud = Program("program_2", "loud", 0.0, 0.0)
+    for number in range(100):
+        gaps.begin(answer(f"a{number}", program=loud), 1.0)
+    gaps.end(extension(quiet), 5.0)
+    assert list(gaps.times.forecast("tenant", "grep")) == [5.0]
+
+
+def test_one_request_ends_few_old_gaps() -> None:
+    gaps = ToolGaps()
+    for number in range(3 * MAX_EXPIRED):
+        gaps.begin(answer(f"a{number}"), 0.0)
+    for number in range(3):
+        assert len(gaps) == (3 - number) * MAX_EXPIRED
+        gaps.expire(MAX_GAP_SECONDS + 1.0)
+    assert len(gaps) == 0
+    assert list(gaps.times.forecast("tenant", PERSON)) == [MAX_GAP_SECONDS] * 3 * MAX_EXPIRED
+
+
+def test_a_tenant_that_is_forgotten_leaves_no_gaps() -> None:
+    gaps = ToolGaps()
+    stays = answer("stays", program=Program("program_2", "another", 0.0, 0.0))
+    for call in (answer("a", "grep"), stays):
+        gaps.begin(call, 0.0)
+        gaps.end(extension(call), 3.0)
+        gaps.begin(call, 4.0)
+    for number in range(300):
+        gaps.begin(answer(f"a{number}"), 4.0)
+    assert (gaps.forget_some("tenant"), len(gaps)) == (True, 302 - 256)
+    while gaps.forget_some("tenant"):
+        pass
+    assert len(gaps) == 1
+    assert list(gaps.times.forecast("tenant", "grep")) == [3.0], "what others' tools took"
+    assert gaps.forget_some("another")
+    assert (len(gaps), list(gaps.times.forecast("tenant", "grep"))) == (0, [])
 
 
 def test_tools_that_run_together_have_one_word() -> None:

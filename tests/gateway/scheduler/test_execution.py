@@ -79,6 +79,26 @@ async def test_a_new_program_waits_until_its_kv_fits_if_that_is_set() -> None:
     assert [third.state, fourth.state] == [CallState.DONE, CallState.CANCELLED]
 
 
+async def test_an_engine_that_pauses_prompts_itself_decides_which_plain_requests_wait() -> None:
+    engine = FakeEngine()
+    engine.kv_tokens, engine.pauses_prompts = 1_000, True
+    for pauses in (True, False):
+        engine.opened.clear()
+        scheduler = Scheduler(FakeEngines(engine), 10, pause_programs=pauses)
+        session = Session(id="s", tenant="", created=0.0, ttl=60.0)
+        named = session.add(CallSpec(model="m", segments=[Text([1] * 700), ANSWER], deferred=True))
+        named.program = Member(named.id, "named")
+        calls = [plain_call(700, "a"), plain_call(600, "b"), named]
+        engine.hold()
+        for call in calls:
+            scheduler.submit(call)
+        await settle()
+        assert {call.state for call in calls} == {CallState.PREFILL}, "none waits in the gateway"
+        assert [context.urgency.pausable for context in engine.opened] == [pauses, pauses, False]
+        engine.released.set()
+        await asyncio.wait_for(scheduler.wait_idle(), 10)
+
+
 async def test_an_exposed_call_that_lost_its_engine_fails() -> None:
     harness = SchedulerHarness()
     harness.engine.deaths = 1

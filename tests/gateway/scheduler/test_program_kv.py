@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.programs.pausing import PendingCall
+from engine.kv.pausing import PendingCall
 from gateway.scheduler.program_kv import ProgramKv
 
 CAPACITY = 1_000

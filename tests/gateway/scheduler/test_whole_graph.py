@@ -56,6 +56,7 @@ class ScriptedEngine:
         self.name = "puppets"
         self.tokens_per_unit = 1.0
         self.constrains_after_reasoning = True
+        self.pauses_prompts = False
         self.is_ready = True
         self.step_times = StepTimes(row_seconds=0.001, step_seconds=0.01)
         self.contexts: list[ScriptedContext] = []

@@ -51,6 +51,14 @@ test("a program has the state of a session, and links", () => {
   assert.ok(next.version > state.version);
 });
 
+test("what cannot be understood counts once, however often a program is loaded", () => {
+  const bad = graph({ calls: [rawCall("a"), null], links: [null, { kind: "answer" }] });
+  let state = programState(bad);
+  for (let load = 0; load < 5; load += 1) state = programState(bad, state);
+  assert.equal(state.dropped, 3);
+  assert.equal(programState(graph(), state).dropped, 0);
+});
+
 test("garbage is a program without calls", () => {
   for (const value of [null, 5, {}, { calls: "x", links: { a: 1 } }])
     assert.equal(programState(value).calls.size, 0);

@@ -4,8 +4,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { missName, stateKind } from "../../../gateway/web/causes.js";
-import { cleanCall, cleanDifference, cleanLink, cleanProgram } from "../../../gateway/web/clean.js";
+import { cleanCall, cleanDifference, cleanLink, cleanProgram, cleanSession } from "../../../gateway/web/clean.js";
+import { compact, percent } from "../../../gateway/web/format.js";
 import { RateHistory, cleanStatus, ratesBetween } from "../../../gateway/web/rates.js";
+import { figuresOf } from "../../../gateway/web/session_view.js";
+import { stateOf, summarize } from "../../../gateway/web/session_state.js";
 import { joinPrograms, selectSessions } from "../../../gateway/web/sessions.js";
 import { linePoints } from "../../../gateway/web/sparkline.js";
 import { tokenText } from "../../../gateway/web/timeline.js";
@@ -93,7 +96,31 @@ test("programs join the sessions, without those of listed sessions", () => {
   const [, a] = list;
   assert.deepEqual([a.calls, a.prompt, a.shared, a.cost, a.created], [3, 7, 0, null, 5]);
   assert.deepEqual(selectSessions(list.slice(1), "IDLE").length, 2);
+  assert.deepEqual(
+    selectSessions(list.slice(1), "Gone").map(({ id }) => id),
+    ["c"],
+    "a program is found by its session",
+  );
   for (const value of [null, 7, {}, { id: 5 }]) assert.equal(cleanProgram(value), null);
+});
+
+test("the tokens of a program are those of all its calls", () => {
+  const raw = rawCall("a", { state: "done", prompt_tokens: 10, cached_tokens: 5, completion_tokens: 2 });
+  const state = stateOf({ calls: [raw] });
+  const figures = (session) => Object.fromEntries(figuresOf(state, summarize(state), session, 5));
+  const program = cleanProgram({
+    id: "p",
+    usage: { calls: 900, prompt_tokens: 4_000, cached_tokens: 3_000, completion_tokens: 70 },
+  });
+  const shown = figures(program);
+  assert.deepEqual(
+    ["Calls", "Forgotten", "Prompt tokens", "Cached", "Generated"].map((name) => shown[name]),
+    ["1 of 1 done", "899", compact(4_000), percent(0.75), compact(70)],
+  );
+  for (const session of [null, cleanSession({ id: "s", usage: { calls_run: 9, prompt_tokens: 4_000 } })]) {
+    assert.equal(figures(session)["Prompt tokens"], compact(10));
+    assert.equal(figures(session).Forgotten, undefined);
+  }
 });
 
 test("links of a program say what follows what", () => {

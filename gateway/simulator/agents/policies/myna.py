@@ -1,7 +1,7 @@
 """The policy of myna: programs by arrival and service, pauses of calls, and forecasts of returns.
 
 It is made of the parts that gateway and engine use: `gateway.programs.tool_times`, `gateway.programs.service`,
-`gateway.programs.pausing` and `engine.kv.forecast`. It knows which agent a call belongs to, how an answer ends, and how
+`engine.kv.pausing` and `engine.kv.forecast`. It knows which agent a call belongs to, how an answer ends, and how
 long earlier gaps between an answer and the next request took; nothing of the future.
 """
 
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from engine.kv.forecast import eviction_score, expected_wait
-from gateway.programs.pausing import PausePlan, PendingCall, RetainedKv
+from engine.kv.pausing import PausePlan, PendingCall, RetainedKv
 from gateway.programs.service import IDLE_SECONDS, ProgramService
 from gateway.programs.tool_times import ToolTimes
 from gateway.simulator.agents.call import AgentCall

@@ -26,12 +26,22 @@ _BLOCK = 16
 class _Block:
     """Extent as the eviction policy sees it."""
 
-    __slots__ = ("block", "candidates", "due_rank", "expectation", "extent", "last_release", "path", "read_count")
+    __slots__ = (
+        "block",
+        "candidates",
+        "due_rank",
+        "expectation",
+        "extent",
+        "last_release",
+        "path",
+        "read_count",
+        "scope",
+    )
 
     def __init__(self, extent: Extent, number: int) -> None:
         self.extent = extent
         self.block = self.path = number
-        self.last_release = 0
+        self.last_release = self.scope = 0
         self.read_count = 1
         self.due_rank: float | None = None
         self.expectation: Expectation | None = None

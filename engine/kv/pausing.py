@@ -1,7 +1,7 @@
-"""Admission: which calls wait, so that programs do not evict each other's KV. Pure.
+"""Pauses: which calls wait, so that programs do not evict each other's KV. Pure.
 
-In the simulator, any call can wait. In the server (`gateway.scheduler.program_gate`), only calls that extend no other
-call can, such as the first call of a program.
+The engine decides by these rules for its own cache (`engine.admission`), and the gateway for those of upstream servers
+(`gateway.scheduler.program_gate`). The gateway's simulator uses them as well.
 
 KV of a program in a tool is worth its memory if the next call comes soon enough. Keeping it saves the time to compute
 it again, and keeps others out meanwhile. Let a program hold `tokens` of a pool of `capacity`, and let it return after
@@ -20,15 +20,15 @@ no call of a program, a wait saves only the time in which the engine could compu
 admitted once it has waited for that long beside such an engine. Its wait costs at most twice what the best decision
 would cost, as in the ski rental problem. (The simulator does not count this time.)
 
-After `MAX_PAUSE_SECONDS`, a call waits only for running calls and for the KV of programs that go before it; see
-`gateway.programs.service` for how long that can be. In the server, the time counts from the beginning of a wait for one
-engine. It begins anew if the engine fails or the call is moved to another engine.
+After `MAX_PAUSE_SECONDS`, the engine admits a call. In the gateway, such a call waits only for running calls and for
+the KV of programs that go before it; see `gateway.programs.service` for how long that can be. The time counts from the
+beginning of a wait for one engine. It begins anew if the engine fails or the call is moved to another engine.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-SMALL_SHARE = 32
+_SMALL_SHARE = 32
 """Share of the pool, as a divisor, up to which a call is small."""
 MAX_PAUSE_SECONDS = 300.0
 """Duration of a pause, in seconds, after which KV of programs of higher rank is no reason to wait. Programs of equal
@@ -72,6 +72,12 @@ def is_active(prompt: int, cached: int) -> bool:
     return 2 * cached >= prompt
 
 
+def is_small(needed: int, capacity: int) -> bool:
+    """Return whether a call displaces little. `needed`: tokens of the pool that it would occupy. `capacity`: tokens of
+    the pool."""
+    return needed * _SMALL_SHARE <= capacity
+
+
 class PausePlan:
     """KV that is worth its memory at one time, and whether a call fits next to it."""
 
@@ -87,7 +93,7 @@ class PausePlan:
 
     def must_pause(self, call: PendingCall, available: int) -> bool:
         """Return whether a call must wait. `available`: tokens that no running call holds."""
-        if is_active(call.prompt, call.cached) or call.needed * SMALL_SHARE <= self._capacity:
+        if is_active(call.prompt, call.cached) or is_small(call.needed, self._capacity):
             return False
         if call.idle > call.needed * self._row_seconds:
             return False

@@ -1,16 +1,17 @@
-"""gateway/programs/pausing.py: who waits at a tool boundary, and for how long."""
+"""engine/kv/pausing.py: who waits at a tool boundary, and for how long."""
 
 import math
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.programs.pausing import (
+from engine.kv.pausing import (
     MAX_PAUSE_SECONDS,
     PausePlan,
     PendingCall,
     RetainedKv,
     is_active,
+    is_small,
     longest_wait,
 )
 
@@ -41,6 +42,11 @@ def test_a_program_that_is_active_continues() -> None:
     assert not full.must_pause(call(cached=200), available=1000)
     assert is_active(1, 1)
     assert not is_active(1, 0)
+
+
+def test_a_call_that_displaces_little_is_small() -> None:
+    assert is_small(31, 1000)
+    assert not is_small(32, 1000)
 
 
 def test_a_programs_own_kv_is_no_reason_to_wait() -> None:

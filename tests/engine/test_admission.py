@@ -1,0 +1,198 @@
+"""engine/admission.py: which prompts wait so that others keep their KV."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.admission import PromptAdmission
+from engine.generation import Generation
+from engine.kv.cache import KVCache
+from engine.kv.eviction import EvictionPolicy
+from engine.kv.pausing import MAX_PAUSE_SECONDS
+from engine.sampling_params import SamplingParams
+from engine.scheduler import Plan, StepScheduler
+from engine.sequence import TokenSequence
+from engine.tokenizer import Tokenizer
+
+BLOCKS, SIZE = 65, 4
+CAPACITY = (BLOCKS - 1) * SIZE
+SOON = [1.0] * 8
+
+
+class Pool:
+    """A pool of 256 tokens whose KV is worth its memory for some minutes, and prompts that may have to wait."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.cache = KVCache(BLOCKS, SIZE, eviction_policy=EvictionPolicy(BLOCKS - 1, now=lambda: self.now))
+        self.admission = PromptAdmission(self.cache, lambda: 1.0, lambda: self.now)
+        self.sequences: list[TokenSequence] = []
+        self._last_token = 0
+
+    def new(self, length: int, scope: str = "", *, beginning: list[int] | None = None) -> TokenSequence:
+        """Return a pausable prompt, which shares no block with others after its beginning."""
+        sequence = TokenSequence(len(self.sequences), self.cache, scope, 0.0, len(self.sequences))
+        sequence.is_admitted = False
+        self._last_token += 1
+        sequence.tokens = [*(beginning or ()), *[self._last_token] * length]
+        sequence.pending_fills.append(len(sequence.tokens))
+        self.sequences.append(sequence)
+        return sequence
+
+    def run(self, sequence: TokenSequence) -> None:
+        """Compute a prompt."""
+        sequence.adopt_cached()
+        assert sequence.reserve(len(sequence.tokens)) is not None
+        sequence.announce(len(sequence.tokens))
+        sequence.commit(len(sequence.tokens))
+        sequence.finish_fills()
+
+    def begin_tool(self, length: int, scope: str = "", returns: list[float] | None = None) -> TokenSequence:
+        """Compute a prompt and free it; its reader is expected."""
+        sequence = self.new(length, scope)
+        self.run(sequence)
+        last_block = sequence.free()
+        assert last_block is not None
+        self.cache.expect_reader(last_block, SOON if returns is None else returns)
+        return sequence
+
+
+def test_a_prompt_waits_for_kv_that_is_read_soon() -> None:
+    pool = Pool()
+    pool.begin_tool(200)
+    newcomer = pool.new(100)
+    assert pool.admission.must_wait(newcomer)
+    assert not pool.admission.must_wait(pool.new(56)), "it fits beside the rest"
+
+
+def test_kv_that_is_read_late_or_by_nobody_is_no_reason_to_wait() -> None:
+    pool = Pool()
+    pool.begin_tool(200, returns=[1000.0] * 8)
+    assert not pool.admission.must_wait(pool.new(100))
+    pool = Pool()
+    pool.begin_tool(200, returns=[])
+    assert not pool.admission.must_wait(pool.new(100))
+
+
+def test_the_next_turn_of_an_agent_never_waits() -> None:
+    pool = Pool()
+    first = pool.begin_tool(100)
+    pool.begin_tool(120)
+    assert not pool.admission.must_wait(pool.new(100, beginning=first.tokens))
+    assert pool.admission.must_wait(pool.new(101, beginning=first.tokens)), "less than half is cached"
+
+
+def test_a_prompt_that_was_admitted_does_not_wait_again() -> None:
+    pool = Pool()
+    newcomer = pool.new(100)
+    assert not pool.admission.must_wait(newcomer)
+    pool.begin_tool(200)
+    assert not pool.admission.must_wait(newcomer)
+
+
+def test_a_prompt_that_waits_is_admitted_once_the_kv_is_read_or_its_beginning_is_cached() -> None:
+    pool = Pool()
+    agent = pool.begin_tool(200)
+    waiting = pool.new(104)
+    similar = pool.new(100, beginning=[1000] * 100)
+    assert pool.admission.must_wait(waiting)
+    assert pool.admission.must_wait(similar)
+    other = pool.new(0, beginning=[1000] * 100)
+    pool.run(other)  # evicts some blocks of the agent
+    assert pool.admission.must_wait(similar), "the beginning was looked up just before"
+    pool.now += 1.0
+    assert not pool.admission.must_wait(similar)
+    other.free()
+    assert pool.admission.must_wait(waiting)
+    pool.now += 0.1
+    turn = pool.new(4, beginning=agent.tokens[:100])
+    pool.run(turn)
+    turn.free()
+    assert not pool.admission.must_wait(waiting)
+
+
+def test_no_prompt_waits_longer_than_the_limit() -> None:
+    pool = Pool()
+    newcomer = pool.new(100)
+    for _ in range(int(MAX_PAUSE_SECONDS)):
+        pool.begin_tool(200)
+        pool.now += 1.0
+        if not pool.admission.must_wait(newcomer):
+            break
+        pool.begin_tool(200)
+    assert pool.now >= MAX_PAUSE_SECONDS - 1
+    pool.now += 1.0
+    assert not pool.admission.must_wait(newcomer)
+
+
+def test_a_scope_that_holds_less_than_its_share_never_waits_for_others() -> None:
+    pool = Pool()
+    pool.begin_tool(250, scope="greedy")
+    assert not pool.admission.must_wait(pool.new(CAPACITY // 2, scope="modest"))
+    assert pool.admission.must_wait(pool.new(CAPACITY // 2 + 1, scope="modest"))
+    assert pool.admission.must_wait(pool.new(100, scope="greedy"))
+
+
+@given(
+    tools=st.lists(
+        st.tuples(st.integers(4, 60), st.sampled_from("abc"), st.sampled_from([[1.0] * 8, [400.0] * 3, []])), max_size=8
+    ),
+    length=st.integers(1, CAPACITY),
+    scope=st.sampled_from("abcd"),
+)
+def test_no_prompt_waits_that_fits_beside_all_kv_in_the_pool(
+    tools: list[tuple[int, str, list[float]]], length: int, scope: str
+) -> None:
+    pool = Pool()
+    for size, owner, returns in tools:
+        pool.begin_tool(size, owner, returns)
+    waits = pool.admission.must_wait(pool.new(length, scope))
+    everything = sum(size for size, _, _ in tools)
+    if length + everything <= CAPACITY:
+        assert not waits
+    if waits:
+        assert any(returns for _, _, returns in tools)
+        assert length * 32 > CAPACITY
+        pool.now += MAX_PAUSE_SECONDS
+        assert not pool.admission.must_wait(pool.sequences[-1])
+
+
+class Steps:
+    """Pool with a step scheduler."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.pool = Pool()
+        self.scheduler = StepScheduler(self.pool.cache, 32, 8, admission=self.pool.admission)
+        self._tokenizer = tokenizer
+
+    def generate(self, sequence: TokenSequence) -> TokenSequence:
+        sequence.generation = Generation(SamplingParams(), self._tokenizer, [], 100)
+        return sequence
+
+    def step(self, *sequences: TokenSequence) -> Plan:
+        plan = self.scheduler.plan(sequences)
+        for chunk in plan.chunks:
+            chunk.sequence.commit(chunk.end)
+            chunk.sequence.finish_fills()
+            if chunk.samples and chunk.sequence.generation is not None:
+                chunk.sequence.tokens.append(1)
+                chunk.sequence.generation.push(1)
+        return plan
+
+
+def test_others_overtake_a_prompt_that_waits_and_an_engine_without_other_work_admits_it(tokenizer: Tokenizer) -> None:
+    steps = Steps(tokenizer)
+    agent = steps.pool.begin_tool(200)
+    newcomer, second = steps.generate(steps.pool.new(100)), steps.generate(steps.pool.new(100))
+    turn = steps.generate(steps.pool.new(20, beginning=agent.tokens))
+    plan = steps.step(newcomer, second, turn)
+    assert [chunk.sequence for chunk in plan.chunks] == [turn]
+    assert plan.out_of_memory == [newcomer, second], "clients see that it waits for memory"
+    plan = steps.step(newcomer, second, turn)
+    assert [chunk.sequence for chunk in plan.chunks] == [turn]
+    turn.generation = None
+    last_block = turn.free()
+    assert last_block is not None
+    steps.pool.cache.expect_reader(last_block, SOON)
+    plan = steps.step(newcomer, second)
+    assert [chunk.sequence for chunk in plan.chunks] == [newcomer]
+    assert plan.out_of_memory == [second]
