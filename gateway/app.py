@@ -121,6 +121,7 @@ def build_services(
             on_gap=scheduler.expect_return,
             forget_service=priorities.programs.forget_some,
         )
+        tracker.index.on_forgotten = scheduler.forget_program
     store = SessionStore(
         cancel=scheduler.cancel,
         limits=session_limits(settings),

@@ -186,8 +186,11 @@ class ProgramTracker:
         day."""
         self.index = index
         self.gaps = ToolGaps()
+        self.on_forgotten: Callable[[str], object] = lambda tenant: None
+        """Called with each tenant that is forgotten, before the tracker forgets its programs."""
         self._forget_service = forget_service
-        self._now = now
+        self.now = now
+        """Clock of `gaps` and of all ages, in seconds."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._parsing = asyncio.Lock()
         """Held while a long answer is parsed."""
@@ -204,7 +207,7 @@ class ProgramTracker:
         """
         session = calls[0].session
         ids = client_ids(headers, facts.prompt_cache_key, facts.user_id)
-        now, count = self._now(), len(calls) // len(facts.prompts)
+        now, count = self.now(), len(calls) // len(facts.prompts)
         for number, messages in enumerate(facts.prompts):
             first, *copies = calls[number * count : (number + 1) * count]
             prompt = ProgramFacts(messages, session.id if is_named else None, ids)
@@ -232,7 +235,7 @@ class ProgramTracker:
             asyncio.get_running_loop().call_soon(self._end, call, member, value, record)
 
     def _end(self, call: Call, member: ProgramCall, value: str, record: CallRecord) -> None:
-        now = self._now()
+        now = self.now()
         if member.parser_factory is None or len(value) > _MAX_PARSED:
             self._end_with(call, member, AnswerFacts(value, (), record.state), record, now)
         elif len(value) <= _SHORT_CHARACTERS:
@@ -273,6 +276,7 @@ class ProgramTracker:
 
     def forget_tenant(self, tenant: str) -> None:
         """Forget the programs of a tenant and all that was learned from them, between other work of the event loop."""
+        self.on_forgotten(tenant)
         self._start(self._forget(tenant))
 
     async def _forget(self, tenant: str) -> None:

@@ -2,6 +2,7 @@
 
 `records` turns facts into rows and back. `journal` implements the graph's log: it writes facts to a `storage`, which is
 a `sqlite` file of one gateway, or a `postgres` database. `replay` restores sessions from rows after a restart.
+`gap_store` stores in the same database what the gateway has learned about the durations of tools.
 """
 
 from gateway.journal.journal import Journal, JournalFailed

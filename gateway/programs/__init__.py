@@ -22,7 +22,7 @@ from gateway.programs.program_index import ProgramIndex, ProgramLimits
 from gateway.programs.prompt_difference import Difference, Spoiler
 from gateway.programs.prompt_memory import Comparison, HeldPrompt, compare_prompts, held_prompt
 from gateway.programs.text_links import TextLink, TextLinks
-from gateway.programs.tool_gaps import ToolGaps
+from gateway.programs.tool_gaps import EndedGap, ToolGaps
 
 __all__ = [
     "NO_IDS",
@@ -32,6 +32,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "Edge",
+    "EndedGap",
     "HeldPrompt",
     "LostPrefix",
     "Program",

@@ -1,7 +1,7 @@
 """The live programs of all tenants."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -109,6 +109,8 @@ class ProgramIndex:
     def __init__(self, limits: ProgramLimits | None = None, *, several_tenants: bool = True) -> None:
         """`several_tenants`: whether there can be more than one tenant; if so, no tenant alone can use all memory."""
         self.limits = limits or ProgramLimits()
+        self.on_forgotten: Callable[[str], object] = lambda program: None
+        """Called with the id of each program that is forgotten, or has become part of another one."""
         self._tenants: dict[str, _Tenant] = {}
         self._idle: OrderedDict[str, Program] = OrderedDict()
         """All programs, the one that was used longest ago first."""
@@ -462,6 +464,7 @@ class ProgramIndex:
         del held.programs[program.id], self._idle[program.id]
         if not held.programs:
             del self._tenants[tenant]
+        self.on_forgotten(program.id)
         return work
 
     def _absorb(self, held: _Tenant, program: Program, other: Program) -> None:
@@ -482,6 +485,7 @@ class ProgramIndex:
         del held.programs[other.id], self._idle[other.id]
         self._counts.remove(program.tenant)
         self._bytes.remove(program.tenant, _PROGRAM_BYTES - _NAME_BYTES)
+        self.on_forgotten(other.id)
 
     def _make_room(self, newest: Program) -> None:
         """Forget programs until the limits hold, but not the newest: first those of its tenant, if that exceeds its

@@ -1,7 +1,7 @@
 """Bounded tables that all tenants share. A tenant never loses an entry to a tenant that has more entries."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
@@ -94,6 +94,11 @@ class SharedTable(Generic[Key, Value]):
         for key, entry in self._entries.items():
             return key, entry.value
         return None
+
+    def items(self) -> Iterator[tuple[str, Value]]:
+        """Yield the tenant and the value of each entry, the least recently used first."""
+        for entry in self._entries.values():
+            yield entry.tenant, entry.value
 
     def put(self, tenant: str, key: Key, value: Value) -> list[Value]:
         """Add an entry, in place of an earlier one of the same key, as the most recently used one. Return the values

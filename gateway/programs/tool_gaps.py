@@ -1,6 +1,7 @@
 """Gaps between an answer of a program and the request that extends it: tools run, or a person reads. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from gateway.programs.program import ProgramCall
@@ -19,15 +20,23 @@ MAX_EXPIRED = 8
 """Maximum number of gaps that one call of `expire` counts as ended. Each call of `begin` adds one gap."""
 _MAX_FORGOTTEN = 256
 """Maximum number of gaps that one call of `forget_some` forgets."""
-_WORD_CHARACTERS = 128
 
 
 class _Gap(NamedTuple):
-    """Gap since a time, of a tenant. `word`: names of the tools."""
+    """Gap since a time, of a tenant. `word`: see `word_of`."""
 
     since: float
     tenant: str
     word: str
+
+
+class EndedGap(NamedTuple):
+    """Gap that has ended: its duration and its end, in seconds. `word`: see `word_of`."""
+
+    tenant: str
+    word: str
+    seconds: float
+    ended: float
 
 
 class ToolGaps:
@@ -35,6 +44,8 @@ class ToolGaps:
 
     def __init__(self, times: ToolTimes | None = None) -> None:
         self.times = times or ToolTimes()
+        self.on_ended: Callable[[EndedGap], object] = lambda gap: None
+        """Called with each gap that ends, after `ToolTimes` has learned from it."""
         self._gaps: SharedTable[str, _Gap] = SharedTable(MAX_GAPS)
         """Gaps by the id of the call with the answer, the oldest first."""
 
@@ -56,7 +67,7 @@ class ToolGaps:
         """End the gap before a call that extends an answer, and learn from it."""
         gap = None if call.parent is None else self._gaps.pop(call.parent.id)
         if gap is not None:
-            self.times.observe(gap.tenant, gap.word, min(MAX_GAP_SECONDS, max(0.0, now - gap.since)), now)
+            self._learn(EndedGap(gap.tenant, gap.word, min(MAX_GAP_SECONDS, max(0.0, now - gap.since)), now))
 
     def expire(self, now: float) -> None:
         """Count gaps that last for too long as ended, at most `MAX_EXPIRED` of them, the oldest first."""
@@ -66,7 +77,19 @@ class ToolGaps:
                 return
             id, gap = oldest
             self._gaps.pop(id)
-            self.times.observe(gap.tenant, gap.word, MAX_GAP_SECONDS, now)
+            self._learn(EndedGap(gap.tenant, gap.word, MAX_GAP_SECONDS, now))
+
+    def restore(self, gaps: Iterable[EndedGap], now: float) -> None:
+        """Learn from gaps of the process before this one, without `on_ended`. See `ToolTimes.restore` for the order."""
+        found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for gap in gaps:
+            found.setdefault((gap.tenant, gap.word), []).append((min(gap.ended, now), gap.seconds))
+        for (tenant, word), durations in sorted(found.items(), key=lambda item: max(item[1]), reverse=True):
+            self.times.restore(tenant, word, durations)
+
+    def _learn(self, gap: EndedGap) -> None:
+        self.times.observe(gap.tenant, gap.word, gap.seconds, gap.ended)
+        self.on_ended(gap)
 
     def forget_some(self, tenant: str) -> bool:
         """Forget gaps of a tenant, and what was learned from its earlier ones. Return False once
@@ -76,5 +99,10 @@ class ToolGaps:
 
 
 def word_of(tool_names: Sequence[str]) -> str:
-    """Return the word for the tools that an answer calls: their names in order, each once."""
-    return "+".join(sorted(set(tool_names)))[:_WORD_CHARACTERS] if tool_names else PERSON
+    """Return the word for the tools that an answer calls: a digest of their names, in any order, each once.
+
+    It is stored; readers of the database do not see the names, but can check a name that they guess.
+    """
+    if not tool_names:
+        return PERSON
+    return blake2b("\0".join(sorted(set(tool_names))).encode(errors="surrogatepass"), digest_size=16).hexdigest()

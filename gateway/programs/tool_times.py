@@ -4,7 +4,7 @@ No clock here: the caller passes the time.
 """
 
 from bisect import insort
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
 from gateway.programs.shared_table import EntryCounts, SharedTable
@@ -36,6 +36,10 @@ class _Durations:
         while len(self._latest) > SAMPLES or self._latest[0][0] < now - MAX_AGE_SECONDS:
             self.ordered.remove(self._latest.popleft()[1])
 
+    def restore(self, earlier: Iterable[tuple[float, float]]) -> None:
+        self._latest = deque(_latest_of([*earlier, *self._latest]))
+        self.ordered = sorted([seconds for _, seconds in self._latest])
+
 
 class _SharedDurations:
     """Latest durations of all tenants. `ordered` has them in ascending order. A tenant with many durations loses its
@@ -56,6 +60,20 @@ class _SharedDurations:
             self._latest.pop(oldest[0])
             forgotten.append(oldest[1])
         self._remove(forgotten)
+
+    def restore(self, tenant: str, earlier: Sequence[tuple[float, float]]) -> None:
+        """`earlier`: in order of time."""
+        entries = [(now, seconds, owner) for owner, (now, seconds) in self._latest.items()]
+        if len(entries) == SAMPLES:  # a full table forgets what exceeds the entries of the tenant with the most
+            earlier = earlier[-max(Counter(owner for _, _, owner in entries).values()) :]
+        entries = sorted([*entries, *((now, seconds, tenant) for now, seconds in earlier)])
+        oldest = entries[-1][0] - MAX_AGE_SECONDS
+        self._latest = SharedTable(SAMPLES)
+        for now, seconds, owner in entries:
+            if now >= oldest:
+                self._number += 1
+                self._latest.put(owner, self._number, (now, seconds))
+        self.ordered = sorted([seconds for _, (_, seconds) in self._latest.items()])
 
     def forget(self, tenant: str) -> None:
         self._remove(self._latest.pop_tenant(tenant))
@@ -111,6 +129,26 @@ class ToolTimes:
             level.add(seconds, now)
         self._all.add(tenant, seconds, now)
 
+    def restore(self, tenant: str, tool: str, earlier: Sequence[tuple[float, float]]) -> None:
+        """Record the durations of an earlier process. `earlier`: when each was observed, and the duration, in seconds.
+
+        It is as if they had been observed before all others, in order of time. Restore the tool that was used last
+        first. A tool takes some 0.5 ms, because its durations are sorted together.
+        """
+        latest = _latest_of(earlier)
+        if not latest:
+            return
+        known = self._tenants.setdefault(tenant, _Tenant())
+        durations = known.tools.get(tool)
+        if durations is None:
+            durations = known.tools[tool] = _Durations()
+            known.tools.move_to_end(tool, last=False)
+            self._tools.add(tenant)
+        durations.restore(latest)
+        known.durations.restore(latest)
+        self._all.restore(tenant, latest)
+        self._make_room(tenant)
+
     def _make_room(self, tenant: str) -> None:
         """Forget the least recently used tool: of this tenant, if it has too many, else of the one with the most."""
         if self._tools.count(tenant) > MAX_TOOLS_OF_TENANT:
@@ -146,3 +184,9 @@ class ToolTimes:
             if len(known.durations.ordered) >= ENOUGH:
                 return known.durations.ordered
         return self._all.ordered
+
+
+def _latest_of(durations: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the latest durations in order of time, those that are not too old beside the newest one."""
+    latest = sorted(durations)[-SAMPLES:]
+    return [entry for entry in latest if entry[0] >= latest[-1][0] - MAX_AGE_SECONDS]

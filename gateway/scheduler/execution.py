@@ -30,6 +30,7 @@ from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.priority import Priorities
 from gateway.scheduler.program_gate import ProgramGate
+from gateway.scheduler.program_placement import ProgramPlacement
 
 log = logging.getLogger("myna.scheduler")
 
@@ -65,7 +66,8 @@ class CallExecutor:
         self._priorities = priorities
         self._fill_ahead = fill_ahead
         self._traceparent_of = traceparent_of
-        self._place = place
+        self._now = now
+        self._placement = ProgramPlacement(place)
         self._contexts: dict[str, EngineContext] = {}
         """Contexts of calls that have not ended, by the call's id."""
         self._working_calls: dict[str, Call] = {}
@@ -126,6 +128,10 @@ class CallExecutor:
             context.retain(returns)
         if self._gate is not None:
             self._gate.expect(call, returns)
+
+    def forget_program(self, id: str) -> None:
+        """See `Scheduler.forget_program`."""
+        self._placement.forget(id)
 
     def priorities_changed(self) -> None:
         """Inform the engines in the next turn of the loop: once, however many changes there are in this turn."""
@@ -234,10 +240,12 @@ class CallExecutor:
             engines = await self._isolation.open(ready, passes=partial(self._has_contexts, call.session))
         if lost is not None:
             engines = [engine for engine in engines if engine.name != lost] or engines
-        engine = engines[0]
-        if len(engines) > 1:
-            prefix_index, prefixes = self._priorities.prefix_index, self._priorities.prefixes(call)
-            engine = self._place(call, engines, prefix_index.tokens_by_engine(prefixes))
+        prefix_index, prefixes = self._priorities.prefix_index, self._priorities.prefixes(call)
+        several = len(engines) > 1
+        held = prefix_index.tokens_by_engine(prefixes) if several else {}
+        units = prefixes[-1].tokens if prefixes else 0
+        engine = self._placement.choose(call, rendering.model, engines, held, units, self._now())
+        if several:
             prefix_index.record_placement(prefixes, engine)
         return engine
 
@@ -249,6 +257,7 @@ class CallExecutor:
             await call.until_final(source)
         serving = partial(self._engines.find_ready, rendering.model)
         async with self._isolation.alone(lost, serving) as engine:
+            self._placement.leave(call, rendering.model, lost, engine.name)
             await self._run_on(call, rendering, engine, alone=True)
 
     def _remember_freed(self, call: Call, context: EngineContext) -> None:

@@ -9,7 +9,7 @@ from gateway.graph.call import Call
 Placement = Callable[[Call, Sequence[Engine], Mapping[Engine, int]], Engine]
 """Function that chooses an engine. `place` is the default."""
 
-_CONTEXT_TOKENS = 12
+CONTEXT_TOKENS = 12
 """Cached prompt tokens that outweigh one more context on an engine."""
 _SAMPLE = 16
 """Number of engines that are compared, if there are many; each call compares others. It finds an idle engine nearly as
@@ -27,7 +27,7 @@ def place(call: Call, engines: Sequence[Engine], prefix_tokens: Mapping[Engine, 
 
     def cost(engine: Engine) -> tuple[float, int]:
         cached = prefix_tokens.get(engine, 0) * engine.tokens_per_unit
-        return engine.load * _CONTEXT_TOKENS - cached, -producers.count(engine.name)
+        return engine.load * CONTEXT_TOKENS - cached, -producers.count(engine.name)
 
     if len(engines) > _SAMPLE:
         first = call.arrival * _SAMPLE % len(engines)

@@ -316,6 +316,10 @@ class Scheduler:
         """
         self._executor.expect_return(call, returns)
 
+    def forget_program(self, id: str) -> None:
+        """Forget on which engine a program runs. Its next call begins anew."""
+        self._executor.forget_program(id)
+
     async def wait_idle(self) -> None:
         """Wait until all calls have ended."""
         await self._idle.wait()

@@ -21,12 +21,14 @@ from gateway.graph.session import Session
 from gateway.journal import Journal, JournalError, PostgresStorage
 from gateway.responses import ResponseStore, ResponseStoreError
 from gateway.server.engine_factory import EngineFactory
+from gateway.server.gap_saver import GapSaver
 from gateway.server.gc_tuning import GcTuner
 from gateway.server.listener import allow_many_connections, listening, requested_address
 from gateway.server.maintenance import maintain
 from gateway.server.shutdown import drain, force_exit_after, run_unless_stopped, stop_on_signals
 from gateway.server.storage import (
     JournalStorage,
+    open_gap_store,
     open_journal_storage,
     open_key_store,
     open_ledger,
@@ -61,6 +63,7 @@ class Lifespan:
         self._journal: Journal | None = None
         self._membership: Membership | None = None
         self._key_sync: KeySync | None = None
+        self._gap_saver: GapSaver | None = None
         self._restored: list[Session] = []
         """Sessions of the process before this one."""
 
@@ -102,6 +105,10 @@ class Lifespan:
             sink, recorder, exporter = self._journal or NullSink(), self._open_recorder(), self._start_exporter()
             services = await self._build_services(sink, store, recorder, exporter)
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
+            gap_store = open_gap_store(self._storage)
+            if services.programs is not None and gap_store is not None:
+                is_gone = services.accounts.is_gone if settings.admin_keys() else lambda tenant: False
+                self._gap_saver = GapSaver(gap_store, services.programs, is_gone)
         except KeyStoreError as error:
             raise StartFailed(str(error)) from error
         except JournalError as error:
@@ -200,6 +207,9 @@ class Lifespan:
         if self._journal is not None:
             stack.push_async_callback(self._journal.close)
         stack.push_async_callback(store.close)
+        if self._gap_saver is not None:  # closed before the journal, which has its database
+            stack.push_async_callback(self._gap_saver.close)
+            self._gap_saver.start()
         if self._membership is not None:
             stack.push_async_callback(self._membership.close)
             try:

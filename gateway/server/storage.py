@@ -17,6 +17,9 @@ from gateway.config.settings import ServeSettings
 from gateway.graph.session import Session
 from gateway.graph.session_store import SessionStore
 from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
+from gateway.journal.gap_store import GapStore
+from gateway.journal.postgres_gap_store import PostgresGapStore
+from gateway.journal.sqlite_gap_store import SqliteGapStore
 from gateway.responses import (
     MemoryDatabase,
     PostgresResponseStore,
@@ -71,6 +74,13 @@ def open_key_store(storage: JournalStorage | None) -> KeyStore:
     if isinstance(storage, PostgresStorage):
         return PostgresKeyStore(storage)
     return MemoryKeyStore() if storage is None else SqliteKeyStore(storage)
+
+
+def open_gap_store(storage: JournalStorage | None) -> GapStore | None:
+    """Return the storage of learned durations of tools: in the journal's storage; None without one."""
+    if isinstance(storage, PostgresStorage):
+        return PostgresGapStore(storage)
+    return None if storage is None else SqliteGapStore(storage)
 
 
 async def open_shared_usage(storage: JournalStorage | None) -> SharedUsage | None:

@@ -20,7 +20,8 @@ from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.server.engine_factory import EngineFactory
-from gateway.server.storage import open_ledger, open_response_store
+from gateway.server.gap_saver import GapSaver
+from gateway.server.storage import open_gap_store, open_journal_storage, open_ledger, open_response_store
 from tests.fakes.scripted_server import ScriptedServer
 
 GatewayClient = TestClient[Any, Any]
@@ -38,9 +39,10 @@ async def gateway_before(
 ) -> AsyncIterator[tuple[GatewayClient, Callable[[], int]]]:
     """Yield a client of the gateway, and a function that counts unfinished calls.
 
-    `tokenizer`: for a server that receives tokens.
+    `tokenizer`: for a server that receives tokens. With a `journal`, only learned durations are stored in it, no virtual
+    keys.
     """
-    chosen = ServeSettings(journal="memory", **settings)
+    chosen = ServeSettings(**{"journal": "memory", **settings})
     upstream = Upstream(UpstreamConfig("there", kind, server.url, malformed=malformed), lambda: None)
     await upstream.start()
     pool = EnginePool(1.0)
@@ -53,6 +55,13 @@ async def gateway_before(
     response_store = await open_response_store(chosen, None)
     ledger = await open_ledger(chosen, None)
     services = build_services(chosen, pool, NullSink(), response_store, ledger=ledger)
+    storage = await open_journal_storage(chosen)
+    saver = None
+    if (gap_store := open_gap_store(storage)) is not None and services.programs is not None:
+        is_gone = services.accounts.is_gone if chosen.admin_keys() else lambda tenant: False
+        saver = GapSaver(gap_store, services.programs, is_gone)
+        await saver.restore()  # before the first request, so that tests need not wait for it
+        saver.start()
     prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)
     services.models.add(ServedModel("fake", 4096, tokenizer and tokenizer.vocabulary, tokenizer, prompts))
     app = build_app(chosen, services)
@@ -61,11 +70,15 @@ async def gateway_before(
         async with TestClient(TestServer(app)) as client:
             yield client, lambda: services.scheduler.unfinished_calls
     finally:
+        if saver is not None:
+            await saver.close()
         await services.scheduler.close()
         if ledger is not None:
             await ledger.close()
         await response_store.close()
         await upstream.close()
+        if storage is not None:
+            await storage.close()
 
 
 @asynccontextmanager

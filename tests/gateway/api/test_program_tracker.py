@@ -142,7 +142,10 @@ async def test_all_that_was_learned_from_a_tenant_is_forgotten_with_it() -> None
         for number in range(300):
             member = tracker.index.begin(tenant, ProgramFacts(text_messages(f"question {number}")), 0.0)
             tracker._end(CALL, member, "answer", record(Usage()))
+    reported: list[str] = []
+    tracker.on_forgotten = reported.append
     tracker.forget_tenant("goes")
+    assert reported == ["goes"], "immediately: the server may stop before the rest is done"
     assert len(tracker.index) == 600, "it is not done in one piece"
     await tracker.settle()
     assert (len(tracker.index), len(tracker.gaps), left) == (300, 300, [])

@@ -272,6 +272,24 @@ def test_idle_programs_are_forgotten_but_running_ones_are_not() -> None:
     assert len(index) == index.bytes == index.text_bytes == 0
 
 
+def test_each_program_that_is_forgotten_or_merged_is_reported_once() -> None:
+    index, reported = ProgramIndex(), list[str]()
+    index.on_forgotten = reported.append
+    maps = [
+        single(index, f"Summarise chapter {number}.", REPORT.replace("three", f"{number * 7919} {number}"))
+        for number in range(3)
+    ]
+    former = {call.program_id for call in maps}
+    answers = [REPORT.replace("three", f"{number * 7919} {number}") for number in range(3)]
+    last = single(index, "Join these: " + "\n".join(answers), "Done.", 1.0)
+    assert sorted(reported) == sorted(former - {last.program_id})
+    assert len(reported) == 2
+    other = single(index, "Another thing.", "Done.", 2.0)
+    index.expire(10_000.0)
+    assert sorted(reported) == sorted({*former, other.program_id})
+    assert len(index) == 0
+
+
 @pytest.mark.parametrize("size", [1, 40, 512])
 def test_a_method_forgets_few_calls_however_many_are_old(size: int) -> None:
     index = ProgramIndex(ProgramLimits(idle_seconds=10.0))

@@ -48,6 +48,7 @@ def test_a_full_table_forgets_the_oldest_entry_of_the_tenant_with_the_most(
                 del expected[other]
         assert len(table) == len(expected)
         assert table.oldest() == next(((other, str(other)) for other in expected), None)
+        assert list(table.items()) == [(expected[other], str(other)) for other in expected]
         assert [table.get(other) for other in range(40)] == [str(k) if k in expected else None for k in range(40)]
 
 

@@ -2,7 +2,8 @@
 
 from gateway.programs import ProgramCall, ToolGaps
 from gateway.programs.program import Program
-from gateway.programs.tool_gaps import MAX_EXPIRED, MAX_GAP_SECONDS, PERSON, word_of
+from gateway.programs.tool_gaps import MAX_EXPIRED, MAX_GAP_SECONDS, PERSON, EndedGap, word_of
+from gateway.programs.tool_times import MAX_AGE_SECONDS
 
 
 def answer(id: str, *tools: str, program: Program | None = None) -> ProgramCall:
@@ -21,7 +22,9 @@ def test_the_duration_of_a_tool_is_learned_from_the_next_turn() -> None:
     gaps.end(extension(first), 107.5)
     assert list(gaps.begin(answer("b", "grep"), 200.0)) == [7.5]
     gaps.end(extension(first), 300.0)
-    assert list(gaps.times.forecast("tenant", "grep")) == [7.5], "a branch from the same answer teaches nothing"
+    assert list(gaps.times.forecast("tenant", word_of(["grep"]))) == [7.5], (
+        "a branch from the same answer teaches nothing"
+    )
 
 
 def test_calls_without_a_known_answer_end_no_gap() -> None:
@@ -45,7 +48,7 @@ def test_an_agent_that_never_returns_counts_as_a_long_gap() -> None:
         gaps.begin(answer(f"a{number}", "grep"), float(number))
     gaps.expire(MAX_GAP_SECONDS + 1.5)
     assert len(gaps) == 1
-    assert list(gaps.times.forecast("tenant", "grep")) == [MAX_GAP_SECONDS, MAX_GAP_SECONDS]
+    assert list(gaps.times.forecast("tenant", word_of(["grep"]))) == [MAX_GAP_SECONDS, MAX_GAP_SECONDS]
 
 
 def test_the_number_of_gaps_is_bounded(monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -101,6 +104,41 @@ def test_a_tenant_that_is_forgotten_leaves_no_gaps() -> None:
 
 
 def test_tools_that_run_together_have_one_word() -> None:
-    assert word_of(["write", "grep", "write"]) == word_of(["grep", "write"]) == "grep+write"
+    assert word_of(["write", "grep", "write"]) == word_of(["grep", "write"])
     assert word_of([]) == PERSON
-    assert len(word_of(["x" * 60, "y" * 60, "z" * 60])) == 128
+    words = [
+        word_of(names) for names in (["grep"], ["write"], ["grep", "write"], ["grepwrite"], ["\ud800"], ["x" * 999])
+    ]
+    assert len(set(words)) == len(words)
+
+
+def test_a_word_hides_the_names() -> None:
+    word = word_of(["secret_tool"])
+    assert len(word) == 32
+    assert set(word) <= set("0123456789abcdef")
+
+
+def test_what_is_learned_is_reported_once_and_can_be_restored() -> None:
+    gaps, ended = ToolGaps(), list[EndedGap]()
+    gaps.on_ended = ended.append
+    first = answer("a", "grep")
+    gaps.begin(first, 100.0)
+    gaps.end(extension(first), 107.5)
+    gaps.begin(answer("b"), 110.0)
+    gaps.expire(110.0 + MAX_GAP_SECONDS + 1)
+    assert ended == [
+        EndedGap("tenant", word_of(["grep"]), 7.5, 107.5),
+        EndedGap("tenant", PERSON, MAX_GAP_SECONDS, 110.0 + MAX_GAP_SECONDS + 1),
+    ]
+    later = ToolGaps()
+    later.on_ended = ended.append
+    later.restore(ended[:1], 200.0)
+    assert list(later.begin(answer("c", "grep"), 200.0)) == [7.5]
+    assert len(ended) == 2, "what is restored is stored already"
+
+
+def test_a_restored_gap_of_the_future_does_not_stay_longer_than_others() -> None:
+    gaps = ToolGaps()
+    gaps.restore([EndedGap("tenant", word_of(["grep"]), 5.0, 1e12)], 200.0)
+    gaps.times.observe("tenant", word_of(["grep"]), 1.0, 200.0 + MAX_AGE_SECONDS + 1)
+    assert list(gaps.times.forecast("tenant", word_of(["grep"]))) == [1.0]

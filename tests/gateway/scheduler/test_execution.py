@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.engines.protocol import ContextRefused, Engine, EngineBusy, EngineLost, NoEngine, Urgency
-from gateway.graph.call import Call, CallSpec, CallState, Rendering
+from gateway.graph.call import Call, CallSpec, CallState, ProgramMember, Rendering
 from gateway.graph.errors import Failure
 from gateway.graph.segments import Segment, Text
 from gateway.graph.session import Session
@@ -426,3 +426,36 @@ def test_few_failed_attempts_are_recorded() -> None:
         assert _reset(call, "m", "producer_restarted")
     assert len(call.failed_attempts) == 15
     assert (call.engine, call.model) == (None, None)
+
+
+async def test_a_program_stays_on_its_engine_and_moves_when_the_engine_loses_a_call() -> None:
+    engines = [FakeEngine(name=name) for name in ("one", "two")]
+    scheduler = Scheduler(FakeEngines(*engines), 100)
+
+    async def run(call: Call) -> str | None:
+        scheduler.submit(call)
+        await scheduler.wait_idle()
+        assert call.state is CallState.DONE
+        return call.engine
+
+    def turn(member: ProgramMember | None, prompt: int) -> Call:
+        call = plain_call(prompt, "a")
+        call.program = Member(call.id, "a", member)  # type: ignore[arg-type]
+        return call
+
+    first = turn(None, 200)
+    assert await run(first) == "one"
+    engines[0].load = 3
+    second = turn(first.program, 300)
+    assert await run(second) == "one"
+    assert await run(plain_call(5, "a")) == "one", "a sub-agent"
+    assert await run(plain_call(5, "b")) == "two", "another program"
+    engines[0].deaths = 1
+    third = turn(second.program, 400)
+    assert await run(third) == "two"
+    engines[0].load, engines[1].load = 0, 3
+    assert await run(turn(third.program, 500)) == "two"
+    assert await run(plain_call(5, "a")) == "two"
+    scheduler.forget_program("a")
+    assert await run(plain_call(5, "a")) == "one"
+    await scheduler.close()
