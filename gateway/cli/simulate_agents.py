@@ -21,6 +21,7 @@ from gateway.simulator.agents.comparison import (
     compare,
 )
 from gateway.simulator.agents.policies.myna import PARTS
+from gateway.simulator.agents.replay import SERVER
 from gateway.simulator.trace import BadTrace
 
 
@@ -56,7 +57,11 @@ def main(arguments: Sequence[str]) -> int:
         help="KV of live sessions divided by the KV pool (default: 1.5 2 4)",
     )
     parser.add_argument(
-        "--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="policies to compare (default: all)"
+        "--policies",
+        nargs="+",
+        choices=(*POLICIES, SERVER),
+        default=list(POLICIES),
+        help=f"policies to compare; {SERVER}: the server's own code, which takes longer (default: all others)",
     )
     parser.add_argument(
         "--without", nargs="+", choices=PARTS, default=[], help="parts of the policy myna to turn off (default: none)"

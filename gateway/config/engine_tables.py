@@ -52,7 +52,7 @@ class EngineTable(BaseModel):
     gpus: float | None = Field(None, ge=0, description="GPUs of each engine on Ray")
     linger: float = Field(300.0, gt=0, description="seconds without a gateway after which an engine on Ray exits")
     concurrency: int = Field(0, ge=0, description="maximum concurrent requests; 0: as the server reports, or 256")
-    kv_tokens: int = Field(0, ge=0, description="size of the server's KV cache in tokens, for --pause-programs")
+    kv_tokens: int = Field(0, ge=0, description="size of the server's KV cache in tokens, for pauses of programs")
     capabilities: tuple[str, ...] = Field(
         (), description="what the models can do, such as embeddings; default: as the server and the names show"
     )

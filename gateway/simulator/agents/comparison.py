@@ -20,7 +20,7 @@ from gateway.simulator.agents.policies.sglang import SglangPolicy
 from gateway.simulator.agents.policies.thunder import ThunderPolicy
 from gateway.simulator.agents.policies.vllm import VllmPolicy
 from gateway.simulator.agents.policy import AgentPolicy, EngineFacts
-from gateway.simulator.agents.replay import Outcome, replay
+from gateway.simulator.agents.replay import SERVER, Outcome, replay, replay_on_server
 from gateway.simulator.agents.sessions import RecordedSession, Recording, read_sessions, scale_tokens
 from gateway.simulator.engine import TABLES
 from gateway.simulator.trace import BadTrace
@@ -215,7 +215,12 @@ def run_load(
     for oversubscription in oversubscriptions:
         wanted = int(trial.live_tokens / oversubscription)
         capacity = max(wanted, largest)
-        outcomes = {name: replay(sessions, arrivals, costs, capacity, create(name, without)) for name in names}
+        outcomes = {
+            name: replay_on_server(sessions, arrivals, costs, capacity)
+            if name == SERVER
+            else replay(sessions, arrivals, costs, capacity, create(name, without))
+            for name in names
+        }
         setting = Setting(table, utilisation, oversubscription)
         results.append(SettingResult(setting, trial.live_tokens, capacity, wanted < largest, outcomes))
     return results

@@ -12,14 +12,14 @@ from gateway.simulator.engine import Costs
 
 MAX_RUNNING = 256
 """Maximum number of calls that run at a time, as in vLLM."""
-_DECODE_SHARE = 0.65
-_STEP_SECONDS = 0.1
+DECODE_SHARE = 0.65
+STEP_SECONDS = 0.1
 _MAX_EQUAL_STEPS = 16
 """Maximum number of steps in a run with a prompt that is less urgent than a decoding call: the step policy changes its
 answer after as many."""
 _OBSERVATIONS = 8
 """Number of observations of a run after which the averages of a step budget have followed."""
-_CALIBRATION_ROWS = 64
+CALIBRATION_ROWS = 64
 _ADMISSION_SECONDS = 1.0
 """Interval, in seconds, after which a policy whose answer changes with time is asked again."""
 
@@ -67,8 +67,8 @@ class ModelledEngine:
         self._last_admission = 0.0
         self._is_changed = False
         """Whether an admission may have become possible."""
-        self._step_budget = StepBudget(decode_share=_DECODE_SHARE, max_step_seconds=_STEP_SECONDS)
-        self._step_budget.calibrate(_CALIBRATION_ROWS, costs.step(_CALIBRATION_ROWS, 0))
+        self._step_budget = StepBudget(decode_share=DECODE_SHARE, max_step_seconds=STEP_SECONDS)
+        self._step_budget.calibrate(CALIBRATION_ROWS, costs.step(CALIBRATION_ROWS, 0))
         self._step_budget.calibrate(1, costs.step(1, 0))
 
     def submit(self, call: AgentCall) -> None:

@@ -5,16 +5,43 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gateway.simulator.agents.call import AgentCall
-from gateway.simulator.agents.kv_pool import build_paths
+from gateway.simulator.agents.kv_pool import Path, build_paths
 from gateway.simulator.agents.modelled_engine import ModelledEngine, facts_of
 from gateway.simulator.agents.policy import AgentPolicy, EngineFacts
+from gateway.simulator.agents.server_engine import ServerEngine
 from gateway.simulator.agents.sessions import RecordedSession
 from gateway.simulator.engine import Costs
 
+SERVER = "server"
+"""Name under which the server's own code is compared with policies."""
 LIVE_PAUSE = 600.0
 """Longest pause, in seconds, in which a session counts as live."""
+
+
+class SimulatedAgentEngine(Protocol):
+    """Engine in virtual time. Times are in seconds.
+
+    `busy`: time in steps. `prompt`, `hits`: tokens of prompts, and those that were cached when they began.
+    """
+
+    now: float
+    busy: float
+    preemptions: int
+    prompt: int
+    hits: int
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a call waits or runs."""
+
+    def submit(self, call: AgentCall) -> None:
+        """Let a call wait. Raises ValueError if it is larger than the KV pool."""
+
+    def advance(self, until: float) -> list[AgentCall]:
+        """Run steps, the last of which may end after `until`. Return the calls that ended."""
 
 
 @dataclass
@@ -60,6 +87,27 @@ def replay(
     policy = create_policy(facts_of(costs, capacity))
     policy.prepare(sessions, paths, arrivals)
     engine = ModelledEngine(costs, capacity, policy)
+    return replay_on(engine, policy.name, sessions, paths, arrivals, lambda session: policy.leave(session, engine.now))
+
+
+def replay_on_server(
+    sessions: Sequence[RecordedSession], arrivals: Sequence[float], costs: Costs, capacity: int
+) -> Outcome:
+    """Replay sessions on the server's own code; see `ServerEngine`. Arguments as in `replay`."""
+    engine = ServerEngine(costs, capacity)
+    return replay_on(engine, SERVER, sessions, build_paths(sessions), arrivals, engine.leave)
+
+
+def replay_on(
+    engine: SimulatedAgentEngine,
+    name: str,
+    sessions: Sequence[RecordedSession],
+    paths: Sequence[Sequence[Path]],
+    arrivals: Sequence[float],
+    leave: Callable[[int], None],
+) -> Outcome:
+    """Replay sessions on an engine. `name`: policy of the outcome. `paths`: extents of each prompt. `leave` is called
+    with each session that ends. See `replay`."""
     followers = [_followers(session) for session in sessions]
     left = [len(session.requests) for session in sessions]
     ended: list[float] = [0.0] * len(sessions)
@@ -69,7 +117,7 @@ def replay(
     heapq.heapify(events)
     live: list[tuple[float, float, int]] = []
     departures: list[float] = []
-    outcome = Outcome(policy.name)
+    outcome = Outcome(name)
     while events or engine.has_work:
         if not engine.has_work:
             engine.now = max(engine.now, events[0][0])
@@ -92,7 +140,7 @@ def replay(
             live.append((call.issued, until, call.recorded.prompt + call.recorded.output))
             if not left[session]:
                 departures.append(engine.now)
-                policy.leave(session, engine.now)
+                leave(session)
     outcome.seconds = [end - arrival for end, arrival in zip(ended, arrivals, strict=True)]
     outcome.hit_rate = engine.hits / max(1, engine.prompt)
     outcome.preemptions = engine.preemptions

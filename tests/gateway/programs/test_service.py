@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.programs import service as module
-from gateway.programs.service import GRANT_SECONDS, HALF_LIFE, IDLE_SECONDS, SERVICE_FACTOR, ProgramService
+from gateway.programs.service import (
+    GRANT_SECONDS,
+    HALF_LIFE,
+    IDLE_SECONDS,
+    MAX_DELAY,
+    SERVICE_FACTOR,
+    ProgramService,
+)
 
 
 def test_a_program_that_returns_goes_before_newcomers() -> None:
@@ -115,3 +122,42 @@ def test_a_tenant_with_many_programs_pushes_out_no_others() -> None:
 def test_impossible_service_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="cannot attain"):
         ProgramService().charge("agent", seconds, 0.0)
+
+
+def test_programs_go_in_the_order_of_their_arrival_within_their_tenant() -> None:
+    service = ProgramService()
+    for age, program in ((900.0, "old"), (60.0, "young")):
+        service.begin(program, "key", 1000.0 - age)
+    service.begin("other", "other key", 1000.0)
+    old, young = (service.precedence(program, "key", 1000.0) for program in ("old", "young"))
+    assert old - young == pytest.approx(840.0, abs=20.0)
+    assert service.precedence("other", "other key", 1000.0) == 0.0
+
+
+def test_old_programs_of_one_tenant_do_not_go_before_another_tenant() -> None:
+    service = ProgramService()
+    service.begin("agent", "busy", 0.0)
+    for second in range(0, 3000, 2):
+        service.begin("agent", "busy", float(second))
+        latest = service.precedence("agent", "busy", float(second))
+    assert 0 <= latest <= 110, "the average follows within some 50 calls"
+
+
+@given(
+    calls=st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 2000), st.floats(0, 500)), min_size=1, max_size=60),
+)
+def test_precedence_is_bounded(calls: list[tuple[str, float, float]]) -> None:
+    service, now = ProgramService(), 0.0
+    for program, pause, seconds in calls:
+        now += pause
+        service.begin(program, "key", now)
+        service.charge(program, seconds, now)
+        assert abs(service.precedence(program, "key", now)) <= IDLE_SECONDS + MAX_DELAY
+
+
+def test_averages_of_tenants_are_bounded() -> None:
+    service = ProgramService()
+    with mock.patch.object(module, "_MAX_TENANTS", 3):
+        for number in range(10):
+            service.precedence("program", f"key {number}", 0.0)
+    assert len(service._averages) == 3

@@ -114,6 +114,29 @@ def test_programs_that_attained_much_service_go_later_but_not_for_ever() -> None
     assert harness.order(declared, request("f")) == [0, 1], "a declared session has deadlines of its own"
 
 
+def test_where_programs_are_ordered_the_older_goes_first_and_sessions_are_not_delayed() -> None:
+    harness = PriorityHarness()
+    harness.priorities = Priorities(harness.cost_model, orders_programs=True)
+
+    def request(program: str) -> Call:
+        call = join(Session(id="", tenant="", created=0.0, ttl=60.0))
+        call.program = _Member(program)
+        harness.priorities.add(call, harness.now)
+        harness.read(call)
+        return call
+
+    for _ in range(400):
+        finish(request("agent"))
+        harness.now += 2.0
+    newcomer = request("newcomer")
+    harness.now += 30.0
+    declared = harness.add(session())
+    harness.read(declared)
+    turn = request("agent")
+    assert harness.order(turn, newcomer, declared) == [0, 2, 1]
+    assert harness.priorities.rank(declared) - harness.priorities.rank(turn) < 200.0
+
+
 def test_programs_pay_for_what_their_calls_used() -> None:
     harness = PriorityHarness()
     call = join(Session(id="", tenant="", created=0.0, ttl=60.0))
