@@ -9,6 +9,7 @@ Only prompts that the gateway declares as pausable wait, and only while other wo
 that holds less than its share never waits for others.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from engine.sequence import TokenSequence
 _LOOKUP_SECONDS = 1.0
 """Interval at which the cached beginning of a waiting prompt is looked up again, in seconds: another prompt may have
 computed it."""
+_LOOKUP_TOKENS = 65_536
+"""Number of cached tokens that the lookups of one step may find, so that many long prompts do not make steps long. The
+other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
 """Validity of the count of KV that is worth its memory, in seconds."""
 
@@ -46,7 +50,10 @@ class PromptAdmission:
         self._now = now
         self._kept: dict[int, int] = {}
         """Tokens of KV that is worth its memory, by scope."""
+        self._kept_total = 0
         self._counted = -1.0
+        self._lookups_left = 0
+        """Number of tokens that lookups may still find in this step."""
 
     def admit_fitting(self, prefills: Sequence[TokenSequence]) -> None:
         """Admit the prompts that fit beside the KV that is worth its memory, in order of rank. Call it before each step
@@ -55,6 +62,7 @@ class PromptAdmission:
         if not waiting:
             return
         now = self._now()
+        self._lookups_left = _LOOKUP_TOKENS
         self._count(now)
         size = self._cache.block_size
         begun = [sequence for sequence in prefills if sequence.is_admitted]
@@ -76,10 +84,10 @@ class PromptAdmission:
             return None
         prompt, pause = len(sequence.tokens), sequence.pause
         if pause is None:
-            pause = sequence.pause = Pause(now, self._cache.cached_tokens(sequence.scope, sequence.tokens), now)
-        elif now - pause.looked_up >= _LOOKUP_SECONDS:
-            pause.cached = self._cache.cached_tokens(sequence.scope, sequence.tokens)
-            pause.looked_up = now
+            pause = sequence.pause = Pause(now, 0, -math.inf)
+        if now - pause.looked_up >= _LOOKUP_SECONDS and self._lookups_left > 0:
+            pause.cached, pause.looked_up = self._cache.cached_tokens(sequence.scope, sequence.tokens), now
+            self._lookups_left -= self._cache.block_size + pause.cached
         needed = prompt - pause.cached
         if (
             is_active(prompt, pause.cached)
@@ -97,13 +105,14 @@ class PromptAdmission:
         self._kept = self._cache.expected_tokens(
             lambda tokens, wait: wait <= longest_wait(tokens, capacity, row_seconds)
         )
+        self._kept_total = sum(self._kept.values())
         self._counted = now
 
     def _fits(self, sequence: TokenSequence, needed: int) -> bool:
         cache = self._cache
         own_scope = cache.root(sequence.scope).scope
         own = self._kept.get(own_scope, 0)
-        others = sum(self._kept.values()) - own
+        others = self._kept_total - own
         scopes = len(self._kept) + (own_scope not in self._kept)
         others = min(others, cache.capacity * (scopes - 1) // scopes)
         return needed <= cache.available * cache.block_size - own - others

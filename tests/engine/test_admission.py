@@ -1,5 +1,8 @@
 """engine/admission.py: which prompts wait so that others keep their KV."""
 
+from collections.abc import Sequence
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +49,11 @@ class Pool:
         sequence.commit(len(sequence.tokens))
         sequence.finish_fills()
 
+    def waits(self, *sequences: TokenSequence) -> bool:
+        """Ask for the sequences together. Return whether the first one must wait."""
+        self.admission.admit_fitting(sequences)
+        return not sequences[0].is_admitted
+
     def begin_tool(self, length: int, scope: str = "", returns: list[float] | None = None) -> TokenSequence:
         """Compute a prompt and free it; its reader is expected."""
         sequence = self.new(length, scope)
@@ -60,33 +68,33 @@ def test_a_prompt_waits_for_kv_that_is_read_soon() -> None:
     pool = Pool()
     pool.begin_tool(200)
     newcomer = pool.new(100)
-    assert pool.admission.must_wait(newcomer)
-    assert not pool.admission.must_wait(pool.new(56)), "it fits beside the rest"
+    assert pool.waits(newcomer)
+    assert not pool.waits(pool.new(56)), "it fits beside the rest"
 
 
 def test_kv_that_is_read_late_or_by_nobody_is_no_reason_to_wait() -> None:
     pool = Pool()
     pool.begin_tool(200, returns=[1000.0] * 8)
-    assert not pool.admission.must_wait(pool.new(100))
+    assert not pool.waits(pool.new(100))
     pool = Pool()
     pool.begin_tool(200, returns=[])
-    assert not pool.admission.must_wait(pool.new(100))
+    assert not pool.waits(pool.new(100))
 
 
 def test_the_next_turn_of_an_agent_never_waits() -> None:
     pool = Pool()
     first = pool.begin_tool(100)
     pool.begin_tool(120)
-    assert not pool.admission.must_wait(pool.new(100, beginning=first.tokens))
-    assert pool.admission.must_wait(pool.new(101, beginning=first.tokens)), "less than half is cached"
+    assert not pool.waits(pool.new(100, beginning=first.tokens))
+    assert pool.waits(pool.new(101, beginning=first.tokens)), "less than half is cached"
 
 
 def test_a_prompt_that_was_admitted_does_not_wait_again() -> None:
     pool = Pool()
     newcomer = pool.new(100)
-    assert not pool.admission.must_wait(newcomer)
+    assert not pool.waits(newcomer)
     pool.begin_tool(200)
-    assert not pool.admission.must_wait(newcomer)
+    assert not pool.waits(newcomer)
 
 
 def test_a_prompt_that_waits_is_admitted_once_the_kv_is_read_or_its_beginning_is_cached() -> None:
@@ -94,20 +102,20 @@ def test_a_prompt_that_waits_is_admitted_once_the_kv_is_read_or_its_beginning_is
     agent = pool.begin_tool(200)
     waiting = pool.new(104)
     similar = pool.new(100, beginning=[1000] * 100)
-    assert pool.admission.must_wait(waiting)
-    assert pool.admission.must_wait(similar)
+    assert pool.waits(waiting)
+    assert pool.waits(similar)
     other = pool.new(0, beginning=[1000] * 100)
     pool.run(other)  # evicts some blocks of the agent
-    assert pool.admission.must_wait(similar), "the beginning was looked up just before"
+    assert pool.waits(similar), "the beginning was looked up just before"
     pool.now += 1.0
-    assert not pool.admission.must_wait(similar)
+    assert not pool.waits(similar)
     other.free()
-    assert pool.admission.must_wait(waiting)
+    assert pool.waits(waiting)
     pool.now += 0.1
     turn = pool.new(4, beginning=agent.tokens[:100])
     pool.run(turn)
     turn.free()
-    assert not pool.admission.must_wait(waiting)
+    assert not pool.waits(waiting)
 
 
 def test_no_prompt_waits_longer_than_the_limit() -> None:
@@ -116,20 +124,56 @@ def test_no_prompt_waits_longer_than_the_limit() -> None:
     for _ in range(int(MAX_PAUSE_SECONDS)):
         pool.begin_tool(200)
         pool.now += 1.0
-        if not pool.admission.must_wait(newcomer):
+        if not pool.waits(newcomer):
             break
         pool.begin_tool(200)
     assert pool.now >= MAX_PAUSE_SECONDS - 1
     pool.now += 1.0
-    assert not pool.admission.must_wait(newcomer)
+    assert not pool.waits(newcomer)
 
 
 def test_a_scope_that_holds_less_than_its_share_never_waits_for_others() -> None:
     pool = Pool()
     pool.begin_tool(250, scope="greedy")
-    assert not pool.admission.must_wait(pool.new(CAPACITY // 2, scope="modest"))
-    assert pool.admission.must_wait(pool.new(CAPACITY // 2 + 1, scope="modest"))
-    assert pool.admission.must_wait(pool.new(100, scope="greedy"))
+    assert not pool.waits(pool.new(CAPACITY // 2, scope="modest"))
+    assert pool.waits(pool.new(CAPACITY // 2 + 1, scope="modest"))
+    assert pool.waits(pool.new(100, scope="greedy"))
+
+
+def test_prompts_that_are_admitted_together_fit_together() -> None:
+    pool = Pool()
+    pool.begin_tool(100)
+    first, second, third = pool.new(100), pool.new(100), pool.new(50)
+    pool.waits(first, second, third)
+    assert [sequence.is_admitted for sequence in (first, second, third)] == [True, False, True]
+    assert pool.waits(second, first, third), "what the others have not computed yet counts as well"
+    for sequence in (first, third):
+        pool.run(sequence)
+    assert pool.waits(second)
+    first.free()
+    assert not pool.waits(second)
+
+
+def test_the_lookups_of_a_step_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.admission._LOOKUP_TOKENS", 100)
+    pool = Pool()
+    agent = pool.begin_tool(200)
+    prompts = [pool.new(180, beginning=agent.tokens[:80]) for _ in range(6)]
+    looked_up: list[int] = []
+    cached_tokens = pool.cache.cached_tokens
+
+    def counted(scope: str, tokens: Sequence[int]) -> int:
+        looked_up.append(len(tokens))
+        return cached_tokens(scope, tokens)
+
+    monkeypatch.setattr(pool.cache, "cached_tokens", counted)
+    counts = []
+    for _ in range(4):
+        looked_up.clear()
+        pool.admission.admit_fitting(prompts)
+        counts.append(len(looked_up))
+    assert counts == [2, 2, 2, 0]
+    assert not any(prompt.is_admitted for prompt in prompts)
 
 
 @given(
@@ -145,7 +189,7 @@ def test_no_prompt_waits_that_fits_beside_all_kv_in_the_pool(
     pool = Pool()
     for size, owner, returns in tools:
         pool.begin_tool(size, owner, returns)
-    waits = pool.admission.must_wait(pool.new(length, scope))
+    waits = pool.waits(pool.new(length, scope))
     everything = sum(size for size, _, _ in tools)
     if length + everything <= CAPACITY:
         assert not waits
@@ -153,7 +197,7 @@ def test_no_prompt_waits_that_fits_beside_all_kv_in_the_pool(
         assert any(returns for _, _, returns in tools)
         assert length * 32 > CAPACITY
         pool.now += MAX_PAUSE_SECONDS
-        assert not pool.admission.must_wait(pool.sequences[-1])
+        assert not pool.waits(pool.sequences[-1])
 
 
 class Steps:
