@@ -5,8 +5,8 @@ not fit beside it would evict it. The agent then computes its whole history agai
 So such a prompt waits; `engine.kv.pausing` has the rule and its reason.
 
 Only prompts that the gateway declares as pausable wait, and only while other work runs. A prompt waits for at most
-`MAX_PAUSE_SECONDS`. The KV of other scopes is a reason to wait only up to their equal shares of the pool, so a scope
-that holds less than its share never waits for others.
+`MAX_PAUSE_SECONDS`. The KV of other owners is a reason to wait only up to their equal shares of the pool. An owner is
+an API key of a gateway.
 """
 
 import math
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.kv.cache import KVCache
+from engine.kv.cache import KVCache, owner_of
 from engine.kv.pausing import MAX_PAUSE_SECONDS, is_active, is_small, longest_wait
 from engine.sequence import TokenSequence
 
@@ -49,7 +49,7 @@ class PromptAdmission:
         self._row_seconds = row_seconds
         self._now = now
         self._kept: dict[int, int] = {}
-        """Tokens of KV that is worth its memory, by scope."""
+        """Tokens of KV that is worth its memory, by owner."""
         self._kept_total = 0
         self._counted = -1.0
         self._lookups_left = 0
@@ -58,18 +58,18 @@ class PromptAdmission:
     def admit_fitting(self, prefills: Sequence[TokenSequence]) -> None:
         """Admit the prompts that fit beside the KV that is worth its memory, in order of rank. Call it before each step
         with all prompts that are to be computed, in this order."""
-        waiting = [sequence for sequence in prefills if not sequence.is_admitted]
-        if not waiting:
+        if all(sequence.is_admitted for sequence in prefills):
             return
         now = self._now()
         self._lookups_left = _LOOKUP_TOKENS
         self._count(now)
-        size = self._cache.block_size
-        begun = [sequence for sequence in prefills if sequence.is_admitted]
-        promised = sum(max(0, len(sequence.tokens) - len(sequence.blocks) * size) for sequence in begun)
-        for sequence in waiting:
+        size, promised = self._cache.block_size, 0
+        for sequence in prefills:
+            if sequence.is_admitted:
+                promised += max(0, len(sequence.tokens) - len(sequence.blocks) * size)
+                continue
             needed = self._needed(sequence, now)
-            if needed is None or self._fits(sequence, needed + promised):
+            if needed is None or self._fits(sequence, needed, promised):
                 self.admit(sequence)
                 promised += needed or 0
 
@@ -108,11 +108,13 @@ class PromptAdmission:
         self._kept_total = sum(self._kept.values())
         self._counted = now
 
-    def _fits(self, sequence: TokenSequence, needed: int) -> bool:
+    def _fits(self, sequence: TokenSequence, needed: int, promised: int) -> bool:
+        """Return whether a prompt fits beside the KV that counts for it. `promised`: tokens that prompts before it have
+        not got yet."""
         cache = self._cache
-        own_scope = cache.root(sequence.scope).scope
-        own = self._kept.get(own_scope, 0)
-        others = self._kept_total - own
-        scopes = len(self._kept) + (own_scope not in self._kept)
-        others = min(others, cache.capacity * (scopes - 1) // scopes)
-        return needed <= cache.available * cache.block_size - own - others
+        owner = owner_of(sequence.scope)
+        own = self._kept.get(owner, 0)
+        owners = len(self._kept) + (owner not in self._kept)
+        others = min(self._kept_total - own, cache.capacity * (owners - 1) // owners)
+        counted = own + others
+        return not counted or needed + promised + counted <= cache.available * cache.block_size

@@ -27,7 +27,8 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
 
     `start`: position in the context at which the tokens belong, if they replace those from there on. Tokens that are
         there already stay.
-    `scope`: contexts of different scopes never share KV.
+    `scope`: contexts of different scopes never share KV. The part before a NUL character names the owner: owners have
+        equal shares of the pool.
     `interactive`: a client reads the generated text as it grows, so prefill must not make its steps long.
     `pausable`: a new context may wait so that others keep their KV; see `engine.admission`. No other context may wait
         for it.

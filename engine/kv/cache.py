@@ -53,7 +53,8 @@ class LastBlock(NamedTuple):
 class Node:
     """A full block in the prefix tree, reached by the tokens of its ancestors and its own.
 
-    `text`: digest of the tokens from the beginning to its end. `path`: digest of the text and the scope.
+    `owner`: number of the owner of its scope, see `owner_of`. `text`: digest of the tokens from the beginning to its
+    end. `path`: digest of the text and the scope.
     `read_count`, `last_release`, `due_rank`, `expectation`: see `Evictable`.
     `return_count`: number of preempted sequences that will come back for it.
     """
@@ -67,6 +68,7 @@ class Node:
         "is_ready",
         "key",
         "last_release",
+        "owner",
         "parent",
         "path",
         "read_count",
@@ -75,7 +77,7 @@ class Node:
         "text",
     )
 
-    def __init__(self, parent: "Node | None", key: Key, block: int, scope: int = 0) -> None:
+    def __init__(self, parent: "Node | None", key: Key, block: int, scope: int = 0, owner: int = 0) -> None:
         self.parent = parent
         self.key = key
         self.block = block
@@ -84,6 +86,7 @@ class Node:
         """False while the step that computes it runs. Other sequences wait one step for it instead of computing it
         again."""
         self.scope: int = scope if parent is None else parent.scope
+        self.owner: int = owner if parent is None else parent.owner
         self.text: int = 0 if parent is None else hash((parent.text, key))
         self.path = hash((self.scope, self.text))
         self.last_release = 0
@@ -139,7 +142,7 @@ class KVCache:
     def root(self, scope: str) -> Node:
         """Return the root of the paths of `scope`. Scopes share nothing."""
         if scope not in self._roots:
-            root = Node(None, (), SCRATCH, hash(scope))
+            root = Node(None, (), SCRATCH, hash(scope), owner_of(scope))
             root.is_ready = True
             self._roots[scope] = root
         return self._roots[scope]
@@ -201,14 +204,14 @@ class KVCache:
         return start
 
     def expected_tokens(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
-        """Return the tokens of cold blocks that a reader is expected for, by the number of the scope.
+        """Return the tokens of cold blocks that a reader is expected for, by the number of the owner.
 
         `counts` returns whether a group of blocks counts, from its tokens and the seconds until its reader is expected;
         see `expected_wait`.
         """
         size = self.block_size
         found = self._eviction_policy.expected_blocks(lambda blocks, wait: counts(blocks * size, wait))
-        return {scope: blocks * size for scope, blocks in found.items()}
+        return {owner: blocks * size for owner, blocks in found.items()}
 
     def fetch(self, node: Node, key: Key) -> Node | None:
         """Load the child of `node` with the tokens `key` from host memory. Return it with a reference of the caller, or
@@ -362,6 +365,12 @@ class KVCache:
         assert Counter(node.text for node in nodes) == self._texts, "the counts of texts are off"
         for node in cold:
             assert all(in_use[child.block] == 0 for child in node.children.values()), "a cold node above a used one"
+
+
+def owner_of(scope: str) -> int:
+    """Return the number of the owner of a scope, which its part before a NUL character names. A gateway's scopes are an
+    API key, or an API key and a client's salt."""
+    return hash(scope.partition("\0")[0])
 
 
 def _descendants(root: Node) -> Iterator[Node]:

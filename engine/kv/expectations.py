@@ -38,8 +38,8 @@ class Evictable(Protocol):
     """Number of sequences that read it."""
     path: int
     """Digest of its tokens and those before them."""
-    scope: int
-    """Number of its scope."""
+    owner: int
+    """Number of the owner of its scope."""
 
     due_rank: float | None
     """Rank of the most urgent sequence that will come back for it, or None."""
@@ -54,10 +54,10 @@ class Evictable(Protocol):
 class Expectation:
     """Expectation that one reader returns for a group of blocks, each the parent of the next.
 
-    `scope`: number of the blocks' scope. `released`: time when the reader released them, in seconds. `returns`: sorted
-    durations of earlier waits, in seconds. `block_count`: number of blocks in the group. `leaf`: the last block that
-    was offered for eviction. `wait`: the cached forecast, in seconds; None before the first one. `refresh_time`: end of
-    its validity, in seconds. `is_queued`: whether the group has an entry in the order.
+    `owner`: number of the owner of the blocks' scope. `released`: time when the reader released them, in seconds.
+    `returns`: sorted durations of earlier waits, in seconds. `block_count`: number of blocks in the group. `leaf`: the
+    last block that was offered for eviction. `wait`: the cached forecast, in seconds; None before the first one.
+    `refresh_time`: end of its validity, in seconds. `is_queued`: whether the group has an entry in the order.
     """
 
     __slots__ = (
@@ -66,16 +66,16 @@ class Expectation:
         "is_queued",
         "leaf",
         "number",
+        "owner",
         "refresh_time",
         "released",
         "returns",
-        "scope",
         "wait",
     )
 
-    def __init__(self, number: int, scope: int, released: float, returns: tuple[float, ...]) -> None:
+    def __init__(self, number: int, owner: int, released: float, returns: tuple[float, ...]) -> None:
         self.number = number
-        self.scope = scope
+        self.owner = owner
         self.released = released
         self.returns = returns
         self.block_count = 0
@@ -119,7 +119,7 @@ class Expectations:
         because there are too many expectations, or None.
         """
         self._last_number += 1
-        expectation = Expectation(self._last_number, blocks[0].scope, released, tuple(returns))
+        expectation = Expectation(self._last_number, blocks[0].owner, released, tuple(returns))
         for block in blocks:
             self.discard(block)
             block.expectation = expectation
@@ -180,13 +180,13 @@ class Expectations:
         return self._current
 
     def block_counts(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
-        """Return the number of blocks in groups, by the number of the scope. `counts` returns whether a group counts,
+        """Return the number of blocks in groups, by the number of the owner. `counts` returns whether a group counts,
         from its number of blocks and its forecast, which may be as old as it is cached."""
         self._refresh()
         found: dict[int, int] = {}
         for expectation in self._live.values():
             if expectation.wait is not None and counts(expectation.block_count, expectation.wait):
-                found[expectation.scope] = found.get(expectation.scope, 0) + expectation.block_count
+                found[expectation.owner] = found.get(expectation.owner, 0) + expectation.block_count
         return found
 
     def leaves(self) -> Iterator[Evictable]:

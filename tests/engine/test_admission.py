@@ -132,12 +132,36 @@ def test_no_prompt_waits_longer_than_the_limit() -> None:
     assert not pool.waits(newcomer)
 
 
-def test_a_scope_that_holds_less_than_its_share_never_waits_for_others() -> None:
+def test_an_owner_that_holds_less_than_its_share_never_waits_for_others() -> None:
     pool = Pool()
     pool.begin_tool(250, scope="greedy")
     assert not pool.waits(pool.new(CAPACITY // 2, scope="modest"))
     assert pool.waits(pool.new(CAPACITY // 2 + 1, scope="modest"))
     assert pool.waits(pool.new(100, scope="greedy"))
+
+
+def test_scopes_of_one_owner_have_one_share() -> None:
+    pool = Pool()
+    for number in range(6):
+        pool.begin_tool(40, scope=f"greedy\0salt {number}")
+    assert not pool.waits(pool.new(CAPACITY // 2, scope="modest"))
+
+
+def test_without_kv_that_is_read_soon_no_prompt_waits() -> None:
+    pool = Pool()
+    pool.begin_tool(200, returns=[])
+    first, second = pool.new(200), pool.new(200)
+    pool.waits(first, second)
+    assert first.is_admitted
+    assert second.is_admitted, "the scheduler lets it wait for memory"
+
+
+def test_prompts_of_lower_rank_are_no_reason_to_wait() -> None:
+    pool = Pool()
+    pool.begin_tool(100)
+    first, second = pool.new(140), pool.new(140)
+    assert not pool.waits(second)
+    assert not pool.waits(first, second)
 
 
 def test_prompts_that_are_admitted_together_fit_together() -> None:
@@ -146,7 +170,8 @@ def test_prompts_that_are_admitted_together_fit_together() -> None:
     first, second, third = pool.new(100), pool.new(100), pool.new(50)
     pool.waits(first, second, third)
     assert [sequence.is_admitted for sequence in (first, second, third)] == [True, False, True]
-    assert pool.waits(second, first, third), "what the others have not computed yet counts as well"
+    pool.waits(first, third, second)
+    assert not second.is_admitted
     for sequence in (first, third):
         pool.run(sequence)
     assert pool.waits(second)

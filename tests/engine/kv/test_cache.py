@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.admission import PromptAdmission
-from engine.kv.cache import SCRATCH, KVCache, LastBlock
+from engine.kv.cache import SCRATCH, KVCache, LastBlock, owner_of
 from engine.kv.eviction import CLASSES, EvictionPolicy
 from engine.kv.expectations import Evictable
 from engine.scheduler import StepScheduler
@@ -298,14 +298,14 @@ def test_cached_tokens_are_those_of_the_full_blocks_at_the_beginning() -> None:
     assert cache.cached_tokens("b", list(range(10))) == 0
 
 
-def test_expected_tokens_are_counted_by_scope() -> None:
+def test_expected_tokens_are_counted_by_owner() -> None:
     cache = KVCache(BLOCKS, SIZE, eviction_policy=EvictionPolicy(BLOCKS - 1, now=lambda: 0.0))
-    for scope, tokens, returns in (("a", [1] * 9, [3.0]), ("a", [2] * 4, [5.0]), ("b", [1] * 4, [3.0])):
+    for scope, tokens, returns in (("a", [1] * 9, [3.0]), ("a\0salt", [2] * 4, [5.0]), ("b", [1] * 4, [3.0])):
         sequence = filled_sequence(cache, tokens, scope)
         compute(sequence)
         cache.expect_reader(freed_block(sequence), returns)
     compute(filled_sequence(cache, [3] * 8, "a"))
-    a, b = cache.root("a").scope, cache.root("b").scope
+    a, b = owner_of("a"), owner_of("b")
     assert cache.expected_tokens(lambda tokens, wait: True) == {a: 12, b: 4}
     assert cache.expected_tokens(lambda tokens, wait: wait < 8) == {a: 8, b: 4}, "two waits of 3 s or never: 6 s"
     assert cache.expected_tokens(lambda tokens, wait: tokens > 4) == {a: 8}

@@ -25,7 +25,7 @@ class Block:
     due_rank: float | None = None
     expectation: Expectation | None = None
     is_evictable: bool = False
-    scope: int = 0
+    owner: int = 0
 
 
 @dataclass
@@ -66,7 +66,7 @@ class ExpectedGroups(RuleBasedStateMachine):
         returns=st.lists(st.floats(0, 100), min_size=1, max_size=5).map(sorted),
     )
     def add(self, size: int, ago: float, returns: list[float]) -> None:
-        blocks = [Block(self.block_count + index, scope=size % 2) for index in range(size)]
+        blocks = [Block(self.block_count + index, owner=size % 2) for index in range(size)]
         self.block_count += size
         self._expect(blocks, self.time - ago, returns)
 
@@ -123,8 +123,8 @@ class ExpectedGroups(RuleBasedStateMachine):
         for group in self.groups:
             group.refresh(self.time)
             if group.wait <= longest:
-                scope = group.blocks[0].scope
-                counted[scope] = counted.get(scope, 0) + len(group.blocks)
+                owner = group.blocks[0].owner
+                counted[owner] = counted.get(owner, 0) + len(group.blocks)
         assert self.expectations.block_counts(lambda blocks, wait: wait <= longest) == counted
 
     @rule()

@@ -33,15 +33,15 @@ class _Block:
         "expectation",
         "extent",
         "last_release",
+        "owner",
         "path",
         "read_count",
-        "scope",
     )
 
     def __init__(self, extent: Extent, number: int) -> None:
         self.extent = extent
         self.block = self.path = number
-        self.last_release = self.scope = 0
+        self.last_release = self.owner = 0
         self.read_count = 1
         self.due_rank: float | None = None
         self.expectation: Expectation | None = None
