@@ -5,11 +5,10 @@ not fit beside it would evict it. The agent then computes its whole history agai
 So such a prompt waits; `engine.kv.pausing` has the rule and its reason.
 
 Only prompts that the gateway declares as pausable wait, and only while other work runs. A prompt waits for at most
-`MAX_PAUSE_SECONDS`. The KV of other owners is a reason to wait only up to their equal shares of the pool. An owner is
-an API key of a gateway.
+`MAX_PAUSE_SECONDS`. An owner is an API key of a gateway. The KV of other owners is no reason to wait if the prompt fits
+the equal share of its own owner. Otherwise it is a reason up to the shares of the others.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,11 +57,15 @@ class PromptAdmission:
     def admit_fitting(self, prefills: Sequence[TokenSequence]) -> None:
         """Admit the prompts that fit beside the KV that is worth its memory, in order of rank. Call it before each step
         with all prompts that are to be computed, in this order."""
-        if all(sequence.is_admitted for sequence in prefills):
+        waiting = [sequence for sequence in prefills if not sequence.is_admitted]
+        if not waiting:
             return
         now = self._now()
         self._lookups_left = _LOOKUP_TOKENS
         self._count(now)
+        for sequence in waiting:  # before any is looked up again: otherwise many prompts would keep out the others
+            if sequence.pause is None and self._lookups_left > 0:
+                sequence.pause = Pause(now, *self._look_up(sequence, now))
         size, promised = self._cache.block_size, 0
         for sequence in prefills:
             if sequence.is_admitted:
@@ -83,11 +86,10 @@ class PromptAdmission:
         if sequence.blocks:  # it continues a context that holds its KV
             return None
         prompt, pause = len(sequence.tokens), sequence.pause
-        if pause is None:
-            pause = sequence.pause = Pause(now, 0, -math.inf)
+        if pause is None:  # it is looked up in one of the next steps
+            return prompt
         if now - pause.looked_up >= _LOOKUP_SECONDS and self._lookups_left > 0:
-            pause.cached, pause.looked_up = self._cache.cached_tokens(sequence.scope, sequence.tokens), now
-            self._lookups_left -= self._cache.block_size + pause.cached
+            pause.cached, pause.looked_up = self._look_up(sequence, now)
         needed = prompt - pause.cached
         if (
             is_active(prompt, pause.cached)
@@ -96,6 +98,12 @@ class PromptAdmission:
         ):
             return None
         return needed
+
+    def _look_up(self, sequence: TokenSequence, now: float) -> tuple[int, float]:
+        """Return the number of tokens of a prompt that are cached, and the time."""
+        cached = self._cache.cached_tokens(sequence.scope, sequence.tokens)
+        self._lookups_left -= self._cache.block_size + cached
+        return cached, now
 
     def _count(self, now: float) -> None:
         """Count the KV that is worth its memory."""
@@ -115,6 +123,8 @@ class PromptAdmission:
         owner = owner_of(sequence.scope)
         own = self._kept.get(owner, 0)
         owners = len(self._kept) + (owner not in self._kept)
-        others = min(self._kept_total - own, cache.capacity * (owners - 1) // owners)
+        others = 0
+        if (own + needed) * owners > cache.capacity:
+            others = min(self._kept_total - own, cache.capacity * (owners - 1) // owners)
         counted = own + others
         return not counted or needed + promised + counted <= cache.available * cache.block_size

@@ -104,6 +104,11 @@ class StepScheduler:
         decoders.sort(key=_priority_of)
         prefills.sort(key=_priority_of)
         plan = Plan()
+        if self._admission is not None:
+            self._admission.admit_fitting(prefills)
+        paused = [sequence for sequence in prefills if not sequence.is_admitted]
+        if paused:
+            prefills = [sequence for sequence in prefills if sequence.is_admitted]
         if self._step_budget is not None:
             decoders = self._decoders_in_step(decoders, prefills, plan, self._step_budget)
         places = min(self._max_batch, self._step_tokens)
@@ -137,6 +142,11 @@ class StepScheduler:
         plan.interactive = sum(chunk.sequence.is_interactive for chunk in plan.chunks)
         if prefills:
             self._prefill(plan, prefills, owners)
+        if self._admission is not None and paused and not plan.chunks:
+            first = paused.pop(0)
+            self._admission.admit(first)  # an engine without other work loses more by waiting
+            self._prefill(plan, [first], owners)
+        plan.out_of_memory += paused
         return plan
 
     def _add_draft(self, plan: Plan, sequence: TokenSequence, draft: list[int]) -> bool:
@@ -194,9 +204,6 @@ class StepScheduler:
         first_rank = plan.chunks[0].sequence.rank if plan.chunks else math.inf
         prefill_rows = PrefillRows(allowance, step_rows=room, interactive=plan.interactive, first_rank=first_rank)
         full = False
-        paused: list[TokenSequence] = []
-        if self._admission is not None:
-            self._admission.admit_fitting(prefills)
         for index, sequence in enumerate(prefills):
             if not prefill_rows.has_room(sequence.rank) or len(plan.chunks) + plan.drafted_rows >= self._max_batch:
                 plan.has_waiting_prompts = True
@@ -205,9 +212,6 @@ class StepScheduler:
             if full and not sequence.has_own_blocks:
                 plan.out_of_memory.append(sequence)
                 continue  # a smaller prompt must not overtake one that could not begin
-            if not sequence.is_admitted:
-                paused.append(sequence)
-                continue
             if not sequence.prompt_tokens:
                 if not sequence.adopt_cached():
                     continue
@@ -236,10 +240,6 @@ class StepScheduler:
                 prefill_rows.take(kind, rows, cost)
                 plan.prefill_cost += cost
         plan.long += prefill_rows.long_taken
-        if self._admission is not None and paused and not plan.chunks:
-            self._admission.admit(paused[0])  # an engine without other work loses more by waiting
-            self._prefill(plan, [paused.pop(0)], owners)
-        plan.out_of_memory += paused
 
     def _add(self, plan: Plan, sequence: TokenSequence, budget: int, owners: list[TokenSequence]) -> int | None:
         """Add the sequence's next rows to the plan, at most `budget`. Return their number, or None if no blocks are

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from engine.kv.eviction import EvictionPolicy
 from engine.kv.expectations import Expectation, valid_returns
@@ -60,6 +61,7 @@ class Node:
     """
 
     __slots__ = (
+        "__weakref__",
         "block",
         "children",
         "due_rank",
@@ -126,7 +128,8 @@ class KVCache:
         self._references = [0] * blocks
         self._references[SCRATCH] = 1
         self._free = list(range(blocks - 1, SCRATCH, -1))
-        self._roots: dict[str, Node] = {}
+        self._roots: WeakValueDictionary[str, Node] = WeakValueDictionary()
+        """Roots by scope. Sequences and the nodes below a root hold it, so those of unused scopes vanish."""
         self._nodes: dict[int, Node] = {}
         self._texts: Counter[int] = Counter()
         """Number of scopes that hold each text, by digest."""
@@ -141,11 +144,12 @@ class KVCache:
 
     def root(self, scope: str) -> Node:
         """Return the root of the paths of `scope`. Scopes share nothing."""
-        if scope not in self._roots:
+        root = self._roots.get(scope)
+        if root is None:
             root = Node(None, (), SCRATCH, hash(scope), owner_of(scope))
             root.is_ready = True
             self._roots[scope] = root
-        return self._roots[scope]
+        return root
 
     def allocate(self) -> int | None:
         """Return a block with one reference, the caller's; None if every block is in use."""

@@ -15,7 +15,8 @@ from typing import Protocol
 from engine.kv.forecast import expected_wait
 
 MAX_EXPECTATIONS = 1024
-"""Maximum number of expected readers. With more, the oldest expectations end, and their blocks become ordinary."""
+"""Maximum number of expected readers. With more, the oldest expectation of the owner with the most ends, and its blocks
+become ordinary."""
 MAX_RETURNS = 128
 """Maximum number of durations in an expectation."""
 _FRESH_SECONDS = 0.5
@@ -96,6 +97,8 @@ class Expectations:
         self._limit = limit
         self._live: dict[int, Expectation] = {}
         """Expectations by number, the oldest first."""
+        self._by_owner: dict[int, dict[int, Expectation]] = {}
+        """The same by owner."""
         self._last_number = 0
         self._order: list[tuple[float, int, Expectation]] = []
         """Heap: minus the wait, number, expectation. An entry is stale if its wait is not the expectation's."""
@@ -125,9 +128,10 @@ class Expectations:
             block.expectation = expectation
             expectation.block_count += 1
         self._live[expectation.number] = expectation
+        self._by_owner.setdefault(expectation.owner, {})[expectation.number] = expectation
         if len(self._live) <= self._limit:
             return None
-        oldest = next(iter(self._live.values()))
+        oldest = next(iter(max(self._by_owner.values(), key=len).values()))
         leaf = oldest.leaf
         self._end(oldest)
         return leaf
@@ -204,6 +208,8 @@ class Expectations:
         known = {number: expectation.block_count for number, expectation in self._live.items()}
         assert counts == known, "the blocks of the expectations are miscounted"
         assert len(known) <= self._limit, "too many expectations"
+        of_owners = {number for of_owner in self._by_owner.values() for number in of_owner}
+        assert of_owners == set(self._live), "the expectations of the owners are off"
         for expectation in self._live.values():
             assert expectation.leaf is None or expectation.leaf.expectation is expectation, (
                 "an expectation has a leaf of another group"
@@ -242,6 +248,10 @@ class Expectations:
         expectation.leaf = None
         expectation.returns = ()
         del self._live[expectation.number]
+        of_owner = self._by_owner[expectation.owner]
+        del of_owner[expectation.number]
+        if not of_owner:
+            del self._by_owner[expectation.owner]
         if self._current is expectation:
             self._current = None
 

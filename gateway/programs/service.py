@@ -37,6 +37,9 @@ IDLE_SECONDS = 3600.0
 would go before all others for ever."""
 MAX_DELAY = 120.0
 """Maximum number of seconds by which attained service alone delays a call in the server's queue."""
+MAX_PRECEDENCE = 300.0
+"""Maximum number of seconds by which a call goes before an average call of its tenant. Otherwise a tenant could lower
+its average by many small calls, and let one call go before all of other tenants."""
 _AVERAGE_WEIGHT = 0.02
 """Weight of a call in the average of its tenant."""
 _MAX_TENANTS = 10_000
@@ -136,4 +139,4 @@ class ProgramService:
         self._averages[tenant] = average
         if len(self._averages) > _MAX_TENANTS:
             self._averages.popitem(last=False)
-        return lead - average
+        return min(MAX_PRECEDENCE, lead - average)

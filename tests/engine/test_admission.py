@@ -14,6 +14,7 @@ from engine.kv.pausing import MAX_PAUSE_SECONDS
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, StepScheduler
 from engine.sequence import TokenSequence
+from engine.step_budget import StepBudget
 from engine.tokenizer import Tokenizer
 
 BLOCKS, SIZE = 65, 4
@@ -140,6 +141,14 @@ def test_an_owner_that_holds_less_than_its_share_never_waits_for_others() -> Non
     assert pool.waits(pool.new(100, scope="greedy"))
 
 
+def test_an_owner_below_its_share_waits_only_for_what_runs() -> None:
+    pool = Pool()
+    running = pool.new(140, scope="greedy")
+    pool.run(running)
+    pool.begin_tool(100, scope="greedy")
+    assert not pool.waits(pool.new(110, scope="modest"))
+
+
 def test_scopes_of_one_owner_have_one_share() -> None:
     pool = Pool()
     for number in range(6):
@@ -201,6 +210,19 @@ def test_the_lookups_of_a_step_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert not any(prompt.is_admitted for prompt in prompts)
 
 
+def test_prompts_that_are_looked_up_again_keep_out_no_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.admission._LOOKUP_TOKENS", 200)
+    pool = Pool()
+    agent = pool.begin_tool(200)
+    prompts = [pool.new(180, beginning=agent.tokens[:80]) for _ in range(6)]
+    for _ in range(3):
+        pool.admission.admit_fitting(prompts)
+    turn = pool.new(20, beginning=agent.tokens[:160])
+    pool.now += 1.0
+    pool.admission.admit_fitting([*prompts, turn])
+    assert turn.is_admitted
+
+
 @given(
     tools=st.lists(
         st.tuples(st.integers(4, 60), st.sampled_from("abc"), st.sampled_from([[1.0] * 8, [400.0] * 3, []])), max_size=8
@@ -246,6 +268,26 @@ class Steps:
                 chunk.sequence.tokens.append(1)
                 chunk.sequence.generation.push(1)
         return plan
+
+
+def test_a_prompt_that_waits_delays_no_decoding(tokenizer: Tokenizer) -> None:
+    steps = Steps(tokenizer)
+    budget = StepBudget(decode_share=0.65, max_step_seconds=0.001)
+    budget.row_seconds = 0.01  # so that one background sequence decodes beside an interactive prompt
+    steps.scheduler = StepScheduler(steps.pool.cache, 32, 8, budget, admission=steps.pool.admission)
+    steps.pool.begin_tool(200)
+    decoders = [steps.generate(steps.pool.new(4)) for _ in range(6)]
+    for decoder in decoders:
+        decoder.is_interactive = False
+        decoder.is_admitted = True
+    while not all(decoder.is_decoding for decoder in decoders):
+        steps.step(*decoders)
+    newcomer = steps.generate(steps.pool.new(100))
+    plan = steps.step(*decoders, newcomer)
+    assert plan.decoding == 6
+    assert newcomer in plan.out_of_memory
+    newcomer.is_admitted = True
+    assert steps.step(*decoders, newcomer).decoding < 6, "a prompt with a waiting client does"
 
 
 def test_others_overtake_a_prompt_that_waits_and_an_engine_without_other_work_admits_it(tokenizer: Tokenizer) -> None:

@@ -1,5 +1,7 @@
 """Tests of engine/kv/cache.py and engine/sequence.py against a model that remembers the content of every slot."""
 
+import gc
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -215,6 +217,18 @@ def test_scopes_share_no_blocks() -> None:
     cache = KVCache(BLOCKS, SIZE)
     compute(filled_sequence(cache, list(range(8)), "one"))
     assert compute(filled_sequence(cache, list(range(8)), "two")) == 8
+
+
+def test_roots_of_unused_scopes_vanish() -> None:
+    cache = KVCache(BLOCKS, SIZE)
+    for number in range(50):
+        sequence = filled_sequence(cache, [number] * 8, f"salt {number}")
+        compute(sequence)
+        sequence.free()
+    del sequence
+    gc.collect()
+    assert len(cache._roots) <= BLOCKS
+    cache.check_integrity([])
 
 
 def test_prefix_sharing_can_be_disabled() -> None:

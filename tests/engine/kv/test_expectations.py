@@ -1,6 +1,7 @@
 """Tests of engine/kv/expectations.py against a model that scans all groups."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -44,6 +45,11 @@ class Group:
             self.wait, self.valid_until = expected_wait(self.returns, age), now + max(0.5, age / 8)
 
 
+def _is_live(group: Group) -> bool:
+    expectation = group.blocks[-1].expectation
+    return expectation is not None and expectation.is_live
+
+
 class ExpectedGroups(RuleBasedStateMachine):
     """Groups that are added, replaced, read, evicted, and due for a while, with at most five expectations."""
 
@@ -85,7 +91,12 @@ class ExpectedGroups(RuleBasedStateMachine):
         group.refresh(self.time)
         self.groups.append(group)
         if len(self.groups) > LIMIT:
-            oldest = self.groups.pop(0)
+            counts = Counter(group.blocks[0].owner for group in self.groups)
+            (oldest,) = (group for group in self.groups if not _is_live(group))
+            owner = oldest.blocks[0].owner
+            assert counts[owner] == max(counts.values())
+            assert oldest is next(group for group in self.groups if group.blocks[0].owner == owner)
+            self.groups.remove(oldest)
             self.ordinary += oldest.blocks
             assert ordinary is None or ordinary is oldest.blocks[-1]
             assert ordinary is not None or oldest.blocks[-1].due_rank is not None
@@ -229,3 +240,13 @@ def test_valid_durations_are_finite_sorted_and_bounded(returns: list[float]) -> 
 def test_many_durations_are_represented_by_some_at_equal_distances() -> None:
     valid = valid_returns([float(number) for number in range(1280)])
     assert valid == [float(number) for number in range(5, 1280, 10)]
+
+
+def test_an_owner_with_many_expectations_ends_no_others() -> None:
+    expectations = Expectations(lambda: 0.0, limit=8)
+    modest = [Block(number, owner=1, is_evictable=True) for number in range(3)]
+    greedy = [Block(number, owner=2, is_evictable=True) for number in range(3, 40)]
+    for block in (*modest, *greedy):
+        expectations.add([block], 0.0, [10.0])
+        expectations.offer(block)
+    assert expectations.block_counts(lambda blocks, wait: True) == {1: 3, 2: 5}
