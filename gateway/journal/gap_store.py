@@ -70,17 +70,18 @@ def gaps_of(rows: Iterable[GapRow]) -> tuple[list[EndedGap], int]:
     return sorted(found, key=lambda gap: gap.ended), damaged
 
 
-def merged_rows(gaps: Iterable[EndedGap], stored: Mapping[tuple[str, str], str]) -> list[GapRow]:
+def merged_rows(gaps: Iterable[EndedGap], stored: Mapping[tuple[str, str], str], now: float) -> list[GapRow]:
     """Return the new rows of gaps, with the latest ones of both the gaps and the stored rows.
 
-    `stored`: `GapRow.gaps` of the rows of these gaps, by tenant and word. A row that cannot be read is replaced.
+    `stored`: `GapRow.gaps` of the rows of these gaps, by tenant and word. A row that cannot be read is replaced. `now`:
+    Unix time in seconds. A stored time that is ahead of it, because the clock was set back, counts as now.
     """
     rows = []
     for key, group in groupby(sorted(gaps), key=lambda gap: (gap.tenant, gap.word)):
         pairs = {(round(gap.ended, 3), round(gap.seconds, 3)) for gap in group}
         text = stored.get(key)
         if text is not None:
-            pairs.update(_pairs(text) or ())
+            pairs.update((min(ended, now), seconds) for ended, seconds in _pairs(text) or ())
         latest = sorted(pairs)[-SAMPLES:]
         updated = latest[-1][0]
         latest = [pair for pair in latest if pair[0] >= updated - MAX_AGE_SECONDS]

@@ -4,6 +4,7 @@ Each gateway adds its own durations to the rows, and reads those of all gateways
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ class PostgresGapStore:
         async with self._errors(), self._change() as connection:
             found = await connection.fetch(_SELECT, *_columns(keys))
             stored = {(row["tenant"], row["word"]): row["gaps"] for row in found}
-            rows = await asyncio.to_thread(merged_rows, gaps, stored)  # 0.3 s for all rows
+            rows = await asyncio.to_thread(merged_rows, gaps, stored, time.time())  # 0.3 s for all rows
             await connection.execute(_UPSERT, *_columns(rows))
             counts = await connection.fetch("SELECT count(*) AS count FROM myna_tool_gaps GROUP BY tenant")
             share = min(MAX_ROWS_OF_TENANT, fair_share([row["count"] for row in counts], MAX_ROWS))

@@ -1,6 +1,7 @@
 """Learned durations of tools in SQLite, in the journal's file."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,7 +71,7 @@ class SqliteGapStore:
                     row = connection.execute("SELECT gaps FROM tool_gaps WHERE tenant = ? AND word = ?", key).fetchone()
                     if row is not None:
                         stored[key] = row[0]
-                rows = merged_rows(gaps, stored)
+                rows = merged_rows(gaps, stored, time.time())
                 connection.executemany("INSERT OR REPLACE INTO tool_gaps VALUES (?, ?, ?, ?)", rows)
                 _forget_excess(connection)
                 connection.execute("COMMIT")

@@ -14,6 +14,8 @@ times = st.floats(0, 80_000).map(lambda value: round(value, 3))
 durations = st.floats(0, 3_600).map(lambda value: round(value, 3))
 gaps = st.builds(EndedGap, st.sampled_from("ab"), st.sampled_from(["", "w"]), durations, times)
 
+NOW = 1e6
+
 
 def _stored(rows: list[GapRow]) -> dict[tuple[str, str], str]:
     return {(row.tenant, row.word): row.gaps for row in rows}
@@ -21,9 +23,9 @@ def _stored(rows: list[GapRow]) -> dict[tuple[str, str], str]:
 
 @given(st.lists(gaps, max_size=60), st.lists(gaps, max_size=60))
 def test_additions_of_two_gateways_are_both_in_the_rows(first: list[EndedGap], second: list[EndedGap]) -> None:
-    rows = merged_rows(first, {})
+    rows = merged_rows(first, {}, NOW)
     stored = _stored(rows)
-    later = {(row.tenant, row.word): row for row in (*rows, *merged_rows(second, stored))}
+    later = {(row.tenant, row.word): row for row in (*rows, *merged_rows(second, stored, NOW))}
     found, damaged = gaps_of(later.values())
     assert damaged == 0
     assert set(found) == {*first, *second}
@@ -35,17 +37,25 @@ def test_additions_of_two_gateways_are_both_in_the_rows(first: list[EndedGap], s
 
 @given(st.lists(gaps, min_size=1))
 def test_gaps_that_are_added_again_change_nothing(added: list[EndedGap]) -> None:
-    rows = merged_rows(added, {})
-    assert merged_rows(added, _stored(rows)) == rows
+    rows = merged_rows(added, {}, NOW)
+    assert merged_rows(added, _stored(rows), NOW) == rows
 
 
 def test_a_row_has_the_latest_durations_of_a_day() -> None:
     many = [EndedGap("t", "w", float(number), 1000.0 + number) for number in range(2 * SAMPLES)]
-    (row,) = merged_rows(many, {})
+    (row,) = merged_rows(many, {}, NOW)
     assert gaps_of([row])[0] == many[SAMPLES:]
     newest = EndedGap("t", "w", 1.0, 1000.0 + SAMPLES + MAX_AGE_SECONDS + 0.5)
-    (later,) = merged_rows([newest], {("t", "w"): row.gaps})
+    (later,) = merged_rows([newest], {("t", "w"): row.gaps}, NOW)
     assert gaps_of([later])[0] == [*many[SAMPLES + 1 :], newest]
+
+
+def test_after_the_clock_was_set_back_new_durations_are_stored() -> None:
+    ahead = [EndedGap("t", "w", float(number), 2 * NOW + number) for number in range(SAMPLES)]
+    stored = _stored(merged_rows(ahead, {}, 3 * NOW))
+    new = [EndedGap("t", "w", 99.5, NOW + number) for number in range(1, 10)]
+    (row,) = merged_rows(new, stored, NOW)
+    assert set(new) <= set(gaps_of([row])[0])
 
 
 @pytest.mark.parametrize(
@@ -66,7 +76,7 @@ def test_a_row_has_the_latest_durations_of_a_day() -> None:
 def test_a_row_that_cannot_be_read_is_counted_and_replaced(text: Any) -> None:
     good = GapRow("t", "good", 5.0, "[1,[[5.0,2.0]]]")
     assert gaps_of([GapRow("t", "w", 1.0, text), good]) == ([EndedGap("t", "good", 2.0, 5.0)], 1)
-    (row,) = merged_rows([EndedGap("t", "w", 2.0, 3.0)], {("t", "w"): text})
+    (row,) = merged_rows([EndedGap("t", "w", 2.0, 3.0)], {("t", "w"): text}, NOW)
     assert gaps_of([row]) == ([EndedGap("t", "w", 2.0, 3.0)], 0)
 
 

@@ -49,7 +49,7 @@ class FakeStore:
         if error is not None:
             raise error
         stored = {key: row.gaps for key, row in self.rows.items()}
-        self.rows.update({(row.tenant, row.word): row for row in merged_rows(gaps, stored)})
+        self.rows.update({(row.tenant, row.word): row for row in merged_rows(gaps, stored, time.time())})
 
 
 class Clock:
@@ -139,7 +139,9 @@ async def test_stored_times_are_of_the_unix_clock_and_ages_survive_a_restart_of_
 
 async def test_a_full_table_is_restored_between_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     store = FakeStore()
-    rows = merged_rows([EndedGap("t", f"w{number}", 2.0, time.time() - number) for number in range(90)], {})
+    rows = merged_rows(
+        [EndedGap("t", f"w{number}", 2.0, time.time() - number) for number in range(90)], {}, time.time()
+    )
     store.rows = {(row.tenant, row.word): row for row in rows}
     decoded: list[int] = []
     monkeypatch.setattr(gap_saver, "gaps_of", lambda rows: (decoded.append(len(rows)), gaps_of(rows))[1])
