@@ -1,12 +1,16 @@
-"""Admission of prompts: which prompts wait, so that agents do not evict each other's KV.
+"""Admission of prompts: decide which prompts wait, so that agents do not evict each other's KV.
 
-While an agent's tool runs, its KV stays in the pool, and a forecast says when it is read again. A new prompt that does
-not fit beside it would evict it. The agent then computes its whole history again and evicts the KV of the next agent.
-So such a prompt waits; `engine.kv.pausing` has the rule and its reason.
+While an agent waits for a tool or a person, its KV stays in the pool. A forecast estimates when it is read again. If a
+new prompt evicted this KV, the agent would compute its whole history again, and evict the KV of the next agent. So the
+engine *protects* KV whose forecast is short enough (`engine.kv.pausing.longest_wait`), and prompts that do not fit
+beside the protected KV wait.
 
-Only prompts that the gateway declares as pausable wait, and only while other work runs. A prompt waits for at most
-`MAX_PAUSE_SECONDS`. An owner is an API key of a gateway. The KV of other owners is no reason to wait if the prompt fits
-the equal share of its own owner. Otherwise it is a reason up to the shares of the others.
+Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. They wait only while other
+work runs, and for at most `MAX_PAUSE_SECONDS`.
+
+An owner is an API key of a gateway. Owners with protected KV, and that of the prompt, have equal shares of the pool. If
+the tokens that a prompt needs and the protected KV of its owner fit this share, the protected KV of other owners is no
+reason to wait. Otherwise it is a reason up to the shares of the other owners.
 """
 
 import time
@@ -24,13 +28,13 @@ _LOOKUP_TOKENS = 65_536
 """Number of cached tokens that the lookups of one step may find, so that many long prompts do not make steps long. The
 other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
-"""Validity of the count of KV that is worth its memory, in seconds."""
+"""Validity of the count of protected KV, in seconds."""
 
 
 @dataclass(slots=True)
 class Pause:
-    """Pause of a prompt. `since`: its begin. `cached`: number of tokens that were cached at the time `looked_up`. Times
-    are in seconds."""
+    """Pause of a prompt. `since`: its beginning. `cached`: number of tokens that were cached at the time `looked_up`.
+    Times are in seconds."""
 
     since: float
     cached: int
@@ -48,15 +52,15 @@ class PromptAdmission:
         self._row_seconds = row_seconds
         self._now = now
         self._kept: dict[int, int] = {}
-        """Tokens of KV that is worth its memory, by owner."""
+        """Tokens of protected KV, by owner."""
         self._kept_total = 0
         self._counted = -1.0
         self._lookups_left = 0
         """Number of tokens that lookups may still find in this step."""
 
     def admit_fitting(self, prefills: Sequence[TokenSequence]) -> None:
-        """Admit the prompts that fit beside the KV that is worth its memory, in order of rank. Call it before each step
-        with all prompts that are to be computed, in this order."""
+        """Admit the prompts that fit beside the protected KV, in order of rank. Call it before each step with all
+        prompts that are to be computed, in this order."""
         waiting = [sequence for sequence in prefills if not sequence.is_admitted]
         if not waiting:
             return
@@ -106,7 +110,7 @@ class PromptAdmission:
         return cached, now
 
     def _count(self, now: float) -> None:
-        """Count the KV that is worth its memory."""
+        """Count the protected KV."""
         if 0.0 <= now - self._counted < _COUNT_SECONDS:
             return
         capacity, row_seconds = self._cache.capacity, self._row_seconds()

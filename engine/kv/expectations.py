@@ -1,9 +1,9 @@
 """Readers that are expected to return for released blocks, and the order in which the pool evicts them.
 
-An agent's answer that ends in tool calls is followed by a request that extends it, once the tools have run. The gateway
-sends how long earlier waits of this kind took. So the blocks of the answer have a forecast, see `forecast.py`, which
-changes while time passes. Computing it for each evicted block would be too slow. It is cached for half a second,
-and for longer the longer the reader has been away.
+After an answer of an agent, a request usually extends it, once the tools have run or a person has read it. The gateway
+sends the durations of earlier gaps of this kind. So the blocks of the answer have a forecast, see `forecast.py`, which
+changes while time passes. Computing it for each evicted block would be too slow. It is cached for half a second, and
+for longer the longer the reader has been away.
 """
 
 import heapq
@@ -56,7 +56,7 @@ class Expectation:
     """Expectation that one reader returns for a group of blocks, each the parent of the next.
 
     `owner`: number of the owner of the blocks' scope. `released`: time when the reader released them, in seconds.
-    `returns`: sorted durations of earlier waits, in seconds. `block_count`: number of blocks in the group. `leaf`: the
+    `returns`: sorted durations of earlier gaps, in seconds. `block_count`: number of blocks in the group. `leaf`: the
     last block that was offered for eviction. `wait`: the cached forecast, in seconds; None before the first one.
     `refresh_time`: end of its validity, in seconds. `is_queued`: whether the group has an entry in the order.
     """

@@ -4,9 +4,9 @@ Blocks of a prefix are worth what it costs to compute them again, if their reade
 pool. So the pool saves the most if it evicts first the block that occupies most token-seconds for each second that it
 is expected to save.
 
-A reader that was declared has a known time of return. One that is expected, such as the next turn of an agent after a
-tool call, has a forecast: earlier durations of the same tool. For all others the mean wait of blocks like it serves, as
-the eviction policy has learned it.
+A reader that was declared has a known time of return. An expected reader, such as the next turn of an agent after a
+tool call or after a person has read, has a forecast from the durations of earlier gaps. For all others, the eviction
+policy uses the mean wait of similar blocks, which it has learned.
 """
 
 import math
@@ -15,22 +15,22 @@ from itertools import pairwise
 
 
 def expected_wait(durations: Sequence[float], age: float) -> float:
-    """Return the seconds that a block waits for each return of its reader, if the pool keeps it for the best time.
+    """Return the forecast: seconds in the cache per hit, if the pool retains a block for the best time, then evicts it.
 
-    The pool may keep a block for some time and then evict it. From one age to a later one, the blocks that are still
-    kept wait for a total of seconds, and some of their readers return; the result is seconds for each return. A mean
+    Let the pool retain blocks from one age to a later one. The blocks then spend some seconds in the pool in total, and
+    some are read again: hits. The result is seconds divided by hits; the best time makes it smallest. The mean duration
     would be wrong here: a tool that takes 10 s as a rule and an hour at times has a mean of minutes.
 
-    At age 0 the result is the minimum over all times to keep, the reciprocal of the Gittins index (Gittins, 1979; here
-    as in Aalto et al., 2009). Until the best of these times it counts the seconds and returns from the age to that
-    time, so a tool that always takes a minute is near after 50 s. Later it is an isotonic estimate: it never falls
-    while the age grows (Grenander, 1956; for failure rates Barlow et al., 1972). It is the slope of the convex hull of
-    seconds over returns at that age. The minimum over all times to keep from a later age would rely on the few
-    durations that are left there, and the earliest of these always looks near.
+    At age 0, the result is the minimum over all later ages: the reciprocal of the Gittins index (Gittins, 1979; here as
+    in Aalto et al., 2009). Up to the age of this minimum, the result counts only seconds and hits from `age` to there.
+    So a block whose reader always returns after a minute has a small result after 50 s. For later ages, the result is
+    the slope, at `age`, of the convex hull of seconds over hits. This is an isotonic estimate, which never falls with
+    the age (Grenander, 1956; for failure rates Barlow et al., 1972). The minimum over all ages after a late `age` would
+    depend on the few durations that are left, and the shortest of these always makes it small.
 
-    `durations`: sorted durations of earlier waits, in seconds. `age`: seconds since the release. One more wait that
-    never ends counts as observed, because few observations say little about the longest waits. If all earlier waits
-    were shorter than the age, the result is at least the age: what has lasted long is expected to last as long again.
+    `durations`: sorted durations of earlier gaps, in seconds. `age`: seconds since the release. One more gap that
+    never ends counts as observed, because few observations say little about the longest gaps. If all earlier gaps
+    were shorter than the age, the result is at least the age: the gap is expected to last as long again.
     An age below 0 counts as 0. It takes linear time.
     """
     age = max(age, 0.0)

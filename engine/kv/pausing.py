@@ -1,29 +1,30 @@
-"""Pauses: which calls wait, so that programs do not evict each other's KV. Pure.
+"""Pauses: decide which calls wait, so that programs do not evict each other's KV. Pure.
 
-The engine decides by these rules for its own cache (`engine.admission`), and the gateway for those of upstream servers
-(`gateway.scheduler.program_gate`). The gateway's simulator uses them as well.
+The engine decides for its own cache (`engine.admission`), and the gateway for the caches of upstream servers
+(`gateway.scheduler.program_gate`). Both use the functions below; only the gateway and the simulator use `PausePlan`.
 
-KV of a program in a tool is worth its memory if the next call comes soon enough. Keeping it saves the time to compute
-it again, and keeps others out meanwhile. Let a program hold `tokens` of a pool of `capacity`, and let it return after
-`wait`. Keeping it occupies `tokens * wait` of the pool. Evicting it costs `tokens * row_seconds` of the engine, and
-occupies `tokens * tokens * row_seconds` of the pool while it is computed again. The program that returns then displaces
-another one in turn, at the same cost. If the whole pool is worth as much as the whole engine, keeping it is better up
-to
+While the tools of a program run or a person reads, its KV occupies the pool. It is worth its memory if the next call
+arrives soon enough. Let the KV have `tokens` of a pool of `capacity`, and let the next call arrive after `wait`
+seconds. Retaining the KV costs `tokens * wait` token-seconds of the pool. Evicting it costs `tokens * row_seconds`
+seconds of the engine, and `tokens * tokens * row_seconds` token-seconds of the pool while it is computed again. The
+returning program then evicts another one, at the same cost. Let one second of the engine be worth `capacity`
+token-seconds. Then retaining is cheaper up to
 
     wait = DISPLACEMENTS * (tokens + capacity) * row_seconds
 
-A call whose prompt is cached to at least a half continues a program that is active, and is admitted. Other calls wait
-until they fit next to the KV that is worth its memory. Of the calls that follow a tool's run, few wait: only calls
-whose KV was evicted, and the policy evicts all KV of one program before it evicts a part of the next.
+KV with at most this wait is *protected*. A call with at least half of its prompt cached is admitted. Other calls wait
+until they fit beside the protected KV. Few calls after a gap wait, because only calls whose KV was evicted do. And the
+eviction policy evicts the KV of one program as a whole before a part of the next.
 
-Two more kinds of calls are admitted. A small call displaces little, whatever the pool holds. And while the engine runs
-no call of a program, a wait saves only the time in which the engine could compute the displaced KV again. So a call is
-admitted once it has waited for that long beside such an engine. Its wait costs at most twice what the best decision
-would cost, as in the ski rental problem. (The simulator does not count this time.)
+Two more kinds of calls are admitted. A small call displaces little, whatever the pool holds. And while an engine has no
+work, a wait saves at most the time to compute the displaced KV again. The engine then admits the first waiting prompt
+immediately. The gateway admits a call once the server has run no call of a program for longer than it needs to compute
+the call's own tokens. This costs at most twice as much as a decision that knows the future (the ski rental problem).
+The simulator leaves `idle` at 0.
 
 After `MAX_PAUSE_SECONDS`, the engine admits a call. In the gateway, such a call waits only for running calls and for
-the KV of programs that go before it; see `gateway.programs.service` for how long that can be. The time counts from the
-beginning of a wait for one engine. It begins anew if the engine fails or the call is moved to another engine.
+the KV of programs that do not go after it, until `MAX_WAIT_SECONDS` of `gateway.scheduler.program_gate`. The time
+counts from the beginning of a wait for one engine. It begins again if that engine fails or the call moves.
 """
 
 from collections.abc import Iterable
@@ -35,12 +36,13 @@ DISPLACEMENTS = 2
 """Number of prefills that one eviction costs: that of the evicted KV, and that of the KV which this one displaces. On
 recorded agents, 1 was 8% slower, and 3 and 4 were within 1%."""
 MAX_PAUSE_SECONDS = 300.0
-"""Duration of a pause, in seconds, after which KV of programs of higher rank is no reason to wait. Programs of equal
-ranks wait for each other, so that programs that arrive together do not evict each other."""
+"""Maximum duration of a pause in the engine, in seconds. In the gateway, after this time KV of programs that go after
+the call is no reason to wait. Programs of equal ranks still wait for each other, so that programs that arrive together
+do not evict each other."""
 
 
 class RetainedKv(NamedTuple):
-    """KV of a program in a tool. `tokens`: its size. `wait`: seconds until its next call; see
+    """KV of a program in a gap. `tokens`: its size. `wait`: forecast of its next call, in seconds; see
     `engine.kv.forecast.expected_wait`. `rank`: rank of the program; the lowest goes first."""
 
     program: str
@@ -64,7 +66,7 @@ class PendingCall(NamedTuple):
 
 
 def longest_wait(tokens: int, capacity: int, row_seconds: float) -> float:
-    """Return the longest wait, in seconds, for which KV is worth its memory.
+    """Return the longest wait, in seconds, for which KV is protected: worth its memory.
 
     `tokens`: its size. `capacity`: tokens of the pool. `row_seconds`: time to compute one prompt token.
     """
@@ -72,7 +74,7 @@ def longest_wait(tokens: int, capacity: int, row_seconds: float) -> float:
 
 
 def is_active(prompt: int, cached: int) -> bool:
-    """Return whether a call continues a program that is active: at least half of its prompt is cached."""
+    """Return whether a call continues a program whose KV is mostly cached: at least half of its prompt is cached."""
     return 2 * cached >= prompt
 
 
@@ -83,7 +85,7 @@ def is_small(needed: int, capacity: int) -> bool:
 
 
 class PausePlan:
-    """KV that is worth its memory at one time, and whether a call fits next to it."""
+    """Protected KV at one time, and whether a call fits beside it."""
 
     def __init__(self, retained: Iterable[RetainedKv], *, capacity: int, row_seconds: float) -> None:
         """`capacity`: tokens of the pool. `row_seconds`: time to compute one prompt token."""
