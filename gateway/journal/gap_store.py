@@ -1,4 +1,4 @@
-"""Storage of the learned durations of tools, beside the journal: its interface and the format of its rows.
+"""Storage of the learned durations of gaps, beside the journal: its interface and the format of its rows.
 
 A row has the latest gaps of one tenant and one set of tools, see `gateway.programs.tool_gaps`: no texts, no names of
 tools.

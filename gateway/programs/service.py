@@ -6,19 +6,20 @@ The rank of a program is a time, in seconds of the caller's clock; the lowest go
 
 Agents return from tools again and again, and a program that is done frees its KV. If newcomers overtook the programs
 that run, all of them would hold KV and evict each other. So arrival counts most in `rank`: a program that returns from
-a tool goes before programs that arrived after its rank. A program that has attained more than its grant goes later
-than its arrival says, so a short program does not wait for all of a very long one. Without a grant, programs that
+a tool goes before programs that arrived after its rank. The rank of a program that has attained more than its grant is
+later than its arrival, so a short program does not wait for all of a very long one. Without a grant, programs that
 arrive together would take turns, and evict each other's KV at each turn.
 
-The server's queue is made of deadlines of single calls. With pauses (`--pause-programs`), `precedence` moves a call's
-deadline by the rank of its program; without them, only `delay` does.
+The server's queue is made of deadlines of single calls. By default, `precedence` moves a call's deadline by the rank of
+its program: at most `MAX_PRECEDENCE` earlier, relative to the average of its tenant. With `--no-pause-programs`,
+`delay` alone moves it: without pauses, the order by arrival probably costs time (docs/benchmarks.md).
 
-Starvation bound: a program that arrives after the rank of another one cannot go before it. One that arrived earlier can
-go before it only until its own service lifts it beyond, which takes at most
+Starvation bound of `rank`, without the decay and the limits of `precedence`: let program A have rank r. A program that
+arrives after time r never goes before A. A program B that arrives before r goes before A only until B has attained
 
-    weight * (GRANT_SECONDS + (rank - arrival) / SERVICE_FACTOR)
+    weight * (GRANT_SECONDS + (r - arrival of B) / SERVICE_FACTOR)
 
-seconds of service. The sum over the programs that arrived earlier bounds the service that goes first.
+seconds of service. The sum over all such programs bounds the service that goes before A.
 """
 
 from collections import OrderedDict

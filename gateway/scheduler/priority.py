@@ -71,8 +71,8 @@ class Priorities:
 
         rank = min(own deadline, ranks of the unfinished calls that read or follow it) - PRODUCER_LEAD * time
 
-    So a call never has a higher rank than a call that needs it. Calls that arrive after a call's own deadline cannot
-    overtake it.
+    So a call never has a higher rank than a call that needs it. Calls of its tenant that arrive after a call's own
+    deadline cannot overtake it, except calls of programs, which can for `MAX_PRECEDENCE` seconds more.
 
     A change of the graph marks the calls that it concerns. The next query of ranks computes these calls and, as far as
     their ranks change, their ancestors, once each. The time is linear in the edges between them, however many changes

@@ -95,7 +95,7 @@ class ProgramGate:
     async def wait(self, call: Call, engine: Engine) -> None:
         """Wait until a call may run on the engine, or until the engine is not ready. Then ask `try_enter` again.
 
-        Each wait counts the time of the call's pause anew.
+        The time of the call's pause begins again with each wait.
         """
         pool, member = self._pool_of(engine), call.program
         if pool is None or member is None:

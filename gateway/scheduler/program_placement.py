@@ -1,24 +1,25 @@
-"""Placement of programs: the calls of a program run on one engine, its *home*, and move together to another one.
+"""Placement of programs: the calls of a program's main agent run on one engine, its *home*, and move together.
 
 Pure: the caller passes the engines and the time. For calls without a program, and for calls of named sessions, the
 placement of single calls (`gateway.scheduler.placement`) decides alone. For the others:
 
-1. The first call of a program chooses the home by the cost of single calls, but each active program of an engine
-   counts as PROGRAM_TOKENS.
+1. The first call of a program chooses the home: the engine with the lowest cost of a single call plus PROGRAM_TOKENS
+   for each of its active programs. A program is active for ACTIVE_SECONDS after its last call, once a call of it has
+   extended another one.
 2. A call that extends another one runs at home.
 3. A call that begins a conversation, as a sub-agent does, prefers the home: by the cost of single calls, the home
-   counts as if it had HOME_TOKENS more of the prompt. So a wide program uses other engines as well. A conversation that
-   began on another engine is *away*: its later calls are placed by the cost of single calls.
+   counts as if it had HOME_TOKENS more of the prompt. So a program with many sub-agents uses other engines as
+   well. A conversation that began on another engine is *away*: its later calls are placed by the cost of single calls.
 4. If the home does not accept the call, the program moves immediately: the home is gone or draining, or has just lost
    or refused the call.
 5. If the home is overloaded, the program moves. The load of an engine, in tokens, is
 
        RUNNING_TOKENS * open contexts + PROGRAM_TOKENS * active programs
 
-   and the program moves if the load of the home exceeds that of the other engine by more than the tokens of the
-   program that the other engine must compute again, plus MOVE_MARGIN. A move of one program changes the difference by
-   at most MOVE_MARGIN, so with unchanged loads the program never moves back. It moves for this reason at most once in
-   MOVE_SECONDS.
+   Let the cost of a move be the tokens of the program's largest prompt that the other engine must compute again. The
+   program moves if (load of the home - load of the other engine) > cost of the move + MOVE_MARGIN. A move changes the
+   difference of the two loads by at most MOVE_MARGIN. So with unchanged loads, the program never moves back. It moves
+   for this reason at most once in MOVE_SECONDS.
 
 After a move, what the earlier homes hold of the program's prompts does not count: all later calls follow.
 """
@@ -38,7 +39,7 @@ MAX_MODELS = 8
 IDLE_SECONDS = 7_200.0
 """Time without a call after which a home is forgotten, in seconds: that of `ProgramLimits.idle_seconds`."""
 ACTIVE_SECONDS = 300.0
-"""Time after its last call for which a program counts as active, in seconds."""
+"""Time after its last call for which a program is active, in seconds, once a call of it has extended another one."""
 RUNNING_TOKENS = 64
 """Load of one open context, in prompt tokens: in each step of an answer of 64 tokens, it takes a row."""
 PROGRAM_TOKENS = 4_096

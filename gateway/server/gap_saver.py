@@ -1,4 +1,4 @@
-"""Save the learned durations of tools, and restore them after a start."""
+"""Save the durations of gaps between an answer and the next request, and restore them after a start."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from gateway.programs import EndedGap
 log = logging.getLogger("myna.programs")
 
 _SAVE_SECONDS = 10.0
-"""Interval in which new durations are stored, in seconds."""
+"""Interval between two saves, in seconds."""
 _MAX_PAUSE_SECONDS = 300.0
 """Longest pause while the database cannot be used, in seconds."""
 _MAX_UNSAVED = 10_000
@@ -26,8 +26,11 @@ _RESTORED_ROWS = 2
 
 
 class GapSaver:
-    """Owner of the durations that the database does not have yet. No request waits for the database, nor does the
-    start of the server."""
+    """Owner of the durations of gaps that the database does not have yet. It saves them, and restores the stored ones
+    after a start.
+
+    It works in the background: no request waits for the database, nor does the start of the server. The stop waits for
+    at most `_CLOSE_SECONDS`."""
 
     def __init__(
         self, store: GapStore, tracker: ProgramTracker, is_gone: Callable[[str], bool] = lambda tenant: False
@@ -60,7 +63,7 @@ class GapSaver:
         self._unsaved.append(gap._replace(ended=gap.ended + self._unix_offset()))
 
     async def restore(self) -> None:
-        """Learn from the stored durations, between other work of the event loop. Do nothing after the first time.
+        """Learn from the stored durations, between other work of the event loop. Do nothing if they were loaded before.
         Raises GapStoreError."""
         if self._has_restored:
             return
@@ -68,7 +71,7 @@ class GapSaver:
         self._has_restored = True
         durations = sets = damaged_rows = 0
         for begin in range(0, len(rows), _RESTORED_ROWS):
-            # a key may be deleted between two turns; before this start, it may have been deleted without its rows
+            # a key may be deleted between two turns of the event loop, or before this start without its rows
             known = [row for row in rows[begin : begin + _RESTORED_ROWS] if not self._is_gone(row.tenant)]
             found, damaged = gaps_of(known)
             offset = self._unix_offset()

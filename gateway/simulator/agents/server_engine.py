@@ -1,8 +1,9 @@
 """The server's own code in virtual time: the engine's step scheduler, cache and admission, with the gateway's ranks.
 
 The other policies run on a modelled engine with a modelled cache. Here the parts of the real engine run, and only the
-time of a step comes from a table of costs. So this shows what the server does, down to single blocks and steps. It
-takes longer: the work for each step is the engine's.
+duration of a step comes from a table of costs. So the result includes effects of single blocks and steps. There is one
+tenant, no call is interactive, and the gateway's own queue is left out. A replay takes longer, because the engine's
+code plans each step.
 """
 
 import math
@@ -86,7 +87,7 @@ class ServerEngine:
         self._service = ProgramService()
         self._tool_times = ToolTimes()
         self._gaps: dict[tuple[int, str], tuple[float, str]] = {}
-        """Time and stop of the latest answer of each agent in a gap."""
+        """For each agent in a gap: end of its latest answer, in seconds, and how that ended (`stop`)."""
 
     @property
     def has_work(self) -> bool:
@@ -94,7 +95,7 @@ class ServerEngine:
         return bool(self._calls)
 
     def submit(self, call: AgentCall) -> None:
-        """Let a call wait. Its prompt and answer must fit the pool."""
+        """Add a call to the queue. Raises ValueError if its prompt and answer exceed the pool."""
         if call.recorded.prompt + call.recorded.output > self._cache.capacity:
             raise ValueError("a call is larger than the KV pool")
         number = next(self._numbers)
@@ -180,5 +181,5 @@ class ServerEngine:
         return call
 
     def leave(self, session: int) -> None:
-        """Forget the texts of a session that has ended."""
+        """Forget the tokens of a session that has ended."""
         self._prompts.pop(session, None)
