@@ -13,7 +13,9 @@ the tokens that a prompt needs and the protected KV of its owner fit this share,
 reason to wait. Otherwise it is a reason up to the shares of the other owners.
 """
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -68,17 +70,20 @@ class PromptAdmission:
         self._lookups_left = _LOOKUP_TOKENS
         self._count(now)
         for sequence in waiting:  # before any is looked up again: otherwise many prompts would keep out the others
-            if sequence.pause is None and self._lookups_left > 0:
-                sequence.pause = Pause(now, *self._look_up(sequence, now))
-        size, promised = self._cache.block_size, 0
+            pause = sequence.pause = sequence.pause or Pause(now, 0, -math.inf)
+            if pause.looked_up == -math.inf and self._lookups_left > 0:
+                self._look_up(sequence, pause, now)
+        size, promised = self._cache.block_size, Counter[int]()
         for sequence in prefills:
             if sequence.is_admitted:
-                promised += max(0, len(sequence.tokens) - len(sequence.blocks) * size)
-                continue
+                missing = max(0, len(sequence.tokens) - len(sequence.blocks) * size)
+                promised[owner_of(sequence.scope)] += missing
+        owners = len(self._kept.keys() | promised.keys() | {owner_of(sequence.scope) for sequence in waiting})
+        for sequence in waiting:
             needed = self._needed(sequence, now)
-            if needed is None or self._fits(sequence, needed, promised):
+            if needed is None or self._fits(sequence, needed, promised, owners):
                 self.admit(sequence)
-                promised += needed or 0
+                promised[owner_of(sequence.scope)] += needed or 0
 
     def admit(self, sequence: TokenSequence) -> None:
         """Let a sequence's prompt begin, whatever the pool holds."""
@@ -90,10 +95,9 @@ class PromptAdmission:
         if sequence.blocks:  # it continues a context that holds its KV
             return None
         prompt, pause = len(sequence.tokens), sequence.pause
-        if pause is None:  # it is looked up in one of the next steps
-            return prompt
+        assert pause is not None
         if now - pause.looked_up >= _LOOKUP_SECONDS and self._lookups_left > 0:
-            pause.cached, pause.looked_up = self._look_up(sequence, now)
+            self._look_up(sequence, pause, now)
         needed = prompt - pause.cached
         if (
             is_active(prompt, pause.cached)
@@ -103,11 +107,10 @@ class PromptAdmission:
             return None
         return needed
 
-    def _look_up(self, sequence: TokenSequence, now: float) -> tuple[int, float]:
-        """Return the number of tokens of a prompt that are cached, and the time."""
-        cached = self._cache.cached_tokens(sequence.scope, sequence.tokens)
-        self._lookups_left -= self._cache.block_size + cached
-        return cached, now
+    def _look_up(self, sequence: TokenSequence, pause: Pause, now: float) -> None:
+        """Count the tokens of a prompt that are cached."""
+        pause.cached, pause.looked_up = self._cache.cached_tokens(sequence.scope, sequence.tokens), now
+        self._lookups_left -= self._cache.block_size + pause.cached
 
     def _count(self, now: float) -> None:
         """Count the protected KV."""
@@ -120,15 +123,14 @@ class PromptAdmission:
         self._kept_total = sum(self._kept.values())
         self._counted = now
 
-    def _fits(self, sequence: TokenSequence, needed: int, promised: int) -> bool:
-        """Return whether a prompt fits beside the KV that counts for it. `promised`: tokens that prompts before it have
-        not got yet."""
+    def _fits(self, sequence: TokenSequence, needed: int, promised: Counter[int], owners: int) -> bool:
+        """Return whether a prompt fits beside the protected KV that counts for it. `promised`: tokens that admitted
+        prompts have not got yet, by owner. `owners`: number of owners that have protected KV or prompts."""
         cache = self._cache
         owner = owner_of(sequence.scope)
         own = self._kept.get(owner, 0)
-        owners = len(self._kept) + (owner not in self._kept)
-        others = 0
+        counted, pending = own, promised[owner]
         if (own + needed) * owners > cache.capacity:
-            others = min(self._kept_total - own, cache.capacity * (owners - 1) // owners)
-        counted = own + others
-        return not counted or needed + promised + counted <= cache.available * cache.block_size
+            counted += min(self._kept_total - own, cache.capacity * (owners - 1) // owners)
+            pending = promised.total()
+        return not counted or needed + pending + counted <= cache.available * cache.block_size

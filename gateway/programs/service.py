@@ -10,11 +10,11 @@ a tool goes before programs that arrived after its rank. The rank of a program t
 later than its arrival, so a short program does not wait for all of a very long one. Without a grant, programs that
 arrive together would take turns, and evict each other's KV at each turn.
 
-The server's queue is made of deadlines of single calls. By default, `precedence` moves a call's deadline by the rank of
-its program: at most `MAX_PRECEDENCE` earlier, relative to the average of its tenant. With `--no-pause-programs`,
-`delay` alone moves it: without pauses, the order by arrival probably costs time (docs/benchmarks.md).
+The server's queue is made of deadlines of single calls. By default, `lead` makes the deadline of a call earlier by the
+age of its program's rank. With `--no-pause-programs`, `delay` alone moves it, and makes it later: without pauses, the
+order by arrival probably costs time (docs/benchmarks.md).
 
-Starvation bound of `rank`, without the decay and the limits of `precedence`: let program A have rank r. A program that
+Starvation bound of `rank`, without the decay: let program A have rank r. A program that
 arrives after time r never goes before A. A program B that arrives before r goes before A only until B has attained
 
     weight * (GRANT_SECONDS + (r - arrival of B) / SERVICE_FACTOR)
@@ -38,11 +38,15 @@ IDLE_SECONDS = 3600.0
 would go before all others for ever."""
 MAX_DELAY = 120.0
 """Maximum number of seconds by which attained service alone delays a call in the server's queue."""
-MAX_PRECEDENCE = 300.0
-"""Maximum number of seconds by which a call goes before an average call of its tenant. Otherwise a tenant could lower
-its average by many small calls, and let one call go before all of other tenants."""
+MAX_DIFFERENCE = 300.0
+"""Maximum difference, in seconds, between the lead of a call and the average lead of its tenant, while other tenants
+have calls. Otherwise a tenant could lower its average by many small calls, and let one call go before all others."""
 _AVERAGE_WEIGHT = 0.02
-"""Weight of a call in the average of its tenant."""
+"""Weight of a call in an average lead."""
+_AVERAGE_HALF_LIFE = 600.0
+"""Time without calls of programs, in seconds, after which the average lead counts half."""
+_ACTIVE_SECONDS = 600.0
+"""Time after its latest call, in seconds, for which a tenant counts as one that has calls."""
 _MAX_TENANTS = 10_000
 """Maximum number of tenants whose averages are remembered."""
 MAX_PROGRAMS = 100_000
@@ -50,6 +54,21 @@ MAX_PROGRAMS = 100_000
 with the most that was without a call for the longest time is forgotten."""
 _MAX_FORGOTTEN = 256
 """Maximum number of programs that one call of `forget_some` forgets."""
+
+
+class _Average:
+    """Moving average of leads, and the time of the latest one."""
+
+    __slots__ = ("time", "value")
+
+    def __init__(self) -> None:
+        self.value = self.time = 0.0
+
+    def add(self, lead: float, now: float) -> None:
+        if not self.time:
+            self.value = lead
+        self.value += _AVERAGE_WEIGHT * (lead - self.value)
+        self.time = now
 
 
 class _Service:
@@ -74,8 +93,10 @@ class ProgramService:
         """`weights`: weights of the tenants, greater than 0; 1 if not listed."""
         self._weights = {} if weights is None else weights
         self._programs: SharedTable[str, _Service] = SharedTable(MAX_PROGRAMS)
-        self._averages: OrderedDict[str, float] = OrderedDict()
-        """Average lead of the tenants' calls, in seconds. The tenant that had a call last is the last one."""
+        self._averages: OrderedDict[str, _Average] = OrderedDict()
+        """Average leads of the tenants. The tenant that had a call last is the last one."""
+        self._average = _Average()
+        """Average lead of all tenants' calls."""
 
     def __len__(self) -> int:
         return len(self._programs)
@@ -127,17 +148,31 @@ class ProgramService:
             return now
         return service.arrival + self.delay(program, now)
 
-    def precedence(self, program: str, tenant: str, now: float) -> float:
-        """Return by how many seconds a call of a program goes before the tenant's average call; negative: after it.
+    def lead(self, program: str, tenant: str, now: float) -> float:
+        """Count a call of a program. Return by how many seconds its deadline is earlier than that of a call of a new
+        program.
 
-        The lead of a call is its time minus the rank of its program, at least -`MAX_DELAY` and at most `IDLE_SECONDS`.
-        The average is subtracted because programs are ordered within their tenant only: otherwise calls of long
-        programs would go before all calls of other tenants, and of sessions.
+        This is the time minus the rank of the program. While other tenants have calls, programs are ordered only within
+        their tenant: the average lead of the tenant is replaced by that of all tenants, and the lead differs from it by
+        at most `MAX_DIFFERENCE`.
         """
-        lead = min(IDLE_SECONDS, max(-MAX_DELAY, now - self.rank(program, now)))
-        average = self._averages.pop(tenant, lead)
-        average += _AVERAGE_WEIGHT * (lead - average)
+        lead = now - self.rank(program, now)
+        average = self._averages.pop(tenant, None) or _Average()
+        has_others = bool(self._averages) and now - next(reversed(self._averages.values())).time <= _ACTIVE_SECONDS
+        average.add(lead, now)
         self._averages[tenant] = average
         if len(self._averages) > _MAX_TENANTS:
             self._averages.popitem(last=False)
-        return min(MAX_PRECEDENCE, lead - average)
+        self._average.add(lead, now)
+        if not has_others:
+            return lead
+        difference = min(MAX_DIFFERENCE, max(-MAX_DIFFERENCE, lead - average.value))
+        return self._average.value + difference
+
+    def average_lead(self, now: float) -> float:
+        """Return the average lead of the latest calls of programs, in seconds; it fades without such calls.
+
+        Calls that belong to no program get it, so that they do not wait for programs that are old.
+        """
+        idle = max(0.0, now - self._average.time)
+        return self._average.value * float(0.5 ** (idle / _AVERAGE_HALF_LIFE))

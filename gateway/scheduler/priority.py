@@ -72,7 +72,7 @@ class Priorities:
         rank = min(own deadline, ranks of the unfinished calls that read or follow it) - PRODUCER_LEAD * time
 
     So a call never has a higher rank than a call that needs it. Calls of its tenant that arrive after a call's own
-    deadline cannot overtake it, except calls of programs, which can for `MAX_PRECEDENCE` seconds more.
+    deadline cannot overtake it, except calls of older programs.
 
     A change of the graph marks the calls that it concerns. The next query of ranks computes these calls and, as far as
     their ranks change, their ancestors, once each. The time is linear in the edges between them, however many changes
@@ -119,6 +119,8 @@ class Priorities:
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
         if call.program is not None and not call.session.id:
             fair_offset += self._program_offset(call, call.program, now)
+        elif self._orders_programs:
+            fair_offset -= self.programs.average_lead(now)
         deadline_unread = now + fair_offset + patience + path + deadline_extension(session.seconds)
         self._entries[call.id] = entry = _Entry(call, prefixes, cost, path, fair_offset, deadline_unread)
         self._changed[call.id] = call
@@ -142,7 +144,7 @@ class Priorities:
         program, tenant = member.program_id, call.session.tenant
         self.programs.begin(program, tenant, now)
         if self._orders_programs:
-            return -self.programs.precedence(program, tenant, now)
+            return -self.programs.lead(program, tenant, now)
         return min(MAX_DELAY, self.programs.delay(program, now))
 
     def program_rank(self, call: Call, now: float) -> float:

@@ -165,12 +165,17 @@ def test_without_kv_that_is_read_soon_no_prompt_waits() -> None:
     assert second.is_admitted, "the scheduler lets it wait for memory"
 
 
-def test_prompts_of_lower_rank_are_no_reason_to_wait() -> None:
+def test_prompts_of_another_owner_are_no_reason_to_wait_below_the_share() -> None:
     pool = Pool()
-    pool.begin_tool(100)
-    first, second = pool.new(140), pool.new(140)
-    assert not pool.waits(second)
-    assert not pool.waits(first, second)
+    pool.begin_tool(100, scope="modest")
+    admitted = pool.new(140, scope="greedy")
+    admitted.is_admitted = True
+    newcomer = pool.new(28, scope="modest")
+    pool.admission.admit_fitting([admitted, newcomer])
+    assert newcomer.is_admitted
+    newcomer = pool.new(100, scope="modest")
+    pool.admission.admit_fitting([admitted, newcomer])
+    assert not newcomer.is_admitted, "with it, the owner has more than half of the pool"
 
 
 def test_prompts_that_are_admitted_together_fit_together() -> None:
@@ -208,6 +213,18 @@ def test_the_lookups_of_a_step_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
         counts.append(len(looked_up))
     assert counts == [2, 2, 2, 0]
     assert not any(prompt.is_admitted for prompt in prompts)
+
+
+def test_a_prompt_that_no_lookup_reaches_does_not_wait_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.admission._LOOKUP_TOKENS", 0)
+    pool = Pool()
+    pool.begin_tool(200)
+    prompt = pool.new(100)
+    assert pool.waits(prompt)
+    assert not pool.waits(pool.new(8)), "it is small"
+    pool.now += MAX_PAUSE_SECONDS
+    pool.begin_tool(200)
+    assert not pool.waits(prompt)
 
 
 def test_prompts_that_are_looked_up_again_keep_out_no_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

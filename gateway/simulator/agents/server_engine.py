@@ -125,8 +125,8 @@ class ServerEngine:
         rows = facts.row_seconds * (recorded.prompt - recorded.shared)
         work = rows + self._answer_tokens * math.sqrt(facts.row_seconds * step)
         self._service.begin(program, _TENANT, call.issued)
-        precedence = self._service.precedence(program, _TENANT, call.issued)
-        return call.issued - precedence + rows + self._answer_tokens * step + deadline_extension(work)
+        lead = self._service.lead(program, _TENANT, call.issued)
+        return call.issued - lead + rows + self._answer_tokens * step + deadline_extension(work)
 
     def advance(self, until: float) -> list[AgentCall]:
         """Run steps until one ends after `until` or calls end. Return these calls."""

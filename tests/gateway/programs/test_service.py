@@ -11,8 +11,7 @@ from gateway.programs.service import (
     GRANT_SECONDS,
     HALF_LIFE,
     IDLE_SECONDS,
-    MAX_DELAY,
-    MAX_PRECEDENCE,
+    MAX_DIFFERENCE,
     SERVICE_FACTOR,
     ProgramService,
 )
@@ -125,40 +124,55 @@ def test_impossible_service_is_refused(seconds: float) -> None:
         ProgramService().charge("agent", seconds, 0.0)
 
 
-def test_programs_go_in_the_order_of_their_arrival_within_their_tenant() -> None:
+def test_programs_of_a_tenant_that_is_alone_go_in_the_order_of_their_arrival() -> None:
     service = ProgramService()
-    for age, program in ((300.0, "old"), (60.0, "young")):
-        service.begin(program, "key", 1000.0 - age)
-    service.begin("other", "other key", 1000.0)
-    old, young = (service.precedence(program, "key", 1000.0) for program in ("old", "young"))
-    assert old - young == pytest.approx(240.0, abs=10.0)
-    assert service.precedence("other", "other key", 1000.0) == 0.0
+    for program, arrival in (("old", 100.0), ("young", 1900.0)):
+        service.begin(program, "key", arrival)
+    for now in (2000.0, 2500.0):
+        for _ in range(100):
+            service.begin("old", "key", now)
+            assert service.lead("old", "key", now) == now - 100.0
+        assert service.lead("young", "key", now) == now - 1900.0
+        assert service.lead("unknown", "key", now) == 0.0
 
 
 def test_old_programs_of_one_tenant_do_not_go_before_another_tenant() -> None:
     service = ProgramService()
-    service.begin("agent", "busy", 0.0)
-    for second in range(0, 3000, 2):
+    for second in range(0, 6000, 2):
         service.begin("agent", "busy", float(second))
-        latest = service.precedence("agent", "busy", float(second))
-    assert 0 <= latest <= 110, "the average follows within some 50 calls"
+        service.lead("agent", "busy", float(second))
+    now = 6000.0
+    service.begin("new", "other", now)
+    other, agent = service.lead("new", "other", now), service.lead("agent", "busy", now)
+    assert abs(other - agent) < 150.0
+    service.begin("new agent", "busy", now)
+    assert other - 450.0 <= service.lead("new agent", "busy", now) < agent, "nor far behind it"
 
 
-@given(
-    calls=st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 2000), st.floats(0, 500)), min_size=1, max_size=60),
-)
-def test_precedence_is_bounded(calls: list[tuple[str, float, float]]) -> None:
-    service, now = ProgramService(), 0.0
-    for program, pause, seconds in calls:
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 100)), min_size=2, max_size=40))
+def test_tenants_that_are_active_differ_by_a_bounded_lead(calls: list[tuple[str, float]]) -> None:
+    service, now, seen = ProgramService(), 10.0, set()
+    for program, pause in calls:
         now += pause
-        service.begin(program, "key", now)
-        service.charge(program, seconds, now)
-        assert -IDLE_SECONDS - MAX_DELAY <= service.precedence(program, "key", now) <= MAX_PRECEDENCE
+        tenant = program.translate(str.maketrans("bd", "ac"))
+        service.begin(program, tenant, now)
+        seen.add(tenant)
+        lead = service.lead(program, tenant, now)
+        assert abs(lead - service.average_lead(now)) <= MAX_DIFFERENCE + 1e-6 or len(seen) == 1
+
+
+def test_the_average_lead_fades_without_calls() -> None:
+    service = ProgramService()
+    assert service.average_lead(0.0) == 0.0
+    service.begin("agent", "key", 0.0)
+    service.lead("agent", "key", 1000.0)
+    assert service.average_lead(1000.0) == 1000.0
+    assert service.average_lead(1600.0) == pytest.approx(500.0)
 
 
 def test_averages_of_tenants_are_bounded() -> None:
     service = ProgramService()
     with mock.patch.object(module, "_MAX_TENANTS", 3):
         for number in range(10):
-            service.precedence("program", f"key {number}", 0.0)
+            service.lead("program", f"key {number}", 0.0)
     assert len(service._averages) == 3
