@@ -8,9 +8,9 @@ beside the protected KV wait.
 Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. They wait only while other
 work runs, and for at most `MAX_PAUSE_SECONDS`.
 
-An owner is an API key of a gateway. Owners with protected KV, and that of the prompt, have equal shares of the pool. If
-the tokens that a prompt needs and the protected KV of its owner fit this share, the protected KV of other owners is no
-reason to wait. Otherwise it is a reason up to the shares of the other owners.
+An owner is an API key of a gateway. Owners with protected KV or with prompts have equal shares of the pool. If the
+tokens that a prompt needs and the protected KV of its owner fit this share, the protected KV and the prompts of other
+owners are no reason to wait. Otherwise they are a reason, their KV up to the shares of the other owners.
 """
 
 import math
