@@ -75,6 +75,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Fetch the model once, before several workers of pytest-xdist need it."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under `nohup`: the servers that tests start would ignore it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if getattr(session.config.option, "numprocesses", None) and not hasattr(session.config, "workerinput"):
         with contextlib.suppress(CheckpointError):  # the tests that need it report this
             fetch(EngineConfig().model, Path(default_cache()))
