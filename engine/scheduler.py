@@ -104,11 +104,12 @@ class StepScheduler:
         decoders.sort(key=_priority_of)
         prefills.sort(key=_priority_of)
         plan = Plan()
+        paused: list[TokenSequence] = []
         if self._admission is not None:
             self._admission.admit_fitting(prefills)
-        paused = [sequence for sequence in prefills if not sequence.is_admitted]
-        if paused:
-            prefills = [sequence for sequence in prefills if sequence.is_admitted]
+            paused = [sequence for sequence in prefills if not sequence.is_admitted]
+            if paused:
+                prefills = [sequence for sequence in prefills if sequence.is_admitted]
         if self._step_budget is not None:
             decoders = self._decoders_in_step(decoders, prefills, plan, self._step_budget)
         places = min(self._max_batch, self._step_tokens)

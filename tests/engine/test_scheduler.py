@@ -56,6 +56,12 @@ def test_decode_comes_first_and_prefill_fills_the_budget(tokenizer: Tokenizer) -
     assert [chunk.samples for chunk in plan.chunks] == [True, True]
 
 
+def test_without_an_admission_no_prompt_waits(tokenizer: Tokenizer) -> None:
+    stage = SchedulerHarness(tokenizer)
+    stage.add([5] * 3).is_admitted = False
+    assert rows(stage.step()) == [(0, 3)]
+
+
 def force_tokens(sequence: TokenSequence, count: int) -> None:
     """Append tokens as if a grammar had forced them."""
     assert sequence.generation is not None

@@ -1,5 +1,7 @@
 """gateway/programs/tool_gaps.py: gaps between answers and the requests that extend them."""
 
+import pytest
+
 from gateway.programs import ProgramCall, ToolGaps
 from gateway.programs.program import Program
 from gateway.programs.tool_gaps import MAX_EXPIRED, MAX_GAP_SECONDS, PERSON, EndedGap, word_of
@@ -62,7 +64,7 @@ def test_the_number_of_gaps_is_bounded(monkeypatch) -> None:  # type: ignore[no-
     assert len(gaps) == 9
 
 
-def test_a_tenant_with_many_gaps_drops_only_its_own(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_tenant_with_many_gaps_drops_only_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.programs.tool_gaps.MAX_GAPS", 10)
     gaps = ToolGaps()
     quiet = answer("quiet", "grep")

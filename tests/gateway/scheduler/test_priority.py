@@ -59,6 +59,14 @@ class PriorityHarness:
     def read(self, call: Call, objective: Objective = Objective.LATENCY) -> None:
         self.priorities.subscribe(call.output, objective, self.now)
 
+    def request(self, program: str) -> Call:
+        """Add a plain request of a program, for which a client waits."""
+        call = join(Session(id="", tenant="", created=0.0, ttl=60.0))
+        call.program = _Member(program)
+        self.priorities.add(call, self.now)
+        self.read(call)
+        return call
+
     def order(self, *calls: Call) -> list[int]:
         """Return the indexes of the calls, in the order of their ranks."""
         return sorted(range(len(calls)), key=lambda index: self.priorities.rank(calls[index]))
@@ -88,13 +96,7 @@ class _Member:
 
 def test_programs_that_attained_much_service_go_later_but_not_for_ever() -> None:
     harness = PriorityHarness()
-
-    def request(program: str) -> Call:
-        call = join(Session(id="", tenant="", created=0.0, ttl=60.0))
-        call.program = _Member(program)
-        harness.priorities.add(call, harness.now)
-        harness.read(call)
-        return call
+    request = harness.request
 
     request("a"), request("b")
     harness.priorities.programs.charge("a", GRANT_SECONDS, harness.now)
@@ -117,13 +119,7 @@ def test_programs_that_attained_much_service_go_later_but_not_for_ever() -> None
 def test_where_programs_are_ordered_the_older_goes_first_and_sessions_are_not_delayed() -> None:
     harness = PriorityHarness()
     harness.priorities = Priorities(harness.cost_model, orders_programs=True)
-
-    def request(program: str) -> Call:
-        call = join(Session(id="", tenant="", created=0.0, ttl=60.0))
-        call.program = _Member(program)
-        harness.priorities.add(call, harness.now)
-        harness.read(call)
-        return call
+    request = harness.request
 
     for _ in range(400):
         finish(request("agent"))
