@@ -123,10 +123,6 @@ class ProgramService:
             service.last_call = max(service.last_call, now)
             self._programs.touch(program)
 
-    def end(self, program: str) -> None:
-        """Forget a program."""
-        self._programs.pop(program)
-
     def forget_some(self, tenant: str) -> bool:
         """Forget programs of a tenant. Return False once there are none."""
         return bool(self._programs.pop_tenant(tenant, _MAX_FORGOTTEN))
