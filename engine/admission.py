@@ -17,11 +17,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from engine.kv.cache import KVCache, owner_of
 from engine.kv.pausing import MAX_PAUSE_SECONDS, is_active, is_small, longest_wait
-from engine.sequence import TokenSequence
+from engine.sequence import Pause, TokenSequence
 
 _LOOKUP_SECONDS = 1.0
 """Interval at which the cached beginning of a waiting prompt is looked up again, in seconds: another prompt may have
@@ -31,16 +30,6 @@ _LOOKUP_TOKENS = 65_536
 other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
 """Validity of the count of protected KV, in seconds."""
-
-
-@dataclass(slots=True)
-class Pause:
-    """Pause of a prompt. `since`: its beginning. `cached`: number of tokens that were cached at the time `looked_up`.
-    Times are in seconds."""
-
-    since: float
-    cached: int
-    looked_up: float
 
 
 class PromptAdmission:

@@ -1,17 +1,24 @@
 """A sequence: the tokens of one text, and the blocks that hold their KV."""
 
 from collections import deque
+from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache, LastBlock, MissReason, Node
 from engine.pooling import Pooling
 
-if TYPE_CHECKING:
-    from engine.admission import Pause
-
 _versions = count(1)
+
+
+@dataclass(slots=True)
+class Pause:
+    """Pause of a prompt, see `engine.admission`. `since`: its beginning. `cached`: number of tokens that were cached
+    at the time `looked_up`. Times are in seconds."""
+
+    since: float
+    cached: int
+    looked_up: float
 
 
 class TokenSequence:
