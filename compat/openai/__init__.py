@@ -31,6 +31,15 @@ from compat.openai.answers import (
     ToolCallDelta,
     TopLogprob,
 )
+from compat.openai.forms import (
+    FORM_KEYS,
+    AgentForm,
+    BranchForm,
+    ConditionRequest,
+    MapForm,
+    RepeatForm,
+    ToolForm,
+)
 from compat.openai.messages import Message, NamedTool
 from compat.openai.objects import (
     CallObject,
@@ -69,7 +78,10 @@ from compat.openai.semantic import (
 from compat.openai.status import EngineObject, StatusObject
 
 __all__ = [
+    "FORM_KEYS",
     "REFUSED",
+    "AgentForm",
+    "BranchForm",
     "CallObject",
     "ChatCompletion",
     "ChatCompletionChunk",
@@ -83,6 +95,7 @@ __all__ = [
     "CompletionRequest",
     "CompletionTokensDetails",
     "CompletionUsage",
+    "ConditionRequest",
     "CustomCall",
     "CustomToolCallAnswer",
     "DetokenizeRequest",
@@ -98,6 +111,7 @@ __all__ = [
     "GraphRequest",
     "Health",
     "LimitsRequest",
+    "MapForm",
     "Message",
     "Model",
     "ModelList",
@@ -108,6 +122,7 @@ __all__ = [
     "ProgramObject",
     "PromptDifference",
     "PromptTokensDetails",
+    "RepeatForm",
     "ResponseMessage",
     "Semantic",
     "SemanticInfo",
@@ -124,6 +139,7 @@ __all__ = [
     "Tokens",
     "ToolCallAnswer",
     "ToolCallDelta",
+    "ToolForm",
     "TopLogprob",
     "Transform",
     "UsageList",

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.graph.errors import Failure
+from gateway.graph.forms.form import Form, Map, Origin, references_of
 from gateway.graph.segments import Input, Segment, Slot
 from gateway.graph.trace_context import TraceContext
 from gateway.graph.variable import Piece, Reader, Variable
@@ -21,6 +22,7 @@ class CallState(StrEnum):
     QUEUED = "queued"
     PREFILL = "prefill"
     DECODE = "decode"
+    RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -41,6 +43,7 @@ _WAIT_CAUSES: Mapping[CallState, WaitCause] = {
     CallState.QUEUED: "queue",
     CallState.PREFILL: "prompt",
     CallState.DECODE: "answer",
+    CallState.RUNNING: "tool",
 }
 """Causes by state, for calls that wait for no variable."""
 
@@ -65,12 +68,13 @@ class CallSpec:
     """A call as a client requests it, before it joins a graph.
 
     `output` None: the session generates a name. `parts`: texts and references to inputs and slots that are joined to
-    form the output, if no slot generates it. An empty `model` describes a template: it has no prompt, and its parts
-    form the value. `fallbacks`: the prompt rendered for other models, in order of preference; used if no engine of this
-    model answers. `inputs`: values in the request, by the variables that are set to them before the call starts.
-    `share`: an identical call may serve this one. `salt`: the call's KV cache is shared only with calls of the same
-    salt. `where`: path of the call in a request that contains several. `prompt_field`: name of the request's field that
-    contains the prompt.
+    form the output, if no slot generates it. An empty `model` describes a call without a prompt: a template, whose
+    parts form the value, or a form. `form`: form that the call runs, and `more_outputs`: its outputs beside `output`.
+    `origin`: place in the form that added the call. `fallbacks`: the prompt rendered for other models, in order of
+    preference; used if no engine of this model answers. `inputs`: values in the request, by the variables that are set
+    to them before the call starts. `share`: an identical call may serve this one. `salt`: the call's KV cache is shared
+    only with calls of the same salt. `where`: path of the call in a request that contains several. `prompt_field`: name
+    of the request's field that contains the prompt.
     """
 
     model: str
@@ -85,6 +89,9 @@ class CallSpec:
     where: str = ""
     prompt_field: str = "messages"
     fallbacks: Sequence[Rendering] = ()
+    form: Form | None = None
+    more_outputs: Sequence[str] = ()
+    origin: Origin | None = None
     slots: Sequence[Slot] = field(init=False, compare=False, repr=False)
     """Slots, in the order in which they are generated."""
     references: Sequence[Input] = field(init=False, compare=False, repr=False)
@@ -99,12 +106,21 @@ class CallSpec:
                 references.append(segment)
         if self.parts is not None:
             references += [part for part in self.parts if isinstance(part, Input)]
+        if self.form is not None:
+            references += references_of(self.form)
         object.__setattr__(self, "slots", slots)
         object.__setattr__(self, "references", references)
 
     def field_path(self, field: str) -> str:
         """Return the path of one of the call's fields in the request."""
         return f"{self.where}.{field}" if self.where else field
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the variables that the call generates, its output last. A name that the session will generate is
+        left out."""
+        names = [slot.name for slot in self.slots if slot.name is not None]
+        return [*names, *self.more_outputs, *([self.output] if self.output else [])]
 
     @property
     def renderings(self) -> list[Rendering]:
@@ -219,6 +235,10 @@ class Call:
     """Texts of the finished slots, as they stand in the prompt."""
     identity: bytes | None = None
     """Digest that is equal for identical calls, if the call may serve them."""
+    children: "dict[str, Call]" = field(default_factory=dict)
+    """Calls that this call's form has added, by their place in the form."""
+    was_running: bool = False
+    """Whether the call was in the state `running` before a restart."""
     leader: "Call | None" = None
     """The identical call that serves this one."""
     followers: "list[Call]" = field(default_factory=list)
@@ -279,6 +299,25 @@ class Call:
             (self.spec.deferred and not variable.is_deleted) or variable.subscribers or variable.unfinished_consumers
             for variable in self.outputs
         )
+
+    def survives(self, source: Variable) -> bool:
+        """Return whether the call may end well although a variable that it reads has failed. A form does, unless it
+        cannot do without a call that it has added."""
+        form = self.spec.form
+        if form is None:
+            return False
+        producer = source.producer
+        is_child = producer is not None and producer.spec.origin is not None and producer.spec.origin.call == self.id
+        return not is_child or (isinstance(form, Map) and form.on_error != "fail")
+
+    def adopt(self, child: "Call") -> None:
+        """Read the outputs of a call that this call's form has added."""
+        assert child.spec.origin is not None, "only a form adds calls"
+        self.children[child.spec.origin.place] = child
+        for variable in child.outputs:
+            self.inputs[variable.name] = variable
+            variable.consumers.append(self)
+            variable.unfinished_consumers += not self.state.is_final
 
     def follow(self, leader: "Call") -> None:
         """Let an identical call serve this one."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gateway.graph.call import CallSpec
+from gateway.graph.forms.form import Agent, Branch, Form, Map, Repeat, ToolRun
 from gateway.graph.segments import Characters, Messages, Segment, Slot, Text
 from gateway.graph.text import size_of
 
@@ -12,6 +13,8 @@ VARIABLE_BYTES = 500
 """Memory of a variable, in bytes, without its value."""
 _REFERENCE_BYTES, _SLOT_BYTES = 200, 500
 """Memory of a reference and of a slot, in bytes, without texts."""
+_FORM_CALL_BYTES = 1_000
+"""Memory of a call that a form may add, in bytes, without texts."""
 _TOKEN_BYTES, _BIAS_BYTES = 40, 110
 """Memory of a stop token, and of a token with a bias, in bytes."""
 
@@ -23,7 +26,30 @@ def spec_bytes(spec: CallSpec) -> int:
         prompts += _prompt_bytes(rendering.segments)
     texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
     slots = _SLOT_BYTES * (len(spec.slots) - 1) if spec.slots else 0
-    return prompts + texts + slots + _REFERENCE_BYTES * len(spec.references) + _parameter_bytes(spec.slots)
+    parameters = _parameter_bytes(spec.slots)
+    form = 0 if spec.form is None else _form_bytes(spec.form)
+    return prompts + texts + slots + _REFERENCE_BYTES * len(spec.references) + parameters + form
+
+
+def _form_bytes(form: Form) -> int:
+    """Return the memory of a form, in bytes: that of the calls that it adds, and of its texts."""
+    calls: Sequence[CallSpec] = ()
+    texts: list[str] = []
+    match form:
+        case Map(over, _, call):
+            calls = (call,)
+            texts = [over] if isinstance(over, str) else []
+        case Branch(condition, then, otherwise, default):
+            calls = (*then, *otherwise)
+            texts = [condition.operand, default or ""]
+        case Repeat(inner, first, carry, until):
+            calls = inner
+            templates = (*first.values(), *carry.values())
+            texts = [part for template in templates for part in template if isinstance(part, str)]
+            texts.append(until.operand)
+        case ToolRun(_, _, text, _, binding) | Agent(_, text, _, _, _, binding):
+            texts = [text, *binding.values.values()]
+    return sum(map(size_of, texts)) + sum([_FORM_CALL_BYTES + spec_bytes(call) for call in calls])
 
 
 def _prompt_bytes(segments: Sequence[Segment]) -> int:

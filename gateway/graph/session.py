@@ -35,13 +35,14 @@ from gateway.graph.events import (
     VariableChanged,
     VariableDeleted,
 )
+from gateway.graph.forms.form import references_of
 from gateway.graph.ids import new_id
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import check_name
 from gateway.graph.resources import SessionResources
 from gateway.graph.segments import Input, Slot
 from gateway.graph.text import check_text, size_of
-from gateway.graph.variable import Reader, Variable, VariableState
+from gateway.graph.variable import Reader, Variable
 
 _arrivals = itertools.count()
 _SUGGESTION_POOL = 100
@@ -110,6 +111,8 @@ class Session:
         self._retired_names: set[str] = set()
         """Names of deleted variables that were ready. They cannot be used again, because a client may have read the
         value."""
+        self._expanded_names: set[str] = set()
+        """Names of deleted variables whose forms had added calls. The variables of these calls keep their names."""
         self.call_gate: CallGate | None = None
         """Gate that calls pass to join; None if there is none."""
         self._joining: Call | None = None
@@ -123,6 +126,10 @@ class Session:
             raise self._unknown(name, reversed(self.variables), where)
         return self.variables[name]
 
+    def is_taken(self, name: str) -> bool:
+        """Return whether no new variable can have this name."""
+        return name in self.variables or name in self._retired_names
+
     def _unknown(self, name: str, known: Iterable[str], where: str | None) -> UnknownVariable:
         matches = difflib.get_close_matches(name, itertools.islice(known, _SUGGESTION_POOL), n=3)
         hint = "; declare it, or send the call that makes it first"
@@ -130,8 +137,14 @@ class Session:
             hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in matches)}?"
         return UnknownVariable(f"session {self.id} has no variable {name!r}{hint}", where)
 
-    def _check_free(self, name: str, where: str) -> None:
-        check_name(name, where)
+    def _check_free(self, name: str, where: str, *, is_derived: bool = False) -> None:
+        """Raise BadReference or VariableAlreadySet if a new variable cannot have this name. `is_derived`: a form has
+        made the name, so it may have characters that clients cannot use."""
+        if not is_derived:
+            check_name(name, where)
+            if name in self._expanded_names:
+                message = f"{name!r} was a form's output, and variables of its calls exist; choose another name"
+                raise VariableAlreadySet(message, where)
         known = self.variables.get(name)
         if known is not None and known.is_assigned:
             raise VariableAlreadySet(f"{name!r} is {known.state} already; a name is assigned once in a session", where)
@@ -250,10 +263,12 @@ class Session:
     ) -> list[str]:
         """Return the names that the call produces, its output last."""
         names = [(slot.name, slot.where) for slot in spec.slots if slot.name is not None]
+        names += [(name, spec.field_path("outputs")) for name in spec.more_outputs]
         if spec.output:
-            names.append((spec.output, spec.field_path("semantic.output") if spec.model else spec.where))
+            field = "semantic.output" if spec.model else "output" if spec.form is not None else ""
+            names.append((spec.output, spec.field_path(field) if field else spec.where))
         for name, place in names:
-            self._check_free(name, place)
+            self._check_free(name, place, is_derived=spec.origin is not None)
             if name in values:
                 raise VariableAlreadySet(f"{name!r} has a value in the request and is also an output", place)
             if name in produced:
@@ -277,7 +292,8 @@ class Session:
         done: set[str] = set()
         own = {slot.name for slot in spec.slots}
         read: dict[str, str] = {}
-        for segment in (*spec.segments, *(spec.parts or ())):
+        form = () if spec.form is None else references_of(spec.form)
+        for segment in (*spec.segments, *(spec.parts or ()), *form):
             if isinstance(segment, Slot) and segment.name is not None:
                 done.add(segment.name)
             elif isinstance(segment, Input):
@@ -336,6 +352,9 @@ class Session:
         for source in call.inputs.values():
             source.consumers.append(call)
             source.unfinished_consumers += 1
+        if call.spec.origin is not None:
+            self.calls[call.spec.origin.call].adopt(call)
+            self.resources.edges += len(call.outputs)
         self._joining = call
         self._on_call_change(call)
         for variable in call.outputs:
@@ -483,8 +502,11 @@ class Session:
     def remove_name(self, variable: Variable) -> None:
         """Remove the variable's name. The name becomes free, unless the variable was ready under it."""
         del self.variables[variable.name]
-        if variable.state is VariableState.READY:
+        if variable.has_value:
             self._retired_names.add(variable.name)
+        producer = variable.producer
+        if producer is not None and producer.children:
+            self._expanded_names.add(variable.name)
         variable.is_deleted = True
 
     def close(self, cancel: Callable[[Call, Failure], None], *, expired: bool = False) -> None:
@@ -515,6 +537,7 @@ class Session:
         for call in self.calls.values():
             call.on_change = call.leader = None
             call.followers.clear()
+            call.children.clear()
             call.unfinished_followers = 0
             for variable in (*call.outputs, *call.inputs.values()):
                 variable.producer = None

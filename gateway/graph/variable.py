@@ -24,12 +24,13 @@ class VariableState(StrEnum):
     READY = "ready"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    SKIPPED = "skipped"
 
     is_final: bool
     """Whether the state never changes again."""
 
     def __init__(self, value: str) -> None:
-        self.is_final = value in ("ready", "failed", "cancelled")
+        self.is_final = value in ("ready", "failed", "cancelled", "skipped")
 
 
 class Piece(NamedTuple):
@@ -179,6 +180,15 @@ class Variable:
             self.failure = failure
             self._finish(VariableState.FAILED, None)
 
+    def skip(self, value: str | None, failure: Failure) -> None:
+        """Make the variable skipped, because the calls that would generate it are not added. `value`: the text that
+        readers get; None: they fail because of `failure`."""
+        if self.state.is_final:
+            return
+        self.pieces = [Piece(value)] if value else []
+        self.failure = failure if value is None else None
+        self._finish(VariableState.SKIPPED, value)
+
     def cancel(self, failure: Failure) -> None:
         """Make the variable cancelled, unless it is final."""
         if not self.state.is_final:
@@ -213,6 +223,11 @@ class Variable:
         if self._change_futures:
             waiting, self._change_futures = self._change_futures, []
             _wake(waiting)
+
+    @property
+    def has_value(self) -> bool:
+        """Whether the variable is final and readers get a text."""
+        return self.value is not None and self.state.is_final
 
     async def wait_final(self) -> None:
         """Wait until the variable is ready, failed or cancelled. It raises no error of its own."""

@@ -3,14 +3,11 @@
 A change of these records needs a new schema version: see `storage.SCHEMA`.
 """
 
-import dataclasses
-from array import array
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
-from engine.sampling_params import SamplingParams
 from gateway.graph.budget import Limits
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Rendering, Times, Usage
 from gateway.graph.errors import Failure
@@ -25,20 +22,23 @@ from gateway.graph.events import (
     VariableChanged,
     VariableDeleted,
 )
-from gateway.graph.references import Reference
-from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, Text, Trim
+from gateway.graph.forms.form import Origin
 from gateway.graph.session import Session
-from gateway.graph.transform import Transform
 from gateway.graph.variable import VariableState
-from gateway.journal.message_codec import decode_messages, encode_messages, has_marks
+from gateway.journal.form_records import FormRecord, form_of, form_record
+from gateway.journal.segment_records import (
+    InputPart,
+    Part,
+    StoredRecord,
+    segment_record,
+    segments_of,
+    template_of,
+    template_record,
+)
 from gateway.journal.storage import Entry
 
 
-class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    pass
-
-
-class SessionRecord(_Record, frozen=True, tag="session"):
+class SessionRecord(StoredRecord, frozen=True, tag="session"):
     """First record of each session."""
 
     tenant: str
@@ -49,7 +49,7 @@ class SessionRecord(_Record, frozen=True, tag="session"):
     limits: Limits | None = None
 
 
-class VariableRecord(_Record, frozen=True, tag="variable"):
+class VariableRecord(StoredRecord, frozen=True, tag="variable"):
     """A variable, given by its number, was created or changed its state."""
 
     time: float
@@ -59,14 +59,14 @@ class VariableRecord(_Record, frozen=True, tag="variable"):
     failure: Failure | None
 
 
-class DeletedRecord(_Record, frozen=True, tag="deleted"):
+class DeletedRecord(StoredRecord, frozen=True, tag="deleted"):
     """A variable was deleted: it lost its name."""
 
     time: float
     number: int
 
 
-class ValueRecord(_Record, frozen=True, tag="value"):
+class ValueRecord(StoredRecord, frozen=True, tag="value"):
     """Value that a variable is about to get."""
 
     number: int
@@ -74,62 +74,15 @@ class ValueRecord(_Record, frozen=True, tag="value"):
     value: str
 
 
-class ExposureRecord(_Record, frozen=True, tag="shown"):
+class ExposureRecord(StoredRecord, frozen=True, tag="shown"):
     """Part of an unfinished value was sent to a client."""
 
     number: int
 
 
-class TextPart(_Record, frozen=True, tag="text"):
-    """Tokens, as 32-bit integers in the machine's byte order. For messages, see `message_codec`."""
-
-    tokens: bytes
-    weight: int | None = None
-
-
-class CharactersPart(_Record, frozen=True, tag="characters"):
-    """Text that is not tokenised yet. Before schema 3 it was stored as the code points of a `TextPart`."""
-
-    text: str
-    adds_space: bool
-    weight: int | None
-
-
-class InputPart(_Record, frozen=True, tag="input"):
-    """A reference to a variable."""
-
-    name: str
-    path: tuple[str, ...]
-    where: str
-    in_json: bool = False
-
-
-class SlotPart(_Record, frozen=True, tag="slot"):
-    """A place where text is generated. Only sampling and transform fields that differ from their defaults are
-    stored."""
-
-    name: str | None
-    sampling: dict[str, Any]
-    transform: dict[str, Any] | None
-    where: str
-    thinks: Literal["perhaps", "begun"] | None = None
-    heals: bool = False
-
-
-class TrimPart(_Record, frozen=True, tag="trim"):
-    """A place from which on white space is removed."""
-
-    left: bool
-    right: bool
-    lines: bool
-
-
-Part = TextPart | CharactersPart | InputPart | SlotPart | TrimPart
-
-
-class CallRecord(_Record, frozen=True, tag="call"):
+class CallRecord(StoredRecord, frozen=True, tag="call"):
     """A call joined the graph. `inputs` and `makes`: names and numbers of variables; the output is the last one
-    made."""
+    made. `origin`: id of the call whose form added it, its place there, and the digest."""
 
     id: str
     created: float
@@ -143,10 +96,13 @@ class CallRecord(_Record, frozen=True, tag="call"):
     objective: Objective | None
     share: bool
     salt: str = ""
-    fallbacks: list[tuple[str, list[Part]]] = []
+    fallbacks: tuple[tuple[str, list[Part]], ...] = ()
+    form: FormRecord | None = None
+    origin: tuple[str, str, str] | None = None
+    where: str = ""
 
 
-class Outcome(_Record, frozen=True):
+class Outcome(StoredRecord, frozen=True):
     """Results of a call that has ended."""
 
     usage: Usage
@@ -157,7 +113,7 @@ class Outcome(_Record, frozen=True):
     identity: bytes | None
 
 
-class StateRecord(_Record, frozen=True, tag="state"):
+class StateRecord(StoredRecord, frozen=True, tag="state"):
     """A call changed its state."""
 
     time: float
@@ -167,7 +123,7 @@ class StateRecord(_Record, frozen=True, tag="state"):
     outcome: Outcome | None
 
 
-class SlotTextRecord(_Record, frozen=True, tag="made"):
+class SlotTextRecord(StoredRecord, frozen=True, tag="made"):
     """Text of a slot as it stands in the prompt."""
 
     call: str
@@ -217,16 +173,21 @@ def session_record(session: Session) -> SessionRecord:
 
 def spec_of(record: CallRecord) -> CallSpec:
     """Return the call as its client requested it."""
+    *more_outputs, output = record.makes
     return CallSpec(
         model=record.model,
-        segments=_segments(record.segments),
-        output=list(record.makes)[-1],
-        parts=None if record.parts is None else [_part(part) for part in record.parts],
+        segments=segments_of(record.segments),
+        output=output,
+        parts=None if record.parts is None else template_of(record.parts),
         deferred=record.deferred,
         objective=record.objective,
         share=record.share,
         salt=record.salt,
-        fallbacks=tuple(Rendering(model, _segments(parts)) for model, parts in record.fallbacks),
+        fallbacks=tuple(Rendering(model, segments_of(parts)) for model, parts in record.fallbacks),
+        form=None if record.form is None else form_of(record.form),
+        more_outputs=more_outputs if record.form is not None else (),
+        origin=None if record.origin is None else Origin(*record.origin),
+        where=record.where,
     )
 
 
@@ -267,79 +228,19 @@ def _call(call: Call) -> CallRecord:
         created=call.times.created,
         depth=call.depth,
         model=spec.model,
-        segments=[_segment_record(segment) for segment in spec.segments],
-        parts=None
-        if spec.parts is None
-        else [part if isinstance(part, str) else _input_record(part) for part in spec.parts],
+        segments=[segment_record(segment) for segment in spec.segments],
+        parts=None if spec.parts is None else template_record(spec.parts),
         inputs={name: variable.number for name, variable in call.inputs.items()},
         makes={variable.name: variable.number for variable in call.outputs},
         deferred=spec.deferred,
         objective=spec.objective,
         share=spec.share,
         salt=spec.salt,
-        fallbacks=[
-            (rendering.model, [_segment_record(segment) for segment in rendering.segments])
+        fallbacks=tuple(
+            (rendering.model, [segment_record(segment) for segment in rendering.segments])
             for rendering in spec.fallbacks
-        ],
+        ),
+        form=None if spec.form is None else form_record(spec.form),
+        origin=None if spec.origin is None else (spec.origin.call, spec.origin.place, spec.origin.digest),
+        where=spec.where if spec.form is not None or spec.origin is not None else "",
     )
-
-
-def _segment_record(segment: Segment) -> Part:
-    match segment:
-        case Text(tokens, weight):
-            return TextPart(array("i", tokens).tobytes(), weight)
-        case Characters(text, adds_space, weight):
-            return CharactersPart(text, adds_space, weight)
-        case Messages():
-            return TextPart(encode_messages(segment).tobytes(), segment.weight)
-        case Input():
-            return _input_record(segment)
-        case Trim(left, right, lines):
-            return TrimPart(left, right, lines)
-        case Slot(name, sampling, transform, where, thinks, heals):
-            transform_fields = None if transform is None else _non_default(transform)
-            return SlotPart(name, _non_default(sampling), transform_fields, where, thinks, heals)
-
-
-def _input_record(part: Input) -> InputPart:
-    return InputPart(part.reference.name, part.reference.path, part.where, part.in_json)
-
-
-def _segments(parts: Sequence[Part]) -> list[Segment]:
-    texts = {index: array("i", part.tokens) for index, part in enumerate(parts) if isinstance(part, TextPart)}
-    are_messages = any(map(has_marks, texts.values()))
-    return [_segment(part, texts.get(index), are_messages) for index, part in enumerate(parts)]
-
-
-def _segment(part: Part, text: "array[int] | None", is_message: bool) -> Segment:
-    match part:
-        case TextPart(_, weight):
-            assert text is not None
-            return decode_messages(text, weight) if is_message else Text(text, weight)
-        case CharactersPart(characters, adds_space, weight):
-            return Characters(characters, adds_space, weight)
-        case TrimPart(left, right, lines):
-            return Trim(left, right, lines)
-        case InputPart(name, path, where, in_json):
-            return Input(Reference(name, path), where, in_json)
-        case SlotPart(name, sampling, transform, where, thinks, heals):
-            restored = None if transform is None else msgspec.convert(transform, Transform)
-            return Slot(name, msgspec.convert(sampling, SamplingParams, strict=False), restored, where, thinks, heals)
-
-
-def _part(part: str | InputPart) -> str | Input:
-    return part if isinstance(part, str) else Input(Reference(part.name, part.path), part.where, part.in_json)
-
-
-def _defaults(kind: type[SamplingParams] | type[Transform]) -> Sequence[tuple[str, Any]]:
-    return [(name, getattr(kind(), name)) for name in (field.name for field in dataclasses.fields(kind))]
-
-
-_DEFAULTS = {kind: _defaults(kind) for kind in (SamplingParams, Transform)}
-
-
-def _non_default(parameters: SamplingParams | Transform) -> dict[str, Any]:
-    """Return the fields that differ from their defaults."""
-    return {
-        name: value for name, default in _DEFAULTS[type(parameters)] if (value := getattr(parameters, name)) != default
-    }

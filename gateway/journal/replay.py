@@ -109,6 +109,7 @@ class Replay:
                 if state.is_final and not call.state.is_final:
                     session.count_call_end(call)
                 call.state, call.failure = state, failure
+                call.was_running = call.was_running or state is CallState.RUNNING
                 if outcome is not None:
                     call.usage, call.times = outcome.usage, outcome.times
                     call.finish_reason, call.engine = outcome.finish_reason, outcome.engine
@@ -165,7 +166,7 @@ def finish_replay(session: Session) -> None:
 
 def _is_stored(variable: Variable) -> bool:
     """Return whether the value is stored. Then it is final, even if no client learned about it."""
-    return variable.state is VariableState.READY or variable.reserved
+    return variable.has_value or variable.reserved
 
 
 def _restart(call: Call) -> None:

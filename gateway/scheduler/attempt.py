@@ -27,7 +27,7 @@ from gateway.graph.segments import (
     update_digest,
 )
 from gateway.graph.text import size_of
-from gateway.graph.variable import Piece, Variable, VariableState, reasoning_of
+from gateway.graph.variable import Piece, Variable, reasoning_of
 from gateway.scheduler.input_reader import CallFailed, InputReader
 from gateway.scheduler.reasoning_parser import ReasoningParser
 from gateway.scheduler.transforms import TransformFailed, apply
@@ -179,7 +179,7 @@ class CallAttempt:
     def _known_value(self, reference: Reference) -> str | None:
         """Return what a reference stands for; None if it is not known yet, or must be parsed."""
         source = self._call.inputs.get(reference.name)
-        if source is None or source.state is not VariableState.READY or reference.path:
+        if source is None or not source.has_value or reference.path:
             return None
         return source.value or ""
 
@@ -190,7 +190,7 @@ class CallAttempt:
         if name in call.slots:
             return f"s{self._slot_numbers[name]}{path!r}"
         source = call.inputs[name]
-        if source.state is not VariableState.READY:
+        if not source.has_value:
             return f"n{name}{path!r}"
         if name not in self._value_digests:  # computed once: a prompt may refer to a large value many times
             value = (source.value or "").encode(errors="surrogatepass")

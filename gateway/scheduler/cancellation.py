@@ -41,6 +41,7 @@ class Cancellation:
                     for v in call.outputs
                     if v.failure
                     for consumer in v.consumers
+                    if not consumer.survives(v)
                 ]
 
     def cancel(self, call: Call, failure: Failure) -> None:
@@ -49,7 +50,7 @@ class Cancellation:
 
     def fail_consumers(self, variable: Variable) -> None:
         """Fail the consumers of a variable that will get no value."""
-        for consumer in variable.consumers:
+        for consumer in [consumer for consumer in variable.consumers if not consumer.survives(variable)]:
             self.end(consumer, CallState.FAILED, upstream_failure(variable))
 
     def release(self, call: Call) -> None:

@@ -25,6 +25,8 @@ from gateway.graph.variable import ProducerRestarted
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.attempt import CallAttempt
 from gateway.scheduler.coalescing import copy_outputs, find_leader
+from gateway.scheduler.forms.form_steps import Start
+from gateway.scheduler.forms.runner import FormRunner
 from gateway.scheduler.input_reader import CallFailed, InputReader, render_template, upstream_failure
 from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.placement import Placement, place
@@ -52,6 +54,7 @@ class CallExecutor:
         self,
         engines: Engines,
         priorities: Priorities,
+        start: Start,
         *,
         fill_ahead: bool = True,
         pause_programs: bool = False,
@@ -59,9 +62,10 @@ class CallExecutor:
         traceparent_of: Callable[[Call], str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`fill_ahead`: fill prompts before all their values exist. `pause_programs`: let prompts of programs wait
-        while their KV does not fit. `place` chooses engines. `traceparent_of` returns the trace header of a call, if
-        traces are exported. `now`: clock of the pauses after long work, in seconds."""
+        """`start` starts the calls that forms add. `fill_ahead`: fill prompts before all their values exist.
+        `pause_programs`: let prompts of programs wait while their KV does not fit. `place` chooses engines.
+        `traceparent_of` returns the trace header of a call, if traces are exported. `now`: clock of the pauses after
+        long work, in seconds."""
         self._engines = engines
         self._priorities = priorities
         self._fill_ahead = fill_ahead
@@ -82,6 +86,7 @@ class CallExecutor:
             )
         self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
+        self._forms = FormRunner(start, self._parsing)
         self._is_rerank_scheduled = False
 
     async def run(self, call: Call) -> Failure | None:
@@ -91,9 +96,11 @@ class CallExecutor:
         """
         try:
             for source in call.inputs.values():
-                if source.failure is not None:
+                if source.failure is not None and not call.survives(source):
                     return upstream_failure(source)
-            if call.spec.model:
+            if call.spec.form is not None:
+                await self._forms.run(call, call.spec.form)
+            elif call.spec.model:
                 await self._run_with_fallbacks(call)
             else:
                 await render_template(call, self._parsing)

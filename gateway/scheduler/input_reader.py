@@ -7,7 +7,7 @@ from gateway.graph.errors import Failure, GraphError, TooLarge, UnresolvedPath
 from gateway.graph.references import Reference, resolve
 from gateway.graph.segments import Input
 from gateway.graph.text import size_of
-from gateway.graph.variable import Piece, Variable, VariableState
+from gateway.graph.variable import Piece, Variable
 from gateway.runtime.fair_gate import FairGate
 
 _PARSED_BYTES = 64 << 20
@@ -44,7 +44,7 @@ class InputReader:
     async def read(self, source: Variable, reference: Reference) -> str:
         """Return the text that a reference to a final variable stands for. Raises CallFailed if the variable failed or
         the path leads nowhere."""
-        if source.state is not VariableState.READY:
+        if not source.has_value:
             raise CallFailed(upstream_failure(source))
         value = source.value or ""
         if not reference.path:

@@ -73,6 +73,7 @@ class Scheduler:
         self._executor = CallExecutor(
             engines,
             self._priorities,
+            self.start,
             fill_ahead=fill_ahead,
             pause_programs=pause_programs,
             place=place,
@@ -200,7 +201,8 @@ class Scheduler:
         for call in unfinished:
             self.submit(call)
         for call in unfinished:
-            failed = next((source for source in call.inputs.values() if source.failure is not None), None)
+            sources = call.inputs.values()
+            failed = next((source for source in sources if source.failure and not call.survives(source)), None)
             if failed is not None:
                 self._cancellation.end(call, CallState.FAILED, upstream_failure(failed))
         for call in unfinished:

@@ -35,14 +35,20 @@ async def apply(transform: Transform, text: str) -> str:
     return text
 
 
-async def _search(regex: str, group: int, text: str) -> str:
-    """Return the group of the first match. Raises TransformFailed if there is no match."""
+async def search(regex: str, group: int, text: str) -> str | None:
+    """Return the group of the first match; None if there is no match. Raises TransformFailed if the pattern cannot be
+    searched in this text."""
     try:
         pattern = patterns.compiled(regex)
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(_searchers, patterns.search, pattern, group, text)
+        return await loop.run_in_executor(_searchers, patterns.search, pattern, group, text)
     except patterns.BadPattern as error:
         raise TransformFailed(str(error)) from None
+
+
+async def _search(regex: str, group: int, text: str) -> str:
+    """Return the group of the first match. Raises TransformFailed if there is no match."""
+    found = await search(regex, group, text)
     if found is None:
         raise TransformFailed(f"group {group} of {regex!r} matches nothing in the answer: {_short(text)}")
     return found

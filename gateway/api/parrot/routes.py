@@ -52,7 +52,7 @@ from gateway.graph.references import Reference
 from gateway.graph.segments import Input, Slot
 from gateway.graph.session import Addition, Session, VariableSpec
 from gateway.graph.session_store import SessionNotFound, SessionStore
-from gateway.graph.variable import Variable, VariableState
+from gateway.graph.variable import Variable
 from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import ApiKeys
@@ -367,7 +367,7 @@ def _describe(variable: Variable) -> VariableInfo:
         "var_id": variable.name,
         "var_name": _label(variable.name),
         "state": variable.state,
-        "content": variable.value if variable.state is VariableState.READY else None,
+        "content": variable.value if variable.has_value else None,
     }
 
 

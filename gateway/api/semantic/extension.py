@@ -234,7 +234,7 @@ def describe_variable(variable: Variable) -> VariableObject:
     return {
         "name": variable.name,
         "state": variable.state,
-        "value": variable.value if variable.state is VariableState.READY else None,
+        "value": variable.value if variable.has_value else None,
         "error": describe_failure(variable.failure),
         "producer": variable.producer.id if variable.producer else None,
         "consumers": [call.id for call in variable.consumers],

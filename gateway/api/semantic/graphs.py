@@ -12,7 +12,6 @@ from aiohttp import web
 
 from compat.openai import (
     CallObject,
-    ChatCompletionRequest,
     Edge,
     GraphAnswer,
     GraphObject,
@@ -20,8 +19,7 @@ from compat.openai import (
     VariableObject,
     VariableRequest,
 )
-from gateway.api.openai.chat import ChatSpecBuilder
-from gateway.api.pipeline import build_spec, join_trace
+from gateway.api.pipeline import join_trace
 from gateway.api.semantic.diagrams import dot, mermaid
 from gateway.api.semantic.events import describe_event
 from gateway.api.semantic.extension import (
@@ -32,20 +30,21 @@ from gateway.api.semantic.extension import (
     describe_variable,
     find_named_session,
 )
+from gateway.api.semantic.graph_calls import GraphCallBuilder
 from gateway.api.semantic.sessions import limits_of, session_of
 from gateway.api.semantic.time_spent import time_spent
 from gateway.api.semantic.variables import variable_spec
 from gateway.api.serializers.base import usage_of
-from gateway.api.services import SERVICES, Services, models_of
+from gateway.api.services import SERVICES, Services
 from gateway.api.subscription import subscribed
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
 from gateway.graph.events import CallChanged, VariableChanged
+from gateway.graph.forms.form import form_name
 from gateway.graph.prefix_hash import prefix_hashes
-from gateway.graph.references import EVERY_NAME, check_references
 from gateway.graph.session import Addition, Session, VariableSpec
-from gateway.graph.variable import Variable, VariableState
-from gateway.http.json_body import read_json, validate, validate_async
+from gateway.graph.variable import Variable
+from gateway.http.json_body import read_json, validate
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
@@ -56,10 +55,8 @@ from gateway.scheduler.objective import objectives_of
 
 routes = web.RouteTableDef()
 
-_MAX_REFERENCES = 100_000
-"""Maximum number of references in all calls of one graph."""
 _BATCH = 20
-"""Number of calls that are read before other requests get a turn."""
+"""Number of pieces of a document that are read before other requests get a turn."""
 
 
 @routes.post("/v1/graphs")
@@ -79,7 +76,10 @@ async def run(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, GraphRequest)
     variables = [_variable_spec(name, value) for name, value in body.variables.items()]
     session = find_named_session(request, body.session, "session")
-    specs = await _specs(request, body, None if session is None else session.id)
+    known = {*body.variables, *(() if session is None else session.variables)}
+    average = len(await request.read()) // max(1, len(body.calls))
+    builder = GraphCallBuilder(request, None if session is None else session.id, known, average)
+    specs = await builder.build_all(body.calls)
     services.scheduler.admit(request[TENANT], continues=session is not None and bool(session.calls))
     await services.accounts.make_room(request[TENANT])
     is_new = session is None
@@ -110,44 +110,12 @@ def _variable_spec(name: str, value: Any) -> VariableSpec:
     return variable_spec(VariableRequest(value=value), name, where)
 
 
-async def _specs(request: web.Request, body: GraphRequest, session: str | None) -> list[CallSpec]:
-    """Return the calls in the order of the request. Raises RequestError and GraphError for the first invalid call."""
-    models = models_of(request)
-    specs: list[CallSpec] = []
-    references = 0
-    average = len(await request.read()) // max(1, len(body.calls))
-    for index, raw in enumerate(body.calls):
-        if index % _BATCH == _BATCH - 1:
-            await asyncio.sleep(0)
-        where = f"calls.{index}"
-        chat = await validate_async(request, raw, ChatCompletionRequest, encode_json(raw), where)
-        if chat.stream:
-            message = "a call of a graph cannot be streamed; stream the graph instead"
-            raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")
-        if chat.choice_count > 1:
-            message = "n must be 1 for a call of a graph, which has one answer"
-            raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.n")
-        semantic = chat.semantic
-        if semantic is not None and semantic.session not in (None, session):
-            message = f"the call names session {semantic.session!r}, but the graph names {session!r}"
-            raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
-        model = await models.get(chat.model, where)
-        deferred = semantic is not None and bool(semantic.defer)
-        length = sum([message.length for message in chat.messages])
-        builder = ChatSpecBuilder(chat, references=EVERY_NAME, deferred=deferred, where=where)
-        specs.append(await build_spec(builder, model, models.fallbacks_of(model), max(length, average)))
-        references += len(specs[-1].references)
-        check_references(references, _MAX_REFERENCES, where)
-    return specs
-
-
 def _check_outputs(
     outputs: Sequence[str], session: Session, specs: Sequence[CallSpec], variables: Sequence[VariableSpec]
 ) -> None:
     """Raise GraphError if an output is neither in the request nor in the session."""
     names: set[str | None] = {variable.name for variable in variables}
-    names |= {name for spec in specs for name in (spec.output, *spec.inputs)}
-    names |= {slot.name for spec in specs for slot in spec.slots}
+    names |= {name for spec in specs for name in (*spec.names, *spec.inputs)}
     for index, name in enumerate(outputs):
         if name not in names:
             session.variable(name, f"outputs.{index}")
@@ -163,7 +131,8 @@ class SubmittedGraph:
         self._addition = addition
         self._fact_count = fact_count
         if outputs is None:
-            unread = [call.output for call in addition.calls if not call.output.consumers]
+            made = [variable for call in addition.calls for variable in _results(call)]
+            unread = [variable for variable in made if not variable.consumers]
             self._outputs = {variable.name: variable for variable in unread}
         else:
             self._outputs = {name: session.variable(name) for name in outputs}
@@ -197,10 +166,21 @@ class SubmittedGraph:
             lines = []
             for event in events:
                 match event.change:
-                    case CallChanged(subject) | VariableChanged(subject) if subject in own:
+                    case CallChanged(subject) | VariableChanged(subject) if self._is_own(subject, own):
                         lines.append(named_event(*describe_event(event), event.id))
             await stream.write(b"".join(lines))
         return await stream.end(named_event("graph", self._answer()), done=False)
+
+    def _is_own(self, subject: Call | Variable, own: set[Call | Variable]) -> bool:
+        """Return whether a call or variable is part of the graph. Calls that forms add are: they join `own`."""
+        if subject in own:
+            return True
+        call = subject if isinstance(subject, Call) else subject.producer
+        origin = None if call is None else call.spec.origin
+        if call is None or origin is None or self._session.calls.get(origin.call) not in own:
+            return False
+        own.update((call, *call.outputs))
+        return True
 
     def _pieces(self) -> Iterator[bytes]:
         """Yield the answer in pieces: the values may be as large as a session."""
@@ -216,14 +196,30 @@ class SubmittedGraph:
         errors = {
             name: describe_failure(variable.failure)
             for name, variable in self._outputs.items()
-            if variable.state is not VariableState.READY
+            if not variable.has_value
         }
-        prefilled = [call for call in self._addition.calls if call.leader is None and call.times.started is not None]
+        prefilled = [
+            call for call in _with_children(self._addition.calls) if call.leader is None and call.times.started
+        ]
         usage = usage_of([call.usage for call in prefilled])
         answer: GraphAnswer = {"session": self._session.id, "outputs": values, "usage": usage}
         if errors:
             answer["errors"] = errors
         return answer
+
+
+def _results(call: Call) -> Sequence[Variable]:
+    """Return the variables that are the results of a call, if no other call reads them."""
+    return [call.output] if call.spec.form is None else call.outputs
+
+
+def _with_children(calls: Sequence[Call]) -> Iterator[Call]:
+    """Yield calls, and the calls that their forms have added."""
+    stack = list(reversed(calls))
+    while stack:
+        call = stack.pop()
+        yield call
+        stack += call.children.values()
 
 
 @routes.get("/v1/sessions/{id}/graph")
@@ -322,6 +318,8 @@ def _call_object(call: Call, services: Services, objective: Objective, spent: di
         "inputs": list(call.inputs),
         "output": call.output.name,
         "slots": list(call.slots),
+        "form": None if call.spec.form is None else form_name(call.spec.form),
+        "parent": None if call.spec.origin is None else call.spec.origin.call,
         "shared_with": call.leader.id if call.leader else None,
         "objective": objective,
         "priority": services.scheduler.rank(call),

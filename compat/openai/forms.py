@@ -1,0 +1,114 @@
+"""Requests of the forms of a graph: map, branch, repeat, tool, agent; see docs/graphs.md."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from compat.openai.base import Request, field_error
+
+FORM_KEYS = ("map", "if", "repeat", "tool", "agent")
+"""Keys that make an entry of `calls` a form. Other entries are bodies of chat completions."""
+MAX_ITEMS = 1_000
+"""Default of the maximum length of a map's list."""
+
+
+class ConditionRequest(Request):
+    """A condition on a text, with exactly one operator."""
+
+    value: str
+    equals: str | None = None
+    in_: list[str] | None = Field(None, alias="in", min_length=1, max_length=1_000)
+    matches: str | None = None
+    less_than: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    json_: JsonValue = Field(None, alias="json")
+
+    @model_validator(mode="after")
+    def _has_one_operator(self) -> Self:
+        operators = sorted(self.model_fields_set - {"value"})
+        if len(operators) != 1:
+            names = "equals, in, matches, less_than and json"
+            raise field_error("value", f"a condition needs exactly one of {names}; this one has {len(operators)}")
+        (name,) = operators
+        if getattr(self, name) is None and name != "json_":
+            raise field_error(name.rstrip("_"), f"{name.rstrip('_')} must not be null")
+        return self
+
+
+class MapRequest(Request):
+    """A call for each element of a JSON list. `over`: a reference to the list, or the list itself."""
+
+    over: str | list[JsonValue]
+    as_: str = Field("item", alias="as")
+    call: dict[str, Any]
+    max_items: Annotated[int, Field(ge=1, le=10_000)] = MAX_ITEMS
+    on_error: Literal["fail", "skip", "null"] = "fail"
+
+
+class MapForm(Request):
+    """A map, as an entry of `calls`."""
+
+    map: MapRequest
+    output: str | None = None
+
+
+class BranchForm(Request):
+    """A branch, as an entry of `calls`."""
+
+    if_: ConditionRequest = Field(alias="if")
+    then: list[dict[str, Any]] = Field(default_factory=list)
+    else_: list[dict[str, Any]] = Field(default_factory=list, alias="else")
+    default: JsonValue = None
+
+    @model_validator(mode="after")
+    def _has_calls(self) -> Self:
+        if not self.then and not self.else_:
+            raise field_error("then", "then and else are both empty")
+        return self
+
+
+class RepeatRequest(Request):
+    """Rounds of calls. `carry`: texts of names in the next round. `start`: their texts in the first round."""
+
+    calls: list[dict[str, Any]] = Field(min_length=1)
+    carry: dict[str, str] = Field(default_factory=dict, max_length=100)
+    start: dict[str, JsonValue] = Field(default_factory=dict, max_length=100)
+    until: ConditionRequest
+    max: Annotated[int, Field(ge=1, le=100)]
+    on_max: Literal["fail", "last"] = "fail"
+
+    @model_validator(mode="after")
+    def _starts_what_it_carries(self) -> Self:
+        for name in self.start:
+            if name not in self.carry:
+                raise field_error("start", f"start has {name!r}, which carry does not have")
+        return self
+
+
+class RepeatForm(Request):
+    """A repeat, as an entry of `calls`."""
+
+    repeat: RepeatRequest
+    outputs: list[str] = Field(min_length=1, max_length=100)
+
+
+class ToolRequest(Request):
+    """A run of a tool."""
+
+    server: str
+    name: str
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class ToolForm(Request):
+    """A run of a tool, as an entry of `calls`."""
+
+    tool: ToolRequest
+    output: str | None = None
+
+
+class AgentForm(Request):
+    """An agent, as an entry of `calls`. `agent`: the body of a chat completion, with `tools` as a list of patterns
+    `server/name` and with `max_turns`."""
+
+    agent: dict[str, Any]
+    output: str | None = None

@@ -1,0 +1,158 @@
+"""Steps that all forms share: add calls, read texts, decide conditions, copy values."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from gateway.graph.call import Call, CallSpec
+from gateway.graph.errors import Failure, GraphError
+from gateway.graph.forms.conditions import UndecidedCondition, holds
+from gateway.graph.forms.form import Condition, Template
+from gateway.graph.segments import Input
+from gateway.graph.session import Addition, Session
+from gateway.graph.text import size_of
+from gateway.graph.variable import Piece, ProducerRestarted, Variable
+from gateway.runtime.fair_gate import FairGate
+from gateway.scheduler.input_reader import CallFailed, InputReader, upstream_failure
+from gateway.scheduler.transforms import TransformFailed, search
+
+Start = Callable[[Session, Addition], Awaitable[None]]
+"""Starts the calls of an addition, see `Scheduler.start`."""
+
+
+class FormSteps:
+    """The steps of one form's call."""
+
+    def __init__(self, call: Call, start: Start, parsing: FairGate) -> None:
+        """`parsing`: see `InputReader`."""
+        self.call = call
+        self._start = start
+        self._inputs = InputReader(call, parsing)
+
+    async def add(self, specs: Sequence[CallSpec]) -> list[Call]:
+        """Return the calls with these specs, and start those that the form has not added yet. Raises GraphError, and
+        CallFailed if a call was made from other data before a restart."""
+        call = self.call
+        new = []
+        for spec in specs:
+            assert spec.origin is not None, "a form's calls have an origin"
+            known = call.children.get(spec.origin.place)
+            if known is None:
+                new.append(spec)
+            elif known.spec.origin is not None and known.spec.origin.digest != spec.origin.digest:
+                raise self.failed("interrupted", f"{known.output.name!r} was made from data that has changed since")
+        if new:
+            addition = call.session.add_all(new)
+            await self._start(call.session, addition)
+        return [call.children[spec.origin.place] for spec in specs if spec.origin is not None]
+
+    async def text(self, template: Template) -> str:
+        """Wait for the variables of a template, and return its text. Raises CallFailed."""
+        texts = []
+        size = 0
+        for part in template:
+            text = await self.value(part) if isinstance(part, Input) else part
+            size += size_of(text)
+            self.check_size(size)
+            texts.append(text)
+        return "".join(texts)
+
+    async def value(self, part: Input) -> str:
+        """Wait for the text that a reference stands for, and return it. Raises CallFailed."""
+        source = self.source(part)
+        await self.call.until_final(source)
+        return await self._inputs.read(source, part.reference)
+
+    def source(self, part: Input) -> Variable:
+        """Return the variable that a reference reads. Raises CallFailed if it was deleted."""
+        name = part.reference.name
+        source = self.call.inputs.get(name)
+        if source is None:
+            raise self.failed("unknown_variable", f"variable {name!r} was deleted")
+        return source
+
+    def check_size(self, size: int) -> None:
+        """Raise CallFailed if the output would be too large with `size` bytes."""
+        try:
+            self.call.session.check_room(self.call.output.name, size)
+        except GraphError as error:
+            raise self.failed(error.code, str(error)) from error
+
+    def failed(self, code: str, message: str) -> CallFailed:
+        """Return the error that ends the form."""
+        return CallFailed(Failure(code, message, self.call.id))
+
+    async def decide(self, condition: Condition, where: str) -> bool:
+        """Return whether a condition holds, once its variables are ready. Raises CallFailed. `where`: place of the
+        condition in the form."""
+        text = await self.text(condition.value)
+        try:
+            if condition.operator == "matches":
+                return await search(condition.pattern, 0, text) is not None
+            return holds(condition, text)
+        except (TransformFailed, UndecidedCondition) as error:
+            raise self.failed("condition_failed", f"{self.call.spec.field_path(where)}: {error}") from error
+
+    async def until_final(self, child: Call) -> Variable:
+        """Wait until the output of a call that the form has added is final, and return it. Raises CallFailed if it has
+        no value."""
+        output = child.output
+        await self.call.until_final(output)
+        if not output.has_value:
+            raise CallFailed(upstream_failure(output))
+        return output
+
+    async def copy(self, source: Variable, target: Variable) -> None:
+        """Make the value of a variable that the form's calls generate the value of an output, and store it. The output
+        grows with the variable, if the same text follows after a restart of the server. Raises CallFailed."""
+        call = self.call
+        if target.state.is_final:  # before a restart of the server
+            return
+        if source.producer is not None and source.producer.spec.is_deterministic:
+            await self._grow(source, target)
+        elif target.subscribers:
+            await self._grow(source, target, is_exposed=True)
+        else:
+            await call.until_final(source)
+            if source.has_value and source.value:
+                target.append(Piece(source.value))
+        if source.value is None and source.failure is not None and source.failure.code == SKIPPED:
+            target.skip(None, source.failure)
+            return
+        if not source.has_value:
+            raise CallFailed(upstream_failure(source))
+        if target is not call.output:
+            call.session.record_value(target, target.text)
+            await call.session.event_log.flush()
+            target.complete()
+
+    async def _grow(self, source: Variable, target: Variable, *, is_exposed: bool = False) -> None:
+        while True:
+            reader = self.call.session.read(source) if is_exposed else source.read()
+            try:
+                with reader:
+                    while pieces := await self.call.next_pieces(reader, source):
+                        for piece in pieces:
+                            target.append(piece)
+                return
+            except ProducerRestarted:
+                if not target.restart():
+                    raise self.failed(
+                        "engine_failed", f"{source.name!r} is generated again, but a client has read part of it"
+                    ) from None
+
+    async def skip(self, target: Variable, value: str | None, reason: str) -> None:
+        """Make an output skipped. `value`: text that its readers get, if there is one."""
+        if target.state.is_final:
+            return
+        if value is not None:
+            self.call.session.record_value(target, value)
+            await self.call.session.event_log.flush()
+        target.skip(value, Failure(SKIPPED, reason, self.call.id))
+
+    async def pause(self) -> None:
+        """Let other tasks of the event loop have a turn."""
+        await asyncio.sleep(0)
+
+
+SKIPPED = "skipped"
+"""Code of the failure of a variable that has no value because its branch was not taken."""

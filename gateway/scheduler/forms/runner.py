@@ -1,0 +1,215 @@
+"""Run forms: one coroutine for each kind."""
+
+import json
+from collections.abc import Sequence
+
+from gateway.graph.call import Call, CallSpec
+from gateway.graph.errors import UnresolvedPath
+from gateway.graph.forms.expansion import element_call, own_names, round_calls, round_name, side_calls, side_name
+from gateway.graph.forms.form import Agent, Branch, Form, Map, Repeat, ToolRun
+from gateway.graph.forms.list_scanner import BadList, ListScanner
+from gateway.graph.forms.names import bind_condition
+from gateway.graph.segments import Input
+from gateway.graph.text import has_surrogate, size_of
+from gateway.graph.variable import Piece, ProducerRestarted, Variable
+from gateway.runtime.fair_gate import FairGate
+from gateway.scheduler.forms.form_steps import FormSteps, Start
+from gateway.scheduler.input_reader import CallFailed, upstream_failure
+
+_SCANNED = 4_000
+"""Number of characters of a list that are read before other tasks of the event loop get a turn."""
+_BATCH = 50
+"""Number of results of a map that are joined before other tasks of the event loop get a turn."""
+
+
+class FormRunner:
+    """Runs the forms of all calls of a scheduler. It has no state of its own."""
+
+    def __init__(self, start: Start, parsing: FairGate) -> None:
+        """`start`: starts the calls that a form adds. `parsing`: see `InputReader`."""
+        self._start = start
+        self._parsing = parsing
+
+    async def run(self, call: Call, form: Form) -> None:
+        """Run a form until its outputs are complete. Raises CallFailed and GraphError."""
+        steps = FormSteps(call, self._start, self._parsing)
+        match form:
+            case Map():
+                await _MapRun(steps, form).run()
+            case Branch():
+                await _run_branch(steps, form)
+            case Repeat():
+                await _run_repeat(steps, form)
+            case ToolRun() | Agent():
+                raise steps.failed("unsupported_with_semantic", "this server runs no tools")
+
+
+class _MapRun:
+    """Owner of the children of a map. Element `index` has the call at place `str(index)`, or an error."""
+
+    def __init__(self, steps: FormSteps, form: Map) -> None:
+        self._steps = steps
+        self._form = form
+        self._count = 0
+        """Number of elements so far."""
+        self._errors: set[int] = set()
+        """Elements for which no call can be made."""
+
+    async def run(self) -> None:
+        over = self._form.over
+        if isinstance(over, str):
+            scanner = ListScanner()
+            await self._scan(scanner, over)
+            self._close(scanner, over)
+        else:
+            source = self._steps.source(over)
+            while not await self._read(source, over):
+                pass
+        await self._join()
+
+    async def _read(self, source: Variable, over: Input) -> bool:
+        """Add a call for each element of a list while it grows. Return False if the list is generated again."""
+        session, scanner = self._steps.call.session, ListScanner(over.reference.path)
+        self._count = 0
+        self._errors.clear()
+        # a reader of a client: the elements that have calls must not change after a restart
+        with session.read(source) as reader:
+            try:
+                while pieces := await self._steps.call.next_pieces(reader, source):
+                    await self._scan(scanner, "".join([piece.text for piece in pieces]))
+            except ProducerRestarted:
+                return False
+        if not source.has_value:
+            raise CallFailed(upstream_failure(source))
+        self._close(scanner, source.value or "")
+        return True
+
+    async def _scan(self, scanner: ListScanner, text: str) -> None:
+        """Read more text of the list, and add the calls of the elements that it completes."""
+        for begin in range(0, len(text), _SCANNED):
+            if begin:
+                await self._steps.pause()
+            try:
+                elements = scanner.push(text[begin : begin + _SCANNED])
+            except BadList as error:
+                raise self._bad_list(error) from error
+            if elements:
+                await self._add(elements)
+
+    def _close(self, scanner: ListScanner, value: str) -> None:
+        try:
+            scanner.close(value)
+        except BadList as error:
+            raise self._bad_list(error) from error
+
+    def _bad_list(self, error: BadList) -> CallFailed:
+        over = self._form.over
+        name = "the list" if isinstance(over, str) else str(over.reference)
+        where = self._steps.call.spec.field_path("map.over")
+        return self._steps.failed("invalid_value", f"{where}: the map cannot run over {name}: {error}")
+
+    async def _add(self, elements: Sequence[str]) -> None:
+        call, form = self._steps.call, self._form
+        specs: list[CallSpec] = []
+        for element in elements:
+            index = self._count
+            self._count += 1
+            if index >= form.max_items:
+                message = f"the list has more than {form.max_items} elements, the maximum of this map (max_items)"
+                raise self._steps.failed("too_large", message)
+            try:
+                if has_surrogate(element):
+                    raise UnresolvedPath("it has a lone surrogate, so it is not Unicode text")
+                specs.append(element_call(form, call.id, call.output.name, index, element))
+            except UnresolvedPath as error:
+                if form.on_error == "fail":
+                    raise self._steps.failed(error.code, f"element {index} of the list: {error}") from error
+                self._errors.add(index)
+        await self._steps.add(specs)
+
+    async def _join(self) -> None:
+        """Make the results of all elements the value of the map: a JSON list."""
+        call, size = self._steps.call, 2
+        call.output.append(Piece("["))
+        is_first = True
+        for index in range(self._count):
+            if index % _BATCH == _BATCH - 1:
+                await self._steps.pause()
+            result = await self._result(index)
+            if result is None:
+                continue
+            size += size_of(result) + 1
+            self._steps.check_size(size)
+            call.output.append(Piece(result if is_first else f",{result}"))
+            is_first = False
+        call.output.append(Piece("]"))
+
+    async def _result(self, index: int) -> str | None:
+        """Return the result of an element as JSON; None if it is left out."""
+        on_error = self._form.on_error
+        if index not in self._errors:
+            output = self._steps.call.children[str(index)].output
+            await self._steps.call.until_final(output)
+            if output.has_value:
+                return self._as_json(output.value or "")
+            if on_error == "fail":
+                raise CallFailed(upstream_failure(output))
+        return "null" if on_error == "null" else None
+
+    def _as_json(self, text: str) -> str:
+        """Return a result as JSON: as it is if it is JSON and the answers are JSON values, otherwise as a string."""
+        if self._form.has_json_results:
+            try:
+                return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+            except (ValueError, RecursionError):
+                pass  # an answer that was cut off is a text
+        return json.dumps(text, ensure_ascii=False)
+
+
+async def _run_branch(steps: FormSteps, form: Branch) -> None:
+    """Add the calls of the side that the condition selects, and copy their values to the branch's outputs."""
+    call = steps.call
+    holds = await steps.decide(form.condition, "if")
+    side = "then" if holds else "else"
+    await steps.add(side_calls(form, call.id, side))
+    names = own_names(form.then if holds else form.otherwise)
+    reason = f"the condition {'holds' if holds else 'does not hold'}, so the calls in `{'else' if holds else 'then'}` "
+    outputs = {output.name: output for output in call.outputs}
+    for name, output in outputs.items():
+        if name not in names:
+            await steps.skip(output, form.default, f"{reason}are not run")
+    for name in names:
+        await steps.copy(call.inputs[side_name(name, side)], outputs[name])
+
+
+async def _run_repeat(steps: FormSteps, form: Repeat) -> None:
+    """Add rounds of calls until the condition holds, and copy the values of the last round to the repeat's outputs."""
+    call = steps.call
+    own = [*own_names(form.calls), *form.carry]
+    scope = _scope_of_rounds(call, own)
+    number = 0
+    while True:
+        number += 1
+        await steps.add(round_calls(form, call.id, scope, number))
+        names = {name: round_name(scope, name, number) for name in own}
+        if await steps.decide(bind_condition(form.until, names, {}), "repeat.until"):
+            break
+        if number >= form.max_rounds:
+            if form.on_max == "last":
+                break
+            where = call.spec.field_path("repeat.until")
+            raise steps.failed("max_rounds_reached", f"{where} does not hold after {number} rounds, the maximum")
+    for name, output in zip(form.exports, call.outputs, strict=True):
+        await steps.copy(call.inputs[round_name(scope, name, number)], output)
+
+
+def _scope_of_rounds(call: Call, names: Sequence[str]) -> str:
+    """Return the beginning of the names in the rounds of a repeat: none, unless such names are taken."""
+    scope = f"{call.output.name}."
+    if call.children:  # before a restart of the server
+        has_scope = any(child.output.name.startswith(scope) for child in call.children.values())
+    else:
+        has_scope = call.spec.origin is not None or any(
+            call.session.is_taken(round_name("", name, 1)) for name in names
+        )
+    return scope if has_scope else ""

@@ -1,0 +1,424 @@
+"""gateway/api/semantic/graph_calls.py: forms of a graph, from the request to their values."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway
+from tests.fakes.scripted_server import Behaviour, refuses, says
+from tests.gateway.api.semantic.session_client import SessionClient
+
+
+def call(text: str, output: str | None = None, **more: Any) -> dict[str, Any]:
+    semantic = {} if output is None else {"semantic": {"output": output}}
+    return {"model": "fake", "messages": [{"role": "user", "content": text}], **semantic, **more}
+
+
+def text_of(body: dict[str, Any]) -> str:
+    """Return the text of the last message that the upstream server got."""
+    return str(body["messages"][-1]["content"])
+
+
+def answers(function: Callable[[str], str | Behaviour]) -> Behaviour:
+    """Return a behaviour that answers a prompt with the result of a function."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        answer = function(text_of(body))
+        return await (says(answer) if isinstance(answer, str) else answer)(request, body)
+
+    return behave
+
+
+async def send(client: GatewayClient, **body: Any) -> tuple[int, Any]:
+    async with client.post("/v1/graphs", json=body) as answer:
+        return answer.status, await answer.json()
+
+
+def mapped(over: Any, text: str, output: str = "results", **more: Any) -> dict[str, Any]:
+    return {"map": {"over": over, "call": call(text), **more}, "output": output}
+
+
+async def test_a_map_calls_the_model_for_each_element(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: f"[{text}]")
+    status, answer = await send(
+        client,
+        session=(await SessionClient(client).create())["id"],
+        variables={"plan": {"steps": [{"title": "dig", "n": 1}, {"title": "plant <<x>>", "n": 2}]}, "tone": "Short"},
+        calls=[
+            mapped("<<plan.steps>>", "<<tone>>: <<step.title>> (<<index>>) <<step>>", **{"as": "step"}),
+            call("First <<results.0>>, all <<results>>", "end"),
+        ],
+        outputs=["results", "end"],
+    )
+    assert status == 200, answer
+    results = json.loads(answer["outputs"]["results"])
+    assert results == [
+        '[Short: dig (0) {"title":"dig","n":1}]',
+        '[Short: plant <<x>> (1) {"title":"plant <<x>>","n":2}]',
+    ]
+    assert answer["outputs"]["end"] == f"[First {results[0]}, all {answer['outputs']['results']}]"
+    status, element = await SessionClient(client).get("results.1")
+    assert (status, element["value"], element["state"]) == (200, results[1], "ready")
+
+
+async def test_a_map_starts_before_its_list_has_ended(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    first_step = asyncio.Event()
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if text_of(body) != "plan":
+            first_step.set()
+            return await says(f"did {text_of(body)}")(request, body)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+
+        async def write(text: str) -> None:
+            event = {"model": "fake", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+            await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+        await write('{"steps": ["dig", "pl')
+        await asyncio.wait_for(first_step.wait(), 30)  # the list goes on once its first element has a call
+        await write('ant"]}')
+        end = {"model": "fake", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        await response.write(b"data: " + json.dumps(end).encode() + b"\n\ndata: [DONE]\n\n")
+        return response
+
+    server.always = behave
+    _, answer = await send(client, calls=[call("plan", "plan"), mapped("<<plan.steps>>", "<<item>>")])
+    assert answer["outputs"] == {"results": '["did dig","did plant"]'}, answer
+    plan = next(asked for asked in server.asked if text_of(asked) == "plan")
+    assert isinstance(plan["seed"], int), "the list must be the same if it is generated again"
+
+
+@pytest.mark.parametrize(
+    ("on_error", "expected"),
+    [("skip", '["1","3"]'), ("null", '["1",null,"3"]'), ("fail", None)],
+)
+async def test_a_failed_element(scripted_gateway: ScriptedGateway, on_error: str, expected: str | None) -> None:
+    client, server, unfinished = scripted_gateway
+    server.always = answers(lambda text: refuses(400, "no even numbers") if text == "2" else text)
+    _, answer = await send(client, calls=[mapped([1, 2, 3], "<<item>>", on_error=on_error)])
+    assert answer["outputs"] == {"results": expected}
+    if expected is None:
+        error = answer["errors"]["results"]
+        assert error["code"] == "upstream_failed"
+        assert "results.1" in error["message"]
+        assert "no even numbers" in error["message"]
+    assert unfinished() == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[]", None),
+        ("no list", "the value is not JSON"),
+        ('{"a": 1}', "is an object, not a list"),
+        ("[1, 2, 3, 4]", "the list has more than 3 elements"),
+        ("[1, 2", "the value is not JSON"),
+    ],
+)
+async def test_a_value_that_is_no_list(scripted_gateway: ScriptedGateway, value: str, message: str | None) -> None:
+    client, _, unfinished = scripted_gateway
+    _, answer = await send(client, variables={"v": value}, calls=[mapped("<<v>>", "<<item>>", max_items=3)])
+    assert answer["outputs"]["results"] == ("[]" if message is None else None)
+    if message is not None:
+        assert message in answer["errors"]["results"]["message"]
+    assert unfinished() == 0
+
+
+async def test_an_element_without_the_path(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: text)
+    calls = [mapped([{"a": 1}, {"b": 2}], "<<item.a>>", on_error="null")]
+    assert (await send(client, calls=calls))[1]["outputs"] == {"results": '["1",null]'}
+    _, answer = await send(client, calls=[mapped([{"a": 1}, {"b": 2}], "<<item.a>>")])
+    assert "element 1 of the list: <<item.a>> cannot be resolved" in answer["errors"]["results"]["message"]
+
+
+async def test_maps_inside_maps(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: text.upper())
+    inner = {"map": {"over": "<<row>>", "call": call("<<item>> of <<row>> at <<index>>")}}
+    outer = {"map": {"over": [["a", "b"], [], ["c"]], "as": "row", "call": inner}, "output": "table"}
+    _, answer = await send(client, calls=[outer])
+    assert json.loads(answer["outputs"]["table"]) == [
+        ['A OF ["A","B"] AT 0', 'B OF ["A","B"] AT 1'],
+        [],
+        ['C OF ["C"] AT 0'],
+    ]
+
+
+async def test_json_answers_are_json_in_the_results(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: f'{{"n": {text}}}' if text.isdigit() else text)
+    formatted = call("<<item>>", response_format={"type": "json_object"})
+    calls = [{"map": {"over": [1, 2], "call": formatted}, "output": "rows"}, call("<<rows.1.n>> rows", "end")]
+    _, answer = await send(client, calls=calls, outputs=["rows", "end"])
+    assert answer["outputs"] == {"rows": '[{"n":1},{"n":2}]', "end": "2 rows"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "verdict", "holds"),
+    [
+        ({"equals": "yes"}, " yes\n", True),
+        ({"equals": "yes"}, "yes!", False),
+        ({"in": ["a", "b"]}, "b", True),
+        ({"in": ["a", "b"]}, "c", False),
+        ({"matches": "^ok"}, "ok then", True),
+        ({"matches": "^ok"}, "not ok", False),
+        ({"less_than": 3}, "2.5", True),
+        ({"less_than": 3}, "3", False),
+        ({"json": {"a": [1, True]}}, '{"a": [1.0, true]}', True),
+        ({"json": True}, "1", False),
+        ({"json": None}, "null", True),
+    ],
+)
+async def test_a_branch_runs_one_side(
+    scripted_gateway: ScriptedGateway, condition: dict[str, Any], verdict: str, holds: bool
+) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: f"[{text}]")
+    await SessionClient(client).create()
+    _, answer = await send(
+        client,
+        session="s",
+        variables={"verdict": verdict},
+        calls=[
+            {
+                "if": {"value": "<<verdict>>", **condition},
+                "then": [call("good", "a"), call("more <<a>>", "answer")],
+                "else": [call("bad", "answer")],
+                "default": "nothing",
+            },
+            call("got <<answer>> and <<a>>", "end"),
+        ],
+        outputs=["answer", "end"],
+    )
+    expected, a = ("[more [good]]", "[good]") if holds else ("[bad]", "nothing")
+    assert answer["outputs"] == {"answer": expected, "end": f"[got {expected} and {a}]"}
+    _, skipped = await SessionClient(client).get("a")
+    assert (skipped["state"], skipped["value"]) == (("ready", "[good]") if holds else ("skipped", "nothing"))
+
+
+async def test_a_skipped_variable_without_a_default_fails_its_readers(scripted_gateway: ScriptedGateway) -> None:
+    client, _, unfinished = scripted_gateway
+    _, answer = await send(
+        client,
+        variables={"verdict": "no"},
+        calls=[{"if": {"value": "<<verdict>>", "equals": "yes"}, "then": [call("x", "a")]}, call("<<a>>", "end")],
+        outputs=["a", "end"],
+    )
+    assert answer["outputs"] == {"a": None, "end": None}
+    assert answer["errors"]["a"]["code"] == "skipped"
+    assert answer["errors"]["end"]["code"] == "upstream_failed"
+    assert "the condition does not hold, so the calls in `then` are not run" in answer["errors"]["end"]["message"]
+    assert unfinished() == 0
+
+
+async def test_a_condition_that_does_not_apply(scripted_gateway: ScriptedGateway) -> None:
+    client, _, _ = scripted_gateway
+    form = {"if": {"value": "<<v>>", "less_than": 3}, "then": [call("x", "a")]}
+    _, answer = await send(client, variables={"v": "many"}, calls=[form])
+    assert answer["errors"]["a"]["code"] == "condition_failed"
+    assert "calls.0.if: less_than needs a number, but the value is 'many'" in answer["errors"]["a"]["message"]
+
+
+def revision(**more: Any) -> dict[str, Any]:
+    return {
+        "repeat": {
+            "calls": [call("improve <<draft>>", "revised"), call("judge <<revised>>", "verdict")],
+            "carry": {"draft": "<<revised>>"},
+            "until": {"value": "<<verdict>>", "equals": "good"},
+            "max": 4,
+            **more,
+        },
+        "outputs": ["revised"],
+    }
+
+
+def reviewer(rounds: int) -> Behaviour:
+    """Return a behaviour that adds a mark to a draft, and accepts a draft with so many marks."""
+
+    def answer(text: str) -> str:
+        kind, _, rest = text.partition(" ")
+        if kind == "improve":
+            return f"{rest}+"
+        return "good" if rest.count("+") >= rounds else "bad"
+
+    return answers(answer)
+
+
+async def test_a_repeat_ends_once_its_condition_holds(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = reviewer(3)
+    session = SessionClient(client)
+    await session.create()
+    _, answer = await send(client, session="s", variables={"draft": "text"}, calls=[revision()])
+    assert answer["outputs"] == {"revised": "text+++"}
+    values = [
+        (await session.get(f"{name}@{number}"))[1]["value"] for number in (1, 2, 3) for name in ("draft", "revised")
+    ]
+    assert values == ["text", "text+", "text+", "text++", "text++", "text+++"]
+    assert (await session.get("draft@4"))[0] == 404
+    _, answer = await send(client, calls=[{**revision(start={"draft": "new"}), "outputs": ["draft", "verdict"]}])
+    assert answer["outputs"] == {"draft": "new++", "verdict": "good"}
+    _, answer = await send(client, calls=[revision()])
+    assert answer["outputs"] == {"revised": "+++"}, "without a start, a carried text is empty in the first round"
+
+
+@pytest.mark.parametrize("on_max", ["fail", "last"])
+async def test_a_repeat_that_never_succeeds(scripted_gateway: ScriptedGateway, on_max: str) -> None:
+    client, server, unfinished = scripted_gateway
+    server.always = reviewer(100)
+    _, answer = await send(client, calls=[revision(on_max=on_max)])
+    assert answer["outputs"] == {"revised": "++++" if on_max == "last" else None}
+    if on_max == "fail":
+        error = answer["errors"]["revised"]
+        assert error["code"] == "max_rounds_reached"
+        assert "calls.0.repeat.until does not hold after 4 rounds, the maximum" in error["message"]
+    assert unfinished() == 0
+
+
+async def test_forms_inside_forms(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = reviewer(2)
+    inner = {
+        "repeat": {
+            **revision()["repeat"],
+            "start": {"draft": "<<item>>"},
+            "calls": [
+                call("improve <<draft>>", "revised"),
+                {
+                    "if": {"value": "<<revised>>", "matches": "skip"},
+                    "then": [call("judge ++", "verdict")],
+                    "else": [call("judge <<revised>>", "verdict")],
+                },
+            ],
+        },
+        "outputs": ["revised"],
+    }
+    _, answer = await send(client, calls=[{"map": {"over": ["a", "skip"], "call": inner}, "output": "all"}])
+    assert "errors" not in answer, answer
+    assert json.loads(answer["outputs"]["all"]) == ["a++", "skip+"]
+
+
+@pytest.mark.parametrize(
+    ("form", "param", "code"),
+    [
+        (mapped("steps", "x"), "calls.0.map.over", "bad_reference"),
+        (mapped("<<nowhere>>", "x"), "calls.0.map.over", "unknown_variable"),
+        (mapped([1], "<<nowhere>>"), "calls.0.map.call.messages.0.content", "unknown_variable"),
+        (mapped([1], "x", **{"as": "index"}), "calls.0.map.as", "invalid_value"),
+        (mapped([1], "x", **{"as": "two words"}), "calls.0.map.as", "bad_reference"),
+        (mapped([1], "x", max_items=0), "calls.0.map.max_items", None),
+        ({"map": {"over": [1], "call": call("x", "a")}}, "calls.0.map.call.semantic.output", None),
+        ({"map": {"over": [1], "call": {**call("x"), "model": "no"}}}, "calls.0.map.call.model", "model_not_found"),
+        ({"map": {"over": [1]}, "output": "x"}, "calls.0.map.call", None),
+        ({"if": {"value": "x"}, "then": [call("x", "a")]}, "calls.0.if", None),
+        ({"if": {"value": "x", "equals": "a", "in": ["b"]}, "then": [call("x", "a")]}, "calls.0.if", None),
+        ({"if": {"value": "x", "matches": "("}, "then": [call("x", "a")]}, "calls.0.if.matches", "invalid_value"),
+        ({"if": {"value": "x", "equals": "a"}}, "calls.0.then", None),
+        ({"if": {"value": "x", "equals": "a"}, "then": [call("x")]}, "calls.0.then.0.semantic.output", None),
+        (
+            {"if": {"value": "x", "equals": "a"}, "then": [call("x", "a"), call("y", "a")]},
+            "calls.0.then.1",
+            "variable_already_set",
+        ),
+        (
+            {"if": {"value": "x", "equals": "a"}, "then": [call("<<b>>", "a"), call("<<a>>", "b")]},
+            "calls.0.then.0.messages.0.content",
+            "cycle",
+        ),
+        (revision(max=0), "calls.0.repeat.max", None),
+        (revision(max=101), "calls.0.repeat.max", None),
+        (revision(until={"value": "<<nowhere>>", "equals": "x"}), "calls.0.repeat.until.value", "unknown_variable"),
+        (revision(start={"other": "x"}), "calls.0.repeat.start", None),
+        (revision(carry={"revised": "x"}), "calls.0.repeat.carry.revised", "variable_already_set"),
+        ({**revision(), "outputs": ["nothing"]}, "calls.0.outputs.0", "unknown_variable"),
+        ({**revision(), "outputs": []}, "calls.0.outputs", None),
+        (mapped("<<results>>", "x"), "calls.0.map.over", "cycle"),
+        ({**mapped([1], "x"), "unknown": 1}, "calls.0.unknown", None),
+    ],
+)
+async def test_a_form_that_cannot_run_is_refused(
+    scripted_gateway: ScriptedGateway, form: dict[str, Any], param: str, code: str | None
+) -> None:
+    client, server, unfinished = scripted_gateway
+    session = SessionClient(client)
+    await session.create()
+    status, refused = await send(client, session="s", calls=[form])
+    assert 400 <= status < 500
+    assert (refused["error"]["param"] or "").startswith(param), refused
+    assert code is None or refused["error"]["code"] == code, refused
+    assert (server.asked, unfinished()) == ([], 0)
+    assert (await session.send("GET", "/variables"))[1]["data"] == [], "nothing was added"
+
+
+async def test_forms_are_nested_at_most_eight_times(scripted_gateway: ScriptedGateway) -> None:
+    form: dict[str, Any] = call("x")
+    for _ in range(9):
+        form = {"map": {"over": [1], "call": form}}
+    status, refused = await send(scripted_gateway[0], calls=[form])
+    assert status == 400
+    assert "nested more than 8 times" in refused["error"]["message"]
+
+
+async def test_a_client_that_disconnects_ends_the_calls_of_forms(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
+    started = asyncio.Event()
+
+    async def hangs(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        started.set()
+        await asyncio.sleep(60)
+        return web.Response()
+
+    server.always = hangs
+    request = asyncio.create_task(send(client, calls=[mapped(list(range(5)), "<<item>>")]))
+    await asyncio.wait_for(started.wait(), 30)
+    assert unfinished() == 6
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    await until(lambda: unfinished() == 0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_graph_shows_forms_and_their_calls(scripted_gateway: ScriptedGateway) -> None:
+    client, _, _ = scripted_gateway
+    session = SessionClient(client)
+    await session.create()
+    await send(client, session="s", calls=[mapped([1, 2], "<<item>>")])
+    _, graph = await session.send("GET", "/graph")
+    form, *children = graph["calls"]
+    assert (form["form"], form["parent"]) == ("map", None)
+    assert [(child["parent"], child["form"], child["output"]) for child in children] == [
+        (form["id"], None, "results.0"),
+        (form["id"], None, "results.1"),
+    ]
+    assert {"from": "results.0", "to": form["id"]} in graph["edges"]
+    for form_of_text in ("mermaid", "dot"):
+        async with client.get(f"/v1/sessions/s/graph?format={form_of_text}") as answer:
+            assert "results.1" in await answer.text()
+
+
+async def test_a_stream_has_the_events_of_the_calls_of_forms(scripted_gateway: ScriptedGateway) -> None:
+    client, _, _ = scripted_gateway
+    body = {"calls": [mapped([1, 2], "<<item>>")], "stream": True}
+    async with client.post("/v1/graphs", json=body) as answer:
+        text = await answer.text()
+    events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    names = {
+        event.get("variable", {}).get("name") if isinstance(event.get("variable"), dict) else event.get("name")
+        for event in events
+    }
+    assert {"results.0", "results.1", "results"} <= names, events[:3]
