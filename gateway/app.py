@@ -55,6 +55,7 @@ from gateway.telemetry import metrics
 from gateway.telemetry.span_exporter import SpanExporter
 from gateway.telemetry.spans import traceparent_of
 from gateway.telemetry.trace_recorder import TraceRecorder
+from gateway.tools.tool_servers import ToolServers
 
 _BODIES_BYTES = 512 << 20
 """Maximum size of all large bodies whose requests are not answered, in bytes."""
@@ -168,6 +169,7 @@ def build_services(
         prices=prices,
         normalize_prompts=NormalizePrompts(settings.normalize_prompts),
         programs=tracker,
+        tools=ToolServers(settings.tool_settings()),
     )
 
 

@@ -11,6 +11,7 @@ from gateway.accounts.ledger.ledger import Ledger
 from gateway.accounts.ledger.spend import FREE
 from gateway.accounts.prices import Prices
 from gateway.api.program_tracker import ProgramTracker
+from gateway.config.tool_servers import ToolSettings
 from gateway.errors import RequestError
 from gateway.graph.budget import Limits
 from gateway.graph.call import CallState
@@ -24,6 +25,7 @@ from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
 from gateway.telemetry.engine_status import EngineStatus
 from gateway.telemetry.span_exporter import SpanExporter
+from gateway.tools.tool_servers import ToolServers
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Services:
     normalize_prompts: NormalizePrompts = NormalizePrompts.AGENTS
     programs: ProgramTracker | None = None
     """Programs of the requests, unless the settings turn them off."""
+    tools: ToolServers = field(default_factory=lambda: ToolServers(ToolSettings()))
+    """MCP servers that the operator allows."""
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
     def settle_request(

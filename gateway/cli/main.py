@@ -13,6 +13,7 @@ commands:
   programs   list the programs of a running server, or print one as a tree (myna programs PROGRAM)
   graph      print a session's graph as a tree, with states and times (myna graph SESSION)
   keys       make, list, change, rotate and delete virtual API keys (myna keys --help)
+  tools      show whether the MCP servers in a file are reachable, and their allowed tools (myna tools FILE)
   simulate   compare scheduling policies on modelled engines in virtual time (myna simulate --help)
   doctor     show this machine's hardware, try the kernels and check their results (--json, --cache PATH)
   version    print the version
@@ -50,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
             from gateway.cli.keys import keys
 
             return keys(rest)
+        case "tools":
+            from gateway.cli.tools import tools
+
+            return tools(rest)
         case "simulate":
             from gateway.cli.simulate import main as simulate
 

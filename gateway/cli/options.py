@@ -20,6 +20,7 @@ def read_settings(kind: type[Settings], arguments: list[str], program: str) -> S
         if isinstance(settings, ServeSettings):
             settings.keys()
             settings.admin_keys()
+            settings.tool_settings()
     except ValidationError as error:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"]) or "settings"

@@ -17,6 +17,7 @@ from pydantic_settings import TomlConfigSettingsSource as TomlSource
 from engine.config import DEFAULT_MODEL, default_cache
 from gateway.accounts.prices import Prices, parse_price
 from gateway.config.engine_tables import EngineTable, host_and_port, parse_engine, parse_pair, with_unique_names
+from gateway.config.tool_servers import ToolSettings, read_tool_servers
 
 Settings = TypeVar("Settings", bound="EngineOptions")
 _ADMIN_KEY_LENGTH = 16
@@ -30,6 +31,7 @@ _GROUPS = {
     "order": "scheduling",
     "api_key": "authentication",
     "price": "accounts",
+    "tool_servers": "tools",
     "parrot_api": "other APIs",
     "max_body_bytes": "limits",
     "journal": "durability",
@@ -236,6 +238,8 @@ class ServeSettings(EngineOptions):
     )
     ledger_ttl: float = Field(90 * 86_400.0, gt=0, description="lifetime of the records of calls, in seconds")
 
+    tool_servers: Path | None = Field(None, description="JSON file with the MCP servers whose tools graphs may call")
+
     parrot_api: bool = Field(False, description="also serve the API of Parrot (Lin et al., OSDI'24)")
 
     max_body_bytes: int = Field(16 << 20, ge=1024, description="maximum size of a request body in bytes")
@@ -424,6 +428,11 @@ class ServeSettings(EngineOptions):
                 f"{self.api_key_file}: invalid weight {' '.join(rest)!r} of the key {key[:4]}…; must be above 0"
             )
         return weight
+
+    def tool_settings(self) -> ToolSettings:
+        """Return the MCP servers that the operator allows. Raises OSError or ValueError if their file is unreadable or
+        invalid."""
+        return ToolSettings() if self.tool_servers is None else read_tool_servers(self.tool_servers)
 
     def journal_file(self) -> Path | None:
         """Return the file that persists sessions, or None. With port 0 there is none: after a restart, the server would

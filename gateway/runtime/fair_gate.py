@@ -1,4 +1,4 @@
-"""Admit work that blocks the event loop one piece at a time, in turns between tenants."""
+"""Admit work in turns between tenants: one piece at a time if it blocks the event loop, else a fixed number."""
 
 import asyncio
 import time
@@ -17,17 +17,17 @@ class FairGate:
     only about half of its time on such work, and can serve all other clients between two pieces.
     """
 
-    def __init__(self, *, rests: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
-        """`rests`: whether the work blocks the event loop. Work in threads needs no rest. `clock`: time in seconds,
-        which is virtual in a simulation."""
+    def __init__(self, *, rests: bool = True, places: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        """`rests`: whether the work blocks the event loop. Work in threads, or elsewhere, needs no rest. `places`:
+        number of pieces of work that may run together. `clock`: time in seconds, which is virtual in a simulation."""
         self._rests = rests
         self._clock = clock
-        self._busy = False
+        self._free_places = places
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """Wait for the tenant's turn, and hold the gate during the `async with` body, which must not wait for long."""
+        """Wait for the tenant's turn, and hold a place during the `async with` body, which must not wait for long."""
         await self._enter(tenant)
         began = self._clock()
         try:
@@ -37,8 +37,8 @@ class FairGate:
             asyncio.get_running_loop().call_later(rest, self._open)
 
     async def _enter(self, tenant: str) -> None:
-        if not self._busy:
-            self._busy = True
+        if self._free_places:
+            self._free_places -= 1
             return
         turn = asyncio.get_running_loop().create_future()
         self._queues.setdefault(tenant, deque()).append(turn)
@@ -60,4 +60,4 @@ class FairGate:
             if not turn.done():
                 turn.set_result(None)
                 return
-        self._busy = False
+        self._free_places += 1

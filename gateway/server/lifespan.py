@@ -116,6 +116,8 @@ class Lifespan:
             raise StartFailed(f"{error} ({hint})") from error
         except OSError as error:
             raise StartFailed(f"cannot write {settings.record}: {error.strerror}") from error
+        stack.push_async_callback(services.tools.close)
+        services.tools.start()
         stack.push_async_callback(services.scheduler.close)
         stack.push_async_callback(self._engines.close)
         return services, store

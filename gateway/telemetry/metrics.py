@@ -62,6 +62,20 @@ LIMITED = Counter(
     "Requests that a limit or a budget of their API key refused, by the key's id and the error's code",
     ["key", "code"],
 )
+TOOL_CALLS = Counter(
+    "myna_tool_calls_total",
+    "Calls of tools, by server, tool and outcome: ok, error (reported by the tool), cancelled, or a failure's code",
+    ["server", "tool", "outcome"],
+)
+TOOL_SECONDS = Histogram(
+    "myna_tool_seconds",
+    "Time of a call of a tool, with its wait for a free place",
+    ["server", "tool"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300),
+)
+_MAX_TOOL_LABELS = 500
+"""Maximum number of tools that have labels of their own. Servers choose the names of tools."""
+_tool_labels: set[tuple[str, str]] = set()
 SPANS = Counter("myna_trace_spans_total", "Spans for the collector, by whether it accepted them", ["result"])
 UNFINISHED = Gauge("myna_calls_unfinished", "Unfinished calls")
 
@@ -129,6 +143,17 @@ def count_schema_violation() -> None:
 def count_limited(key: str, code: str) -> None:
     """Count a request that a limit of its API key refused. `key`: the key's id."""
     LIMITED.labels(key, code).inc()
+
+
+def count_tool_call(server: str, tool: str, outcome: str, seconds: float) -> None:
+    """Count a call of a tool that has ended."""
+    if (server, tool) not in _tool_labels:
+        if len(_tool_labels) >= _MAX_TOOL_LABELS:
+            tool = "(other)"
+        else:
+            _tool_labels.add((server, tool))
+    TOOL_CALLS.labels(server, tool, outcome).inc()
+    TOOL_SECONDS.labels(server, tool).observe(seconds)
 
 
 def count_spans(result: str, count: int) -> None:

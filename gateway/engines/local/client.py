@@ -29,7 +29,6 @@ from engine.protocol import (
 )
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from gateway.engines.backoff import Backoff
 from gateway.engines.protocol import (
     ContextRefused,
     EngineLost,
@@ -43,6 +42,7 @@ from gateway.engines.protocol import (
 from gateway.engines.tokenizing import TokenRun
 from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
+from gateway.runtime.backoff import Backoff
 from gateway.telemetry import metrics
 from gateway.telemetry.engine_status import EngineStatus
 

@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from gateway.engines.backoff import Backoff
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.openai.capabilities import TEXT, guess_capabilities, order_capabilities
 from gateway.engines.openai.concurrency import ConcurrencyLimiter
@@ -26,6 +25,7 @@ from gateway.http_client.errors import ConnectError, ConnectionBroken, ResponseT
 from gateway.http_client.pool import ConnectionPool
 from gateway.http_client.request_encoder import NO_HEADERS
 from gateway.http_client.response import Response
+from gateway.runtime.backoff import Backoff
 from gateway.runtime.json_codec import BadJson, decode_json
 
 log = logging.getLogger("myna.engines")

@@ -3,18 +3,22 @@
 import json
 from typing import Any
 
-from gateway.runtime.schema_checker.work_budget import WorkBudget
+from gateway.runtime.schema_checker.work_budget import NoVerdict, WorkBudget
 
 
 def canonical_form(value: Any, budget: WorkBudget) -> Any:
-    """Return a hashable form of a value. Equal JSON values have equal forms, and only these.
+    """Return a hashable form of a value. Equal JSON values have equal forms, and only these. Raises NoVerdict if a part
+    of the value is unknown.
 
     Containers become bytes: hashes of tuples could be made to collide, those of bytes cannot.
     """
     if value is True or value is False:
         return b"true" if value else b"false"
     if isinstance(value, dict | list):
-        return json.dumps(_normal(value, budget), sort_keys=True).encode()
+        try:
+            return json.dumps(_normal(value, budget), sort_keys=True).encode()
+        except TypeError:
+            raise NoVerdict("a part of the value is not known yet") from None
     return value
 
 

@@ -17,6 +17,17 @@ RecursionError must not be raised within `referencing`: the Rust code below it p
 """
 
 
+class UnknownValue:
+    """Part of a value that is not known yet. No two of them are equal. It is valid for every schema."""
+
+
+_UNDECIDED_BY_UNKNOWN = frozenset(
+    {"not", "oneOf", "if", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties"}
+)
+"""Keywords that a value may satisfy because a part of it violates another schema. If a part of the value is unknown,
+their violations do not count."""
+
+
 class EvaluatedParts:
     """Properties and items of a value that the keywords of a schema have evaluated, for `unevaluated…`."""
 
@@ -85,6 +96,7 @@ class Check:
         self._keywords = schema.dialect.keywords
         self._ref_alone = schema.dialect.is_ref_alone
         self._levels = 0
+        self._unknown_visits = 0
 
     def visit(
         self,
@@ -97,6 +109,10 @@ class Check:
         is_entered: bool = False,
     ) -> Violation | None:
         """Return a violation of the schema by the value. `is_entered`: whether `scope` is the schema's own already."""
+        if type(value) is UnknownValue:
+            self.budget.spend(1)
+            self._unknown_visits += 1
+            return None
         if isinstance(schema, bool):
             self.budget.spend(1)
             return None if schema else Violation(place, "false", "the schema allows no value here")
@@ -121,13 +137,18 @@ class Check:
             return self._keywords["$ref"](self, Node(schema, value, place, scope, evaluated), schema["$ref"])
         own = EvaluatedParts() if "unevaluatedProperties" in schema or "unevaluatedItems" in schema else evaluated
         node = Node(schema, value, place, scope, own)
+        unknown_before = self._unknown_visits
         for keyword, operand in schema.items():
             check = self._keywords.get(keyword)
             if check is not None and (found := check(self, node, operand)) is not None:
+                if keyword in _UNDECIDED_BY_UNKNOWN and self._unknown_visits > unknown_before:
+                    continue
                 return found
         if own is not evaluated:
             for keyword, check in self.dialect.last_keywords.items():
                 if keyword in schema and (found := check(self, node, schema[keyword])) is not None:
+                    if self._unknown_visits > unknown_before:
+                        continue
                     return found
             if evaluated is not None and own is not None:
                 self.budget.spend((len(own.keys) + len(own.items)) // 8)

@@ -22,7 +22,9 @@ class SchemaChecker:
         self._compiled: CompiledSchema | None = None
 
     def check(self, value: Any, budget: WorkBudget) -> Violation | None:
-        """Return a violation; None if the value is valid. Raises NoVerdict, and nothing else."""
+        """Return a violation; None if the value is valid. Raises NoVerdict, and nothing else.
+
+        Parts of the value may be an `UnknownValue`: a violation holds whatever they become."""
         try:
             if self._compiled is None:
                 self._compiled = _compile(self._schema, budget)

@@ -25,6 +25,12 @@ class Violation:
     keyword: str
     why: str
 
+    @property
+    def path(self) -> str:
+        """JSON path of the value, without its beginning `$`; empty for the whole value. Long paths are cut at the
+        beginning."""
+        return "" if self.place is None else _path(self.place)
+
     def __str__(self) -> str:
         """Return a sentence that names the place, the keyword and the reason, in at most `MAX_MESSAGE` characters."""
         return _cropped(f"{_path(self.place)}: {self.keyword}: {self.why}", MAX_MESSAGE)

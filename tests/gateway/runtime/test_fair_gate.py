@@ -22,6 +22,22 @@ async def test_tenants_take_turns_even_if_one_has_more_work() -> None:
         pass
 
 
+async def test_several_pieces_of_work_run_together() -> None:
+    gate, running, most = FairGate(rests=False, places=3), 0, 0
+
+    async def work(tenant: str) -> None:
+        nonlocal running, most
+        async with gate.turn(tenant):
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(work(tenant) for tenant in "aaaaabbcc"))
+    assert (running, most) == (0, 3)
+
+
 async def test_the_gate_stays_closed_as_long_as_the_work_took(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.2, 1.0, 1.0])
     rests: list[float] = []

@@ -1,6 +1,6 @@
 """Pauses between attempts to reach an engine."""
 
-from gateway.engines.backoff import Backoff
+from gateway.runtime.backoff import Backoff
 
 
 def test_the_pause_doubles_up_to_its_maximum_and_starts_over() -> None:

@@ -1,4 +1,4 @@
-"""Growing pauses between attempts to reach an engine."""
+"""Growing pauses between attempts to reach an engine or a server."""
 
 _FIRST_SECONDS = 0.5
 """First pause, in seconds."""
