@@ -24,6 +24,7 @@ from gateway.api.responses import conversation_routes, derived_routes, socket
 from gateway.api.responses import routes as responses
 from gateway.api.responses.background import BACKGROUND, Background
 from gateway.api.semantic import events, graphs, sessions, variables
+from gateway.api.semantic.agent_prompts import RequestAgentPrompts
 from gateway.api.services import SERVICES, Services
 from gateway.cluster import Forwarding, Membership
 from gateway.cluster.session_routing import is_session_list, requested_session
@@ -100,11 +101,17 @@ def build_services(
     if ledger is not None:
         ledger.tags_of = accounts.tags_of
     accounts.weights.update({tenant_of(key): weight for key, weight in settings.keys().items()})
+
+    def served_to(tenant: str) -> ServedModels:
+        may_use = accounts.may_use(tenant)
+        return models if may_use is None else models.restricted(may_use)
+
     order = Order(settings.order)
     pauses = settings.pause_programs and order is Order.NEED
     priorities = Priorities(CostModel(), order, accounts.weights, orders_programs=pauses)
     has_virtual_keys = bool(settings.admin_keys())
     several = len(accounts.weights) > 1 or has_virtual_keys
+    tools = ToolServers(settings.tool_settings())
     scheduler = Scheduler(
         pool,
         settings.max_calls,
@@ -114,6 +121,8 @@ def build_services(
         fill_ahead=settings.fill_ahead,
         pause_programs=pauses,
         traceparent_of=None if exporter is None else traceparent_of,
+        tools=tools,
+        agent_prompts=RequestAgentPrompts(served_to),
     )
     if settings.programs:
         tracker = ProgramTracker(
@@ -169,7 +178,7 @@ def build_services(
         prices=prices,
         normalize_prompts=NormalizePrompts(settings.normalize_prompts),
         programs=tracker,
-        tools=ToolServers(settings.tool_settings()),
+        tools=tools,
     )
 
 

@@ -34,11 +34,13 @@ from compat.openai.answers import (
 from compat.openai.forms import (
     FORM_KEYS,
     AgentForm,
+    AgentOptions,
     BranchForm,
     ConditionRequest,
     MapForm,
     RepeatForm,
     ToolForm,
+    ToolRequest,
 )
 from compat.openai.messages import Message, NamedTool
 from compat.openai.objects import (
@@ -81,6 +83,7 @@ __all__ = [
     "FORM_KEYS",
     "REFUSED",
     "AgentForm",
+    "AgentOptions",
     "BranchForm",
     "CallObject",
     "ChatCompletion",
@@ -140,6 +143,7 @@ __all__ = [
     "ToolCallAnswer",
     "ToolCallDelta",
     "ToolForm",
+    "ToolRequest",
     "TopLogprob",
     "Transform",
     "UsageList",

@@ -112,3 +112,10 @@ class AgentForm(Request):
 
     agent: dict[str, Any]
     output: str | None = None
+
+
+class AgentOptions(Request):
+    """The fields of an agent beside those of a chat completion."""
+
+    tools: list[str] = Field(default_factory=list, max_length=100)
+    max_turns: Annotated[int, Field(ge=1, le=100)] = 10

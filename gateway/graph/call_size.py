@@ -47,7 +47,7 @@ def _form_bytes(form: Form) -> int:
             templates = (*first.values(), *carry.values())
             texts = [part for template in templates for part in template if isinstance(part, str)]
             texts.append(until.operand)
-        case ToolRun(_, _, text, _, binding) | Agent(_, text, _, _, _, binding):
+        case ToolRun(arguments=text, binding=binding) | Agent(body=text, binding=binding):
             texts = [text, *binding.values.values()]
     return sum(map(size_of, texts)) + sum([_FORM_CALL_BYTES + spec_bytes(call) for call in calls])
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from gateway.graph.call import CallSpec, Objective, Rendering
-from gateway.graph.forms.form import Agent, Binding, Branch, Condition, Form, Map, Repeat, ToolRun
+from gateway.graph.forms.form import Agent, AgentTool, Binding, Branch, Condition, Form, Map, Repeat, ToolRun
 from gateway.graph.segments import Input
 from gateway.journal.segment_records import (
     InputPart,
@@ -83,6 +83,7 @@ class ToolRecord(StoredRecord, frozen=True, tag="tool"):
     inputs: list[InputPart]
     names: dict[str, str]
     values: dict[str, str]
+    reports_errors: bool
 
 
 class AgentRecord(StoredRecord, frozen=True, tag="agent"):
@@ -90,7 +91,8 @@ class AgentRecord(StoredRecord, frozen=True, tag="agent"):
 
     model: str
     body: str
-    tools: list[str]
+    prefix: str
+    tools: list[tuple[str, str, str]]
     max_turns: int
     inputs: list[InputPart]
     names: dict[str, str]
@@ -138,13 +140,15 @@ def form_record(form: Form) -> FormRecord:
                 list(exports),
                 on_max,
             )
-        case ToolRun(server, name, arguments, inputs, binding):
-            parts = [input_record(part) for part in inputs]
-            return ToolRecord(server, name, arguments, parts, dict(binding.names), dict(binding.values))
-        case Agent(model, body, tools, max_turns, inputs, binding):
+        case ToolRun(server, name, arguments, inputs, binding, reports_errors):
             parts = [input_record(part) for part in inputs]
             names, values = dict(binding.names), dict(binding.values)
-            return AgentRecord(model, body, list(tools), max_turns, parts, names, values)
+            return ToolRecord(server, name, arguments, parts, names, values, reports_errors)
+        case Agent(model, body, prefix, tools, max_turns, inputs, binding):
+            parts = [input_record(part) for part in inputs]
+            names, values = dict(binding.names), dict(binding.values)
+            known = [(tool.function, tool.server, tool.name) for tool in tools]
+            return AgentRecord(model, body, prefix, known, max_turns, parts, names, values)
 
 
 def _condition_record(condition: Condition) -> ConditionRecord:
@@ -186,10 +190,13 @@ def form_of(record: FormRecord) -> Form:
                 exports,
                 on_max,
             )
-        case ToolRecord(server, name, arguments, inputs, names, values):
-            return ToolRun(server, name, arguments, [input_of(part) for part in inputs], Binding(names, values))
-        case AgentRecord(model, body, tools, max_turns, inputs, names, values):
-            return Agent(model, body, tools, max_turns, [input_of(part) for part in inputs], Binding(names, values))
+        case ToolRecord(server, name, arguments, inputs, names, values, reports_errors):
+            parts = [input_of(part) for part in inputs]
+            return ToolRun(server, name, arguments, parts, Binding(names, values), reports_errors)
+        case AgentRecord(model, body, prefix, tools, max_turns, inputs, names, values):
+            parts = [input_of(part) for part in inputs]
+            known = [AgentTool(*tool) for tool in tools]
+            return Agent(model, body, prefix, known, max_turns, parts, Binding(names, values))
 
 
 def _condition(record: ConditionRecord) -> Condition:

@@ -25,14 +25,17 @@ from gateway.graph.variable import ProducerRestarted
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.attempt import CallAttempt
 from gateway.scheduler.coalescing import copy_outputs, find_leader
+from gateway.scheduler.forms.agent_run import AgentPrompts
 from gateway.scheduler.forms.form_steps import Start
 from gateway.scheduler.forms.runner import FormRunner
+from gateway.scheduler.forms.tool_run import ToolRunner
 from gateway.scheduler.input_reader import CallFailed, InputReader, render_template, upstream_failure
 from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.priority import Priorities
 from gateway.scheduler.program_gate import ProgramGate
 from gateway.scheduler.program_placement import ProgramPlacement
+from gateway.tools.protocol import Tools
 
 log = logging.getLogger("myna.scheduler")
 
@@ -60,6 +63,8 @@ class CallExecutor:
         pause_programs: bool = False,
         place: Placement = place,
         traceparent_of: Callable[[Call], str] | None = None,
+        tools: Tools | None = None,
+        agent_prompts: AgentPrompts | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`start` starts the calls that forms add. `fill_ahead`: fill prompts before all their values exist.
@@ -86,7 +91,8 @@ class CallExecutor:
             )
         self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
-        self._forms = FormRunner(start, self._parsing)
+        tool_runner = None if tools is None else ToolRunner(tools, self._follow)
+        self._forms = FormRunner(start, self._parsing, tool_runner, agent_prompts)
         self._is_rerank_scheduled = False
 
     async def run(self, call: Call) -> Failure | None:

@@ -16,10 +16,12 @@ from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.cancellation import Cancellation
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.execution import CallExecutor
+from gateway.scheduler.forms.agent_run import AgentPrompts
 from gateway.scheduler.input_reader import upstream_failure
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.priority import Priorities
 from gateway.scheduler.stuck_calls import StuckCallDetector
+from gateway.tools.protocol import Tools
 
 log = logging.getLogger("myna.scheduler")
 
@@ -61,12 +63,14 @@ class Scheduler:
         fill_ahead: bool = True,
         pause_programs: bool = False,
         traceparent_of: Callable[[Call], str] | None = None,
+        tools: Tools | None = None,
+        agent_prompts: AgentPrompts | None = None,
         place: Placement = place,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_calls`: maximum number of unfinished calls; with `several_tenants`, no tenant alone may have all of
         them. `observe` is called with each call that ends. `fill_ahead`: fill prompts before all their values exist.
-        `pause_programs`, `traceparent_of`: see `CallExecutor`.
+        `pause_programs`, `traceparent_of`, `tools`, `agent_prompts`: see `CallExecutor`.
         `priorities` orders the calls, `place` chooses engines. `now` is the clock of the priorities, in seconds."""
         self._unfinished = SharedLimit(max_calls, several=several_tenants)
         self._priorities = priorities or Priorities(CostModel())
@@ -78,6 +82,8 @@ class Scheduler:
             pause_programs=pause_programs,
             place=place,
             traceparent_of=traceparent_of,
+            tools=tools,
+            agent_prompts=agent_prompts,
             now=now,
         )
         self._cancellation = Cancellation(self._abort, observe)

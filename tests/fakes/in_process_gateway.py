@@ -66,6 +66,7 @@ async def gateway_before(
     services.models.add(ServedModel("fake", 4096, tokenizer and tokenizer.vocabulary, tokenizer, prompts))
     app = build_app(chosen, services)
     await app[BACKGROUND].resume_all([])
+    services.tools.start()
     try:
         async with TestClient(TestServer(app)) as client:
             yield client, lambda: services.scheduler.unfinished_calls
@@ -73,6 +74,7 @@ async def gateway_before(
         if saver is not None:
             await saver.close()
         await services.scheduler.close()
+        await services.tools.close()
         if ledger is not None:
             await ledger.close()
         await response_store.close()

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from compat.openai import (
     FORM_KEYS,
     AgentForm,
+    AgentOptions,
     BranchForm,
     ChatCompletionRequest,
     ConditionRequest,
@@ -22,16 +23,18 @@ from compat.openai import (
 from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.pipeline import build_spec
 from gateway.api.semantic.extension import text_of
-from gateway.api.services import models_of
+from gateway.api.semantic.tool_forms import ToolFormBuilder
+from gateway.api.services import SERVICES, models_of
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.dag import order_calls
 from gateway.graph.errors import BadReference
 from gateway.graph.forms.expansion import own_names
-from gateway.graph.forms.form import INDEX, Branch, Condition, Map, Repeat
+from gateway.graph.forms.form import INDEX, Branch, Condition, Form, Map, Repeat
 from gateway.graph.references import EVERY_NAME, Reference, check_name, check_references, parse
 from gateway.graph.segments import Input, Slot
 from gateway.http.json_body import validate_async
+from gateway.http.middleware.auth import TENANT
 from gateway.runtime import regex as patterns
 from gateway.runtime.json_codec import encode_json
 
@@ -57,6 +60,7 @@ class GraphCallBuilder:
         self._known = known
         self._average = average
         self._models = models_of(request)
+        self._tools = ToolFormBuilder(request.app[SERVICES].tools, request[TENANT])
         self._references = 0
         self._count = 0
 
@@ -197,14 +201,22 @@ class GraphCallBuilder:
         return specs
 
     async def _tool(self, raw: Any, where: str) -> CallSpec:
-        await self._check(raw, ToolForm, where)
-        raise _unsupported("this server runs no tools", f"{where}.tool")
+        body = await self._check(raw, ToolForm, where)
+        return self._spec(await self._tools.tool(body.tool, f"{where}.tool"), where, body.output)
 
     async def _agent(self, raw: Any, where: str) -> CallSpec:
-        await self._check(raw, AgentForm, where)
-        raise _unsupported("this server runs no tools", f"{where}.agent")
+        body = await self._check(raw, AgentForm, where)
+        place = f"{where}.agent"
+        own = {key: value for key, value in body.agent.items() if key in AgentOptions.model_fields}
+        options = await self._check(own, AgentOptions, place)
+        chat = {key: value for key, value in body.agent.items() if key not in AgentOptions.model_fields}
 
-    def _spec(self, form: Map | Branch | Repeat, where: str, output: str | None, more: Sequence[str] = ()) -> CallSpec:
+        async def build(chat: dict[str, Any]) -> CallSpec:
+            return await self._chat(chat, place, is_inner=True)
+
+        return self._spec(await self._tools.agent(chat, options, build, place), where, body.output)
+
+    def _spec(self, form: Form, where: str, output: str | None, more: Sequence[str] = ()) -> CallSpec:
         return CallSpec(model="", form=form, output=output, more_outputs=more, where=where)
 
 

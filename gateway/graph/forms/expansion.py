@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Sequence
 
 from gateway.graph.call import CallSpec
-from gateway.graph.forms.form import INDEX, Branch, Map, Origin, Repeat, names_of
+from gateway.graph.forms.form import INDEX, Agent, Branch, Map, Origin, Repeat, ToolRun, names_of
 from gateway.graph.forms.names import bind, bind_template
 
 
@@ -86,3 +86,49 @@ def round_name(scope: str, name: str, number: int) -> str:
 def own_names(specs: Sequence[CallSpec]) -> list[str]:
     """Return the names that the calls generate, in order, each once."""
     return list(dict.fromkeys(name for spec in specs for name in spec.names))
+
+
+def turn_call(form: Agent, call: str, output: str, number: int, turn: CallSpec) -> CallSpec:
+    """Return the call for answer `number` of an agent, from 1 on. `call`, `output`: id and output of the agent's call.
+    `turn`: the call with the names of `form.prefix`."""
+    names = dict(form.binding.names)
+    for part in turn.references:
+        name = part.reference.name
+        if name not in names and name not in form.binding.values:
+            before, index = _result_place(form, name)
+            names[name] = result_name(output, before, index)
+    bound = bind(turn, names, form.binding.values)
+    return dataclasses.replace(bound, output=turn_name(output, number), origin=Origin(call, str(number)))
+
+
+def tool_call(call: str, output: str, number: int, index: int, run: ToolRun | str) -> CallSpec:
+    """Return the call for tool call `index` in answer `number` of an agent. `run`: a text if no tool can be run."""
+    form = run if isinstance(run, ToolRun) else None
+    return CallSpec(
+        model="",
+        output=result_name(output, number, index),
+        parts=None if isinstance(run, ToolRun) else [run],
+        form=form,
+        origin=Origin(call, f"{number}.{index}"),
+    )
+
+
+def turn_name(output: str, number: int) -> str:
+    """Return the name of the variable with answer `number` of an agent."""
+    return f"{output}@{number}"
+
+
+def result_name(output: str, number: int, index: int) -> str:
+    """Return the name of the variable with the result of a tool call of an agent."""
+    return f"{output}@{number}.{index}"
+
+
+def result_reference(form: Agent, number: int, index: int) -> str:
+    """Return a reference to the result of a tool call, for a message of the next turn; see `turn_call`."""
+    return f"<<{form.prefix}_r{number}_{index}>>"
+
+
+def _result_place(form: Agent, name: str) -> tuple[int, int]:
+    """Return the numbers of the answer and of the tool call of a reference; see `result_reference`."""
+    number, index = name.removeprefix(f"{form.prefix}_r").split("_")
+    return int(number), int(index)

@@ -96,7 +96,11 @@ class Repeat:
 
 @dataclass(frozen=True)
 class ToolRun:
-    """Run of a tool. `arguments`: a JSON object as text; its strings may hold references."""
+    """Run of a tool.
+
+    `arguments`: a JSON object as text. Its strings may hold references to the names of `binding`. `reports_errors`: an
+    error of the tool is the value. Otherwise the run fails.
+    """
 
     server: str
     name: str
@@ -104,19 +108,31 @@ class ToolRun:
     inputs: Sequence[Input] = ()
     """References in the arguments."""
     binding: Binding = Binding()
+    reports_errors: bool = False
+
+
+@dataclass(frozen=True)
+class AgentTool:
+    """A tool of an agent. `function`: its name for the model."""
+
+    function: str
+    server: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Agent:
     """A model and tools in turn, until an answer has no tool call.
 
-    `body`: a chat completion request as JSON, with references. `tools`: patterns of tools, `server/name`.
+    `body`: a chat completion request as JSON, with the descriptions of the tools. Its references have names that begin
+    with `prefix`, which no model knows, so that an answer cannot contain a reference. `binding` has these names.
     `max_turns`: maximum number of the model's answers.
     """
 
     model: str
     body: str
-    tools: Sequence[str]
+    prefix: str
+    tools: Sequence[AgentTool]
     max_turns: int
     inputs: Sequence[Input] = ()
     """References in the messages."""

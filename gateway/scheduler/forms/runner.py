@@ -13,7 +13,9 @@ from gateway.graph.segments import Input
 from gateway.graph.text import has_surrogate, size_of
 from gateway.graph.variable import Piece, ProducerRestarted, Variable
 from gateway.runtime.fair_gate import FairGate
+from gateway.scheduler.forms.agent_run import AgentPrompts, run_agent
 from gateway.scheduler.forms.form_steps import FormSteps, Start
+from gateway.scheduler.forms.tool_run import ToolRunner
 from gateway.scheduler.input_reader import CallFailed, upstream_failure
 
 _SCANNED = 4_000
@@ -25,10 +27,13 @@ _BATCH = 50
 class FormRunner:
     """Runs the forms of all calls of a scheduler. It has no state of its own."""
 
-    def __init__(self, start: Start, parsing: FairGate) -> None:
-        """`start`: starts the calls that a form adds. `parsing`: see `InputReader`."""
+    def __init__(self, start: Start, parsing: FairGate, tools: ToolRunner | None, prompts: AgentPrompts | None) -> None:
+        """`start`: starts the calls that a form adds. `parsing`: see `InputReader`. `tools`, `prompts`: None if the
+        server runs no tools, no agents."""
         self._start = start
         self._parsing = parsing
+        self._tools = tools
+        self._prompts = prompts
 
     async def run(self, call: Call, form: Form) -> None:
         """Run a form until its outputs are complete. Raises CallFailed and GraphError."""
@@ -40,8 +45,14 @@ class FormRunner:
                 await _run_branch(steps, form)
             case Repeat():
                 await _run_repeat(steps, form)
-            case ToolRun() | Agent():
-                raise steps.failed("unsupported_with_semantic", "this server runs no tools")
+            case ToolRun():
+                if self._tools is None:  # the call was sent to a server with other settings
+                    raise steps.failed("unknown_tool", "this server runs no tools")
+                await self._tools.run(steps, form)
+            case Agent():
+                if self._prompts is None:
+                    raise steps.failed("unknown_tool", "this server runs no agents")
+                await run_agent(steps, form, self._prompts)
 
 
 class _MapRun:

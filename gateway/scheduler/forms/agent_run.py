@@ -1,0 +1,108 @@
+"""Run an agent: a model and tools in turn, until an answer has no tool call."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gateway.graph.call import CallSpec
+from gateway.graph.forms.expansion import result_reference, tool_call, turn_call
+from gateway.graph.forms.form import Agent, ToolRun
+from gateway.graph.variable import Piece
+from gateway.scheduler.forms.form_steps import FormSteps
+
+_MAX_TOOL_CALLS = 64
+"""Maximum number of tool calls in one answer."""
+
+
+@dataclass(frozen=True)
+class AgentAnswer:
+    """An answer of an agent's model: its text, and the functions that it calls, with their arguments as text."""
+
+    text: str
+    calls: Sequence[tuple[str, str]]
+
+
+class TurnRefused(Exception):
+    """The prompt of a turn cannot be built. `code`: as in an error of the API."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class AgentPrompts(Protocol):
+    """Builder of an agent's prompts, and reader of its answers."""
+
+    async def turn(self, form: Agent, history: Sequence[Mapping[str, Any]], tenant: str) -> CallSpec:
+        """Return the call for the next answer. `history`: messages after those of the request. Raises TurnRefused."""
+        ...
+
+    async def answer(self, form: Agent, text: str, finish_reason: str | None, tenant: str) -> AgentAnswer:
+        """Return what an answer consists of. Raises TurnRefused if the model is gone."""
+        ...
+
+
+async def run_agent(steps: FormSteps, form: Agent, prompts: AgentPrompts) -> None:
+    """Run the turns of an agent. The last answer's text becomes the call's output. Raises CallFailed.
+
+    The call for the next answer is added when the tools begin, so that the known part of its prompt stays in an engine
+    and results are prefilled as they arrive. Tools of one answer run side by side.
+    """
+    call, output, tenant = steps.call, steps.call.output.name, steps.call.session.tenant
+    history: list[Mapping[str, Any]] = []
+    for number in range(1, form.max_turns + 1):
+        try:
+            if str(number) not in call.children:
+                turn = await prompts.turn(form, history, tenant)
+                await steps.add([turn_call(form, call.id, output, number, turn)])
+            child = call.children[str(number)]
+            value = await steps.until_final(child)
+            answer = await prompts.answer(form, value.value or "", child.finish_reason, tenant)
+        except TurnRefused as error:
+            raise steps.failed(error.code, f"answer {number} of the agent: {error}") from error
+        if not answer.calls:
+            call.finish_reason = child.finish_reason
+            call.output.append(Piece(answer.text))
+            return
+        if len(answer.calls) > _MAX_TOOL_CALLS:
+            message = f"answer {number} has {len(answer.calls)} tool calls; the maximum is {_MAX_TOOL_CALLS}"
+            raise steps.failed("too_large", message)
+        if number < form.max_turns:
+            await steps.add(
+                [
+                    tool_call(call.id, output, number, index, _run(form, *called))
+                    for index, called in enumerate(answer.calls)
+                ]
+            )
+            history += _messages(form, number, answer)
+    message = f"answer {form.max_turns} of the agent still calls tools, and max_turns is {form.max_turns}"
+    raise steps.failed("max_turns_reached", message)
+
+
+def _run(form: Agent, function: str, arguments: str) -> ToolRun | str:
+    """Return the run of a tool that an answer calls. If there is none, return the reason, for the model."""
+    tool = next((tool for tool in form.tools if tool.function == function), None)
+    if tool is None:
+        return f"error: there is no tool {function!r}"
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        return f"error: the arguments of {function} are not a JSON object"
+    return ToolRun(tool.server, tool.name, arguments or "{}", reports_errors=True)
+
+
+def _messages(form: Agent, number: int, answer: AgentAnswer) -> list[Mapping[str, Any]]:
+    """Return an answer and the results of its tool calls as messages of the next turn's request."""
+    ids = [f"c{number:04d}{index:04d}" for index in range(len(answer.calls))]  # some templates need nine characters
+    tool_calls = [
+        {"id": id, "type": "function", "function": {"name": function, "arguments": arguments}}
+        for id, (function, arguments) in zip(ids, answer.calls, strict=True)
+    ]
+    results: list[Mapping[str, Any]] = [
+        {"role": "tool", "tool_call_id": id, "content": result_reference(form, number, index)}
+        for index, id in enumerate(ids)
+    ]
+    return [{"role": "assistant", "content": answer.text or None, "tool_calls": tool_calls}, *results]
