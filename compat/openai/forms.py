@@ -34,14 +34,19 @@ class ConditionRequest(Request):
         return self
 
 
-class MapRequest(Request):
+class EachRequest(Request):
     """A call for each element of a JSON list. `over`: a reference to the list, or the list itself."""
 
     over: str | list[JsonValue]
     as_: str = Field("item", alias="as")
-    call: dict[str, Any]
     max_items: Annotated[int, Field(ge=1, le=10_000)] = MAX_ITEMS
     on_error: Literal["fail", "skip", "null"] = "fail"
+
+
+class MapRequest(EachRequest):
+    """A map: the body of the call for each element."""
+
+    call: dict[str, Any]
 
 
 class MapForm(Request):

@@ -76,6 +76,8 @@ class LimitsObject(TypedDict):
 
     tokens: int | None
     cost: float | None
+    calls: int | None
+    seconds: float | None
 
 
 class SessionObject(TypedDict):

@@ -34,10 +34,16 @@ class BudgetExceeded(GraphError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a budget; None for no limit. `cost`: in the currency of the operator's prices."""
+    """Limits of a budget; None for no limit.
+
+    `cost`: in the currency of the operator's prices. `calls`: number of calls of models and tools. `seconds`: time from
+    the creation of the session.
+    """
 
     tokens: int | None = None
     cost: float | None = None
+    calls: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(eq=False)
@@ -57,7 +63,10 @@ class Budget:
     """Called once, when a limit is reached."""
     tokens: int = 0
     cost: float = 0.0
+    calls: int = 0
     is_exhausted: bool = False
+    is_late: bool = False
+    """Whether the time is over."""
     _used: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Tokens and cost of each call so far, by its id."""
 
@@ -76,6 +85,21 @@ class Budget:
         ):
             raise self.error(prompt)
         self._count(call, prompt, 0, completion)
+
+    def check_calls(self, count: int) -> None:
+        """Raise BudgetExceeded if there may not be so many more calls."""
+        limit = self.limits.calls
+        if limit is not None and self.calls + count > limit:
+            raise BudgetExceeded(
+                f"the budget of session {self.session!r} is exceeded: "
+                f"{self.calls + count} calls of models and tools; the maximum is {limit}"
+            )
+
+    def end_time(self) -> None:
+        """End the budget, because its time is over."""
+        if not self.is_exhausted:
+            self.is_exhausted = self.is_late = True
+            self.on_exhausted()
 
     def _price(self, call: "Call") -> TokenPrice:
         return self.price_of(call.model or call.spec.model)
@@ -99,6 +123,10 @@ class Budget:
     def error(self, prompt: int = 0) -> BudgetExceeded:
         """Return the error of calls that do not fit. `prompt`: number of tokens of a prompt that leaves no room for an
         answer, although the limit is not reached."""
+        if self.is_late:
+            return BudgetExceeded(
+                f"the budget of session {self.session!r} is exceeded: its {self.limits.seconds:g} s are over"
+            )
         limits = []
         if self.limits.tokens is not None:
             limits.append(f"{self.tokens} of {self.limits.tokens} tokens")

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.graph.errors import Failure
-from gateway.graph.forms.form import Form, Map, Origin, references_of
+from gateway.graph.forms.form import Form, Map, Origin, ToolRun, references_of
 from gateway.graph.segments import Input, Segment, Slot
 from gateway.graph.trace_context import TraceContext
 from gateway.graph.variable import Piece, Reader, Variable
@@ -116,6 +116,11 @@ class CallSpec:
         return f"{self.where}.{field}" if self.where else field
 
     @property
+    def is_counted(self) -> bool:
+        """Whether the call is a call of a model or a tool, and not a template or another form."""
+        return bool(self.model) or isinstance(self.form, ToolRun)
+
+    @property
     def names(self) -> list[str]:
         """Names of the variables that the call generates, its output last. A name that the session will generate is
         left out."""
@@ -149,6 +154,17 @@ class Usage:
     accepted: int = 0
     rejected: int = 0
     reasoning: int = 0
+
+    def add(self, other: "Usage") -> None:
+        """Add the counts of another call."""
+        self.prompt += other.prompt
+        self.cached += other.cached
+        self.completion += other.completion
+        self.accepted += other.accepted
+        self.rejected += other.rejected
+        self.reasoning += other.reasoning
+        for reason, tokens in other.missed.items():
+            self.missed[reason] = self.missed.get(reason, 0) + tokens
 
 
 @dataclass(slots=True)
@@ -274,9 +290,10 @@ class Call:
     def spent_tokens(self) -> tuple[int, int, int]:
         """Prompt tokens, those of them that were cached, and completion tokens that the call has used so far.
 
-        A call that an identical one serves uses none. A prompt counts once an engine has prefilled it.
+        A call that an identical one serves uses none, and neither does a form: its calls do. A prompt counts once an
+        engine has prefilled it.
         """
-        if self.leader is not None:
+        if self.leader is not None or self.spec.form is not None:
             return 0, 0, 0
         usage = self.usage
         if self.times.started is None:

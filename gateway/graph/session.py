@@ -216,6 +216,8 @@ class Session:
             calls=len(everything), variables=len(fresh), edges=sum(map(len, reads)), size=grown + objects
         )
 
+        if self.budget is not None:
+            self.budget.check_calls(sum(spec.is_counted for spec in specs))
         gate = self.call_gate
         if gate is not None:
             gate.check(self.tenant, everything)  # last, because nothing may fail between the check and the reservations
@@ -346,6 +348,8 @@ class Session:
         call.on_change = self._on_call_change
         self.calls[call.id] = call
         self.resources.calls += 1
+        if self.budget is not None:
+            self.budget.calls += call.spec.is_counted
         self.resources.edges += len(call.inputs)
         self.resources.add_bytes(CALL_BYTES)
         self.unfinished_calls += 1

@@ -58,6 +58,8 @@ class SessionStore:
     _left: list[Session] = field(default_factory=list)
     """Sessions that had ended when `dissolve_ended` ran last."""
 
+    _timed: dict[Session, None] = field(default_factory=dict)
+    """Sessions whose calls have a limited time."""
     _evicted: list[Session] = field(default_factory=list)
     """Sessions that were ended to make room for others since `expire` ran last."""
 
@@ -106,6 +108,8 @@ class SessionStore:
         session.resources.join(self._shared)
         if session.budget is not None:
             self._connect_budget(session, session.budget)
+            if session.budget.limits.seconds is not None:
+                self._timed[session] = None
         if self.call_gate is not None and session.call_gate is None:
             session.call_gate = self.call_gate
             for call in session.calls.values():
@@ -217,6 +221,16 @@ class SessionStore:
             self.delete(session, expired=True)
         evicted, self._evicted = self._evicted, []
         return evicted + old
+
+    def end_late(self, now: float) -> None:
+        """End the calls of sessions whose time is over. `now` is of the sessions' clock. Run it about once a second."""
+        for session in list(self._timed):
+            budget = session.budget
+            if session.is_closed or budget is None or budget.limits.seconds is None:
+                del self._timed[session]
+            elif now - session.created >= budget.limits.seconds:
+                del self._timed[session]
+                budget.end_time()
 
     def dissolve_ended(self) -> None:
         """Dissolve ended sessions that no client reads; see `Session.dissolve`. Run it about once a second.

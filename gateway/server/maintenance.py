@@ -11,7 +11,7 @@ from gateway.server.gc_tuning import GcTuner
 log = logging.getLogger("myna")
 
 _DISSOLVE_SECONDS = 1.0
-"""Interval at which ended sessions are dissolved, in seconds."""
+"""Interval at which ended sessions are dissolved, and late ones are ended, in seconds."""
 _SWEEP_SECONDS = 5.0
 """Interval of all other periodic work, in seconds."""
 
@@ -22,6 +22,7 @@ async def maintain(services: Services, tuner: GcTuner) -> None:
     while True:
         await asyncio.sleep(_DISSOLVE_SECONDS)
         try:
+            services.sessions.end_late(time.time())
             services.sessions.dissolve_ended()
             if time.monotonic() - swept >= _SWEEP_SECONDS:
                 swept = time.monotonic()

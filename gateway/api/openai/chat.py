@@ -20,6 +20,7 @@ from gateway.api.program_tracker import PromptSource, RequestFacts, chat_message
 from gateway.api.sampling import answer_slot, named_slots, request_sampling
 from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import CALL_HEADERS, NO_EXTENSION
+from gateway.api.semantic.maps import each_spec
 from gateway.api.serializers.chat import ChatSerializer
 from gateway.api.services import normalizes_prompt
 from gateway.errors import RequestError, field_path
@@ -61,8 +62,14 @@ async def create(request: web.Request) -> web.StreamResponse:
         has_programs=has_programs,
     )
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
+    each = body.semantic.each if body.semantic is not None else None
+    if each is not None:
+        if body.choice_count > 1:
+            message = "n must be 1 for a request with semantic.each"
+            raise RequestError(400, message, code="unsupported_with_semantic", param="n")
+        spec = each_spec(spec, each)
     add_warning(request, builder.warning)
-    parser_factory = tool_call_parser_factory(body, model)
+    parser_factory = tool_call_parser_factory(body, model) if each is None else None
     checker = answer_checker_of(
         body,
         parser_factory,

@@ -177,6 +177,7 @@ def _require_session(semantic: Semantic | None, deferred: bool) -> None:
             ("inputs", bool(semantic.inputs)),
             ("output", semantic.output is not None),
             ("slots", bool(semantic.slots)),
+            ("each", semantic.each is not None),
         ]
     for name, is_used in fields:
         if is_used:

@@ -23,12 +23,12 @@ from compat.openai import (
 from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.pipeline import build_spec
 from gateway.api.semantic.extension import text_of
+from gateway.api.semantic.maps import map_form
 from gateway.api.semantic.tool_forms import ToolFormBuilder
 from gateway.api.services import SERVICES, models_of
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.dag import order_calls
-from gateway.graph.errors import BadReference
 from gateway.graph.forms.expansion import own_names
 from gateway.graph.forms.form import INDEX, Branch, Condition, Form, Map, Repeat
 from gateway.graph.references import EVERY_NAME, Reference, check_name, check_references, parse
@@ -109,6 +109,9 @@ class GraphCallBuilder:
         if semantic is not None and semantic.session not in (None, self._session):
             message = f"the call names session {semantic.session!r}, but the graph names {self._session!r}"
             raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
+        if semantic is not None and semantic.each is not None:
+            message = "a call of a graph has no semantic.each; use the form map"
+            raise _unsupported(message, f"{where}.semantic.each")
         if is_inner and semantic is not None and semantic.inputs:
             message = "a call of a form has no inputs of its own; set them in the graph's variables"
             raise _unsupported(message, f"{where}.semantic.inputs")
@@ -120,24 +123,14 @@ class GraphCallBuilder:
 
     async def _map(self, raw: Any, where: str, known: Container[str], depth: int) -> CallSpec:
         body = await self._check(raw, MapForm, where)
-        place = f"{where}.map"
-        check_name(body.map.as_, f"{place}.as")
-        if body.map.as_ == INDEX:
-            message = f"{INDEX!r} is the name of the element's position; choose another one"
-            raise RequestError(400, message, code="invalid_value", param=f"{place}.as")
         inner = body.map.call
         if raw_output(inner) is not None:
             message = "the answers of a map's call are named after the map's output; leave this name out"
             field = "semantic.output" if form_key(inner) is None else "output"
-            raise _unsupported(message, f"{place}.call.{field}")
-        call = await self._build(inner, f"{place}.call", _Names(known, {body.map.as_, INDEX}), depth + 1)
-        over: Input | str
-        if isinstance(body.map.over, str):
-            over = _reference(body.map.over, f"{place}.over")
-        else:
-            over = encode_json(body.map.over).decode()
-        form = Map(over, body.map.as_, call, body.map.max_items, body.map.on_error, _yields_json(call))
-        return self._spec(form, where, body.output)
+            raise _unsupported(message, f"{where}.map.call.{field}")
+        names = _Names(known, {body.map.as_, INDEX})
+        call = await self._build(inner, f"{where}.map.call", names, depth + 1)
+        return self._spec(map_form(body.map, call, f"{where}.map"), where, body.output)
 
     async def _branch(self, raw: Any, where: str, known: Container[str], depth: int) -> CallSpec:
         body = await self._check(raw, BranchForm, where)
@@ -303,14 +296,6 @@ def _with_seed(spec: CallSpec) -> CallSpec:
     )
 
 
-def _reference(text: str, where: str) -> Input:
-    """Return the reference that a field consists of. Raises BadReference if it is anything else."""
-    parts = list(parse(text))
-    if len(parts) != 1 or not isinstance(parts[0], Reference):
-        raise BadReference(f"{where} must be one reference, such as '<<plan.steps>>', or a list", where)
-    return Input(parts[0], where)
-
-
 def _template(text: str, where: str) -> list[str | Input]:
     return [Input(part, where) if isinstance(part, Reference) else part for part in parse(text)]
 
@@ -344,14 +329,6 @@ def _check_order(specs: Sequence[CallSpec]) -> None:
         places = {part.reference.name: part.where for part in reversed(spec.references)}
         reads.append({name: where for name, where in places.items() if name in produced and name not in own})
     order_calls(specs, outputs, reads, produced, {}, len(specs))
-
-
-def _yields_json(call: CallSpec) -> bool:
-    """Return whether the answers of a map's call are JSON values: lists of maps, or answers with a JSON schema."""
-    if call.form is not None:
-        return isinstance(call.form, Map)
-    answer = call.slots[-1] if call.slots else None
-    return answer is not None and answer.transform is None and answer.sampling.json_schema is not None
 
 
 def _unsupported(message: str, param: str) -> RequestError:

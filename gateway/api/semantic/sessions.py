@@ -25,9 +25,10 @@ def session_of(request: web.Request) -> Session:
 
 def limits_of(requested: LimitsRequest | None) -> Limits | None:
     """Return the limits that a request sets; None if it sets none."""
-    if requested is None or (requested.tokens is None and requested.cost is None):
+    if requested is None:
         return None
-    return Limits(requested.tokens, requested.cost)
+    limits = Limits(requested.tokens, requested.cost, requested.calls, requested.seconds)
+    return None if limits == Limits() else limits
 
 
 def describe_session(session: Session, services: Services) -> SessionObject:
@@ -46,7 +47,13 @@ def describe_session(session: Session, services: Services) -> SessionObject:
         "usage": usage,
     }
     if session.budget is not None:
-        described["limits"] = {"tokens": session.budget.limits.tokens, "cost": session.budget.limits.cost}
+        limits = session.budget.limits
+        described["limits"] = {
+            "tokens": limits.tokens,
+            "cost": limits.cost,
+            "calls": limits.calls,
+            "seconds": limits.seconds,
+        }
     return described
 
 

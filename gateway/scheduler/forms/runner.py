@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from gateway.graph.call import Call, CallSpec
+from gateway.graph.call import Call, CallSpec, Usage
 from gateway.graph.errors import UnresolvedPath
 from gateway.graph.forms.expansion import element_call, own_names, round_calls, round_name, side_calls, side_name
 from gateway.graph.forms.form import Agent, Branch, Form, Map, Repeat, ToolRun
@@ -53,6 +53,10 @@ class FormRunner:
                 if self._prompts is None:
                     raise steps.failed("unknown_tool", "this server runs no agents")
                 await run_agent(steps, form, self._prompts)
+        call.usage = Usage()
+        for child in call.children.values():
+            if child.leader is None:
+                call.usage.add(child.usage)
 
 
 class _MapRun:

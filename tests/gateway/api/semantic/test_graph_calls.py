@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from gateway.api.services import SERVICES
 from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway
 from tests.fakes.scripted_server import Behaviour, refuses, says
 from tests.gateway.api.semantic.session_client import SessionClient
@@ -422,3 +424,54 @@ async def test_a_stream_has_the_events_of_the_calls_of_forms(scripted_gateway: S
         for event in events
     }
     assert {"results.0", "results.1", "results"} <= names, events[:3]
+
+
+@pytest.mark.parametrize("defer", [False, True])
+async def test_each_on_a_chat_completion(scripted_gateway: ScriptedGateway, defer: bool) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: f"[{text}]")
+    session = SessionClient(client)
+    await session.create()
+    await session.put("plan", value={"steps": ["dig", "plant"]})
+    semantic = {
+        "session": "s",
+        "output": "results",
+        "defer": defer,
+        "each": {"over": "<<plan.steps>>", "as": "step"},
+        "inputs": {"tone": "short"},
+    }
+    body = call("<<tone>> <<step>> <<index>>", semantic=semantic)
+    async with client.post("/v1/chat/completions", json=body) as answer:
+        content = (await answer.json())["choices"][0]["message"]["content"]
+    expected = '["[short dig 0]","[short plant 1]"]'
+    assert content == ("<<results>>" if defer else expected)
+    assert (await session.get("results", "?wait=true&timeout=30"))[1]["value"] == expected
+    async with client.post("/v1/chat/completions", json={**body, "semantic": {"each": {"over": [1]}}}) as answer:
+        assert (await answer.json())["error"]["param"] == "semantic.each"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [({"calls": 3}, "4 calls of models and tools; the maximum is 3"), ({"seconds": 0.2}, "its 0.2 s are over")],
+)
+async def test_limits_end_a_form(scripted_gateway: ScriptedGateway, limits: dict[str, Any], message: str) -> None:
+    client, server, unfinished = scripted_gateway
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if "seconds" in limits:
+            await asyncio.sleep(60)
+        return await says("x")(request, body)
+
+    server.always = behave
+    services = client.app[SERVICES] if client.app is not None else None
+    assert services is not None
+    sending = asyncio.create_task(
+        send(client, calls=[mapped("<<v>>", "<<item>>")], variables={"v": "[1, 2, 3, 4]"}, limits=limits)
+    )
+    while not sending.done():
+        await asyncio.sleep(0.05)
+        services.sessions.end_late(time.time())
+    _, answer = await sending
+    error = answer["errors"]["results"]
+    assert (error["code"], message in error["message"]) == ("budget_exceeded", True), error
+    assert unfinished() == 0
