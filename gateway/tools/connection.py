@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -99,6 +99,7 @@ class ServerConnection:
         self._attempt: asyncio.Future[_Failure | None] = asyncio.get_running_loop().create_future()
         """Result of the current attempt to connect, or of the last one."""
         self._list_changed = asyncio.Event()
+        self._closing = asyncio.Event()
         self._backoff = Backoff()
         self._has_worked = False
         """Whether a call on this connection has succeeded."""
@@ -108,6 +109,7 @@ class ServerConnection:
 
     async def close(self) -> None:
         """End the connection, and the process of the server."""
+        self._closing.set()  # an anyio scope that fails in the same moment swallows a cancellation
         if not self._attempt.done():
             self._attempt.set_result(_Failure(UNAVAILABLE, "the gateway closes the connection"))
         self._task.cancel()
@@ -177,7 +179,7 @@ class ServerConnection:
             if live.lost.done():
                 raise self._failed(live.lost.result().code, live.lost.result().reason, name) from None
             raise self._failed(*_describe(error), name) from None
-        except (ValidationError, ValueError) as error:
+        except ValueError as error:
             reason = str(error) if isinstance(error, BadResult) else "its form is not that of the protocol"
             raise self._failed(PROTOCOL_ERROR, f"its result is invalid: {reason}", name) from None
         except Exception as error:
@@ -202,7 +204,7 @@ class ServerConnection:
 
     async def _run(self) -> None:
         """Connect, and connect again after the connection has ended, with growing pauses."""
-        while True:
+        while not self._closing.is_set():
             if self._attempt.done():
                 self._attempt = asyncio.get_running_loop().create_future()
             began = time.monotonic()
@@ -210,9 +212,12 @@ class ServerConnection:
             failure = await self._connect()
             if time.monotonic() - began > _STABLE_SECONDS:
                 self._backoff.reset()
+            if self._closing.is_set():
+                return
             pause = self._backoff.seconds
             log.log(self._log_level, "tool server %s: %s; next attempt in %g s", self.name, failure.reason, pause)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
             self._backoff.grow()
 
     def _end_attempt(self, failure: _Failure) -> None:
@@ -245,23 +250,14 @@ class ServerConnection:
                     await stack.enter_async_context(client)
                     self._list_changed.clear()
                     self.known = await self._list(client)
-                self._live = _Live(client.session, lost)
-                self._attempt.set_result(None)
-                log.info("tool server %s: %d tools", self.name, len(self.known))
-                await self._watch(client, lost, lose)
-        except TimeoutError:
-            lose(_Failure(UNAVAILABLE, f"it did not start within {self._settings.start_seconds:g} s"))
-        except CannotStart as error:
-            lose(_Failure(UNAVAILABLE, str(error)))
-        except MCPError as error:
-            lose(_Failure(*_describe(error)))
-        except ToolFailed as error:
-            lose(_Failure(error.code, str(error)))
-        except ValidationError:
-            lose(_Failure(PROTOCOL_ERROR, "its list of tools or its handshake is invalid"))
+                if not lost.done():
+                    self._live = _Live(client.session, lost)
+                    self._attempt.set_result(None)
+                    log.info("tool server %s: %d tools", self.name, len(self.known))
+                    await self._watch(client, lost, lose)
         except Exception as error:
             log.debug("tool server %s", self.name, exc_info=True)
-            lose(_Failure(UNAVAILABLE, _innermost(error)))
+            lose(self._failure_of(error, f"it did not start within {self._settings.start_seconds:g} s"))
         if not lost.done():
             lose(_Failure(UNAVAILABLE, "the connection has ended"))
         return lost.result()
@@ -316,19 +312,10 @@ class ServerConnection:
             try:
                 async with asyncio.timeout(self._settings.start_seconds):
                     self.known = await self._list(client)
-            except TimeoutError:
-                failure = _Failure(UNAVAILABLE, "it does not answer any more")
-            except MCPError as error:
-                failure = _Failure(*_describe(error))
-            except ToolFailed as error:
-                failure = _Failure(error.code, str(error))
-            except ValidationError:
-                failure = _Failure(PROTOCOL_ERROR, "its list of tools is invalid")
-            else:
-                await asyncio.sleep(_REFRESH_SECONDS)
-                continue
-            lose(failure)
-            return
+            except Exception as error:
+                lose(self._failure_of(error, "it does not answer any more"))
+                return
+            await asyncio.sleep(_REFRESH_SECONDS)
 
     async def _listen(self, client: Client) -> None:
         """Subscribe to changes of the list of tools, as servers since 2026-07-28 require. Not all offer this."""
@@ -342,6 +329,24 @@ class ServerConnection:
                 log.debug("tool server %s: no subscription: %s", self.name, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_LISTEN_PAUSE)
+
+    def _failure_of(self, error: BaseException, timeout: str) -> _Failure:
+        """Return the failure for an error of the connection. `timeout`: reason if a time limit was exceeded."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        match error:
+            case TimeoutError():
+                return _Failure(UNAVAILABLE, timeout)
+            case MCPError():
+                return _Failure(*_describe(error))
+            case ToolFailed():
+                return _Failure(error.code, str(error))
+            case ValidationError():
+                return _Failure(PROTOCOL_ERROR, "its list of tools or its handshake is invalid")
+            case CannotStart() | OSError() | RuntimeError() | ValueError():
+                return _Failure(UNAVAILABLE, one_line(str(error)) or type(error).__name__)
+        log.error("tool server %s: unexpected error", self.name, exc_info=error)
+        return _Failure(UNAVAILABLE, one_line(str(error)) or type(error).__name__)
 
     async def _list(self, client: Client) -> Catalog:
         """Return the tools of the server. Raises ToolFailed, MCPError and ValidationError."""
@@ -374,12 +379,3 @@ def _describe(error: MCPError) -> tuple[str, str]:
     if error.code == types.REQUEST_TIMEOUT:
         return UNAVAILABLE, "it does not answer"
     return PROTOCOL_ERROR, f"it answered with error {error.code}: {one_line(error.message)}"
-
-
-def _innermost(error: BaseException) -> str:
-    """Return the message of the first error in groups of errors."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, MCPError):
-        return _describe(error)[1]
-    return one_line(str(error)) or type(error).__name__

@@ -135,19 +135,19 @@ class PipeTransport(Transport):
 
     async def _read_lines(self, process: ChildProcess) -> None:
         """Read messages until the process closes its output. Raises PipeLost."""
-        line = bytearray()
-        share = LoopShare()
+        line, share = bytearray(), LoopShare()
         while data := await process.stdout.read(_READ_BYTES):
             begin = 0
-            while (end := data.find(b"\n", begin)) >= 0:
-                line += data[begin:end]
-                begin = end + 1
-                await self._accept_line(bytes(line), share)
-                line.clear()
-            line += data[begin:]
-            if len(line) > self._max_bytes:
-                rest = await self._skip(process, bytes(line[:_ID_BYTES]), bytes(line[-_ID_BYTES:]))
-                line = bytearray(rest)
+            while begin < len(data):
+                end = data.find(b"\n", begin)
+                line += data[begin:] if end < 0 else data[begin:end]
+                begin = len(data) if end < 0 else end + 1
+                if end >= 0:
+                    await self._accept_line(bytes(line), share)
+                    line.clear()
+                elif len(line) > self._max_bytes:
+                    data, begin = await self._skip(process, bytes(line[:_ID_BYTES]), bytes(line[-_ID_BYTES:])), 0
+                    line.clear()
 
     async def _skip(self, process: ChildProcess, head: bytes, tail: bytes) -> bytes:
         """Drop the rest of a message that is too large, and fail its request. Return the data behind it. Raises
@@ -170,7 +170,7 @@ class PipeTransport(Transport):
             if skipped > _SKIPPED_BYTES:
                 break
             await asyncio.sleep(0)
-        raise PipeLost(TOO_LARGE, reason)
+        raise PipeLost(TOO_LARGE if found is None else UNAVAILABLE, reason)
 
     async def _fail(self, id: int, code: str, reason: str) -> None:
         if id in self._pending:

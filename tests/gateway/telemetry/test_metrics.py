@@ -69,3 +69,12 @@ def test_totals_have_the_same_figures_without_the_text_format() -> None:
     assert after.tokens["cached"] - before.tokens.get("cached", 0) == 4
     assert after.missed["evicted"] - before.missed.get("evicted", 0) == 1
     assert samples()["myna_calls_total", "done"] == after.calls["done"]
+
+
+def test_tools_have_a_bounded_number_of_labels() -> None:
+    for index in range(2_000):
+        metrics.count_tool_call("bounded", f"tool{index}", "ok", 0.1)
+    found = {labels: value for (name, labels), value in samples().items() if name == "myna_tool_calls_total"}
+    own = {labels: value for labels, value in found.items() if ",bounded," in labels}
+    assert sum(own.values()) == 2_000
+    assert len(own) <= 501

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.runtime.schema_checker.check import EvaluatedParts
+from gateway.runtime.schema_checker.check import EvaluatedParts, UnknownValue
 from tests.gateway.runtime.schema_checker.verdicts import assert_verdicts, found, nested, no_verdict
 
 CASES: list[tuple[str, Any, Any, Any, str]] = [
@@ -60,3 +60,26 @@ def test_evaluated_parts_are_joined() -> None:
     all.add(some)
     all.add(EvaluatedParts())
     assert all.all_items
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"not": {"properties": {"a": {"type": "integer"}}}}, {"a": UnknownValue()}),
+        ({"oneOf": [{"type": "object"}, {"properties": {"a": True}, "required": ["a"]}]}, UnknownValue()),
+        ({"if": {"properties": {"a": {"const": 1}}}, "then": {"required": ["b"]}}, {"a": UnknownValue()}),
+        ({"contains": {"const": 1}, "maxContains": 1}, [1, UnknownValue()]),
+        ({"uniqueItems": True}, [UnknownValue(), UnknownValue()]),
+        ({"anyOf": [{"properties": {"a": {"const": 1}}, "unevaluatedProperties": False}]}, {"a": UnknownValue()}),
+        ({"properties": {"a": False}}, {"a": UnknownValue()}),
+    ],
+)
+def test_an_unknown_part_may_become_valid(schema: Any, value: Any) -> None:
+    assert found(schema, value) is None
+
+
+def test_known_parts_beside_unknown_ones_are_checked() -> None:
+    schema = {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["c"]}
+    assert str(found(schema, {"a": UnknownValue(), "b": "x"})).startswith("b: type")
+    assert str(found(schema, {"a": UnknownValue()})).startswith("$: required")
+    assert no_verdict({"enum": [{"a": 1}]}, {"a": UnknownValue()}) == "a part of the value is not known yet"

@@ -5,9 +5,10 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, reject, settings
 from hypothesis import strategies as st
 
+from gateway.runtime.schema_checker.check import UnknownValue
 from gateway.runtime.schema_checker.checker import SchemaChecker
 from gateway.runtime.schema_checker.work_budget import BudgetExceeded, NoVerdict, WorkBudget
 from tests.gateway.runtime.schema_checker.verdicts import found, nested, no_verdict
@@ -186,3 +187,23 @@ def test_verdicts_agree_with_jsonschema(schema: Any, value: Any) -> None:
 @given(schemas(unevaluated=True), VALUES)
 def test_verdicts_on_unevaluated_properties_and_items_agree_with_jsonschema(schema: Any, value: Any) -> None:
     assert_same_verdict(schema, value)
+
+
+def with_unknown(value: Any, path: list[int]) -> Any:
+    """Return the value with an unknown one at a place that the numbers choose."""
+    if not path or not isinstance(value, dict | list) or not value:
+        return UnknownValue()
+    key: Any = list(value)[path[0] % len(value)] if isinstance(value, dict) else path[0] % len(value)
+    copy = value.copy()
+    copy[key] = with_unknown(value[key], path[1:])
+    return copy
+
+
+@SETTINGS
+@given(schemas(unevaluated=True), VALUES, st.lists(st.integers(0, 10), max_size=3))
+def test_a_valid_value_stays_valid_if_a_part_becomes_unknown(schema: Any, value: Any, path: list[int]) -> None:
+    try:
+        assume(found(schema, value) is None)
+        assert found(schema, with_unknown(value, path)) is None
+    except NoVerdict:
+        reject()
