@@ -120,7 +120,9 @@ class AgentForm(Request):
 
 
 class AgentOptions(Request):
-    """The fields of an agent beside those of a chat completion."""
+    """The fields of an agent beside those of a chat completion. `on_max`: whether the last of `max_turns` answers fails
+    if it calls tools, or must not call any."""
 
     tools: list[str] = Field(default_factory=list, max_length=100)
     max_turns: Annotated[int, Field(ge=1, le=100)] = 10
+    on_max: Literal["fail", "answer"] = "fail"

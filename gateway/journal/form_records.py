@@ -97,6 +97,7 @@ class AgentRecord(StoredRecord, frozen=True, tag="agent"):
     inputs: list[InputPart]
     names: dict[str, str]
     values: dict[str, str]
+    on_max: Literal["fail", "answer"]
 
 
 FormRecord = MapRecord | BranchRecord | RepeatRecord | ToolRecord | AgentRecord
@@ -144,11 +145,11 @@ def form_record(form: Form) -> FormRecord:
             parts = [input_record(part) for part in inputs]
             names, values = dict(binding.names), dict(binding.values)
             return ToolRecord(server, name, arguments, parts, names, values, reports_errors)
-        case Agent(model, body, prefix, tools, max_turns, inputs, binding):
+        case Agent(model, body, prefix, tools, max_turns, inputs, binding, on_max):
             parts = [input_record(part) for part in inputs]
             names, values = dict(binding.names), dict(binding.values)
             known = [(tool.function, tool.server, tool.name) for tool in tools]
-            return AgentRecord(model, body, prefix, known, max_turns, parts, names, values)
+            return AgentRecord(model, body, prefix, known, max_turns, parts, names, values, on_max)
 
 
 def _condition_record(condition: Condition) -> ConditionRecord:
@@ -193,10 +194,10 @@ def form_of(record: FormRecord) -> Form:
         case ToolRecord(server, name, arguments, inputs, names, values, reports_errors):
             parts = [input_of(part) for part in inputs]
             return ToolRun(server, name, arguments, parts, Binding(names, values), reports_errors)
-        case AgentRecord(model, body, prefix, tools, max_turns, inputs, names, values):
+        case AgentRecord(model, body, prefix, tools, max_turns, inputs, names, values, on_max):
             parts = [input_of(part) for part in inputs]
             known = [AgentTool(*tool) for tool in tools]
-            return Agent(model, body, prefix, known, max_turns, parts, Binding(names, values))
+            return Agent(model, body, prefix, known, max_turns, parts, Binding(names, values), on_max)
 
 
 def _condition(record: ConditionRecord) -> Condition:

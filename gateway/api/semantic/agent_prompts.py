@@ -26,9 +26,13 @@ class RequestAgentPrompts:
         """`models_of` returns the models that a tenant may use."""
         self._models_of = models_of
 
-    async def turn(self, form: Agent, history: Sequence[Mapping[str, Any]], tenant: str) -> CallSpec:
+    async def turn(
+        self, form: Agent, history: Sequence[Mapping[str, Any]], tenant: str, *, has_tools: bool
+    ) -> CallSpec:
         """See `AgentPrompts.turn`."""
         request = json.loads(form.body)
+        if form.tools and not has_tools:
+            request["tool_choice"] = "none"
         request["messages"] += history
         names = _Names(form.prefix)
         try:

@@ -10,6 +10,7 @@ from gateway.api.semantic.sessions import session_of
 from gateway.api.services import SERVICES
 from gateway.api.subscription import subscribed
 from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
+from gateway.graph.forms.form import form_name
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import parse_integer
 from gateway.http.sse import EventStream, named_event
@@ -62,6 +63,10 @@ def _describe_change(change: Change) -> tuple[str, dict[str, Any]]:
             return "variable", {"name": variable.name, "state": "deleted", "error": None}
         case CallChanged(call, state, failure):
             fields = {"id": call.id, "state": state, "output": call.output.name, "error": describe_failure(failure)}
+            if call.spec.form is not None:
+                fields["form"] = form_name(call.spec.form)
+            if call.spec.origin is not None:
+                fields["parent"] = call.spec.origin.call
             return "call", fields
         case SessionEnded(expired):
             return "session", {"state": "expired" if expired else "deleted"}

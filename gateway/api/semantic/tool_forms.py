@@ -73,6 +73,7 @@ class ToolFormBuilder:
             max_turns=options.max_turns,
             inputs=list(spec.references),
             binding=Binding({new: old for old, new in names.items()}),
+            on_max=options.on_max,
         )
 
     async def _functions(self, patterns: Sequence[str], where: str) -> tuple[list[AgentTool], list[Mapping[str, Any]]]:

@@ -126,7 +126,8 @@ class Agent:
 
     `body`: a chat completion request as JSON, with the descriptions of the tools. Its references have names that begin
     with `prefix`, which no model knows, so that an answer cannot contain a reference. `binding` has these names.
-    `max_turns`: maximum number of the model's answers.
+    `max_turns`: maximum number of the model's answers. `on_max`: whether the form fails if the last of them calls tools,
+    or the model gets no tools for it.
     """
 
     model: str
@@ -137,6 +138,11 @@ class Agent:
     inputs: Sequence[Input] = ()
     """References in the messages."""
     binding: Binding = Binding()
+    on_max: Literal["fail", "answer"] = "fail"
+
+    def has_tools(self, number: int) -> bool:
+        """Return whether the model may call tools in answer `number`, from 1 on."""
+        return bool(self.tools) and (number < self.max_turns or self.on_max == "fail")
 
 
 Form = Map | Branch | Repeat | ToolRun | Agent

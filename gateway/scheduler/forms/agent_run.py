@@ -34,12 +34,15 @@ class TurnRefused(Exception):
 class AgentPrompts(Protocol):
     """Builder of an agent's prompts, and reader of its answers."""
 
-    async def turn(self, form: Agent, history: Sequence[Mapping[str, Any]], tenant: str) -> CallSpec:
-        """Return the call for the next answer. `history`: messages after those of the request. Raises TurnRefused."""
+    async def turn(
+        self, form: Agent, history: Sequence[Mapping[str, Any]], tenant: str, *, has_tools: bool
+    ) -> CallSpec:
+        """Return the call for the next answer. `history`: messages after those of the request. `has_tools`: whether the
+        model may call tools in it. Raises TurnRefused."""
         ...
 
     async def answer(self, form: Agent, text: str, finish_reason: str | None, tenant: str) -> AgentAnswer:
-        """Return what an answer consists of. Raises TurnRefused if the model is gone."""
+        """Return what an answer with tools consists of. Raises TurnRefused if the model is gone."""
         ...
 
 
@@ -52,13 +55,16 @@ async def run_agent(steps: FormSteps, form: Agent, prompts: AgentPrompts) -> Non
     call, output, tenant = steps.call, steps.call.output.name, steps.call.session.tenant
     history: list[Mapping[str, Any]] = []
     for number in range(1, form.max_turns + 1):
+        has_tools = form.has_tools(number)
         try:
             if str(number) not in call.children:
-                turn = await prompts.turn(form, history, tenant)
+                turn = await prompts.turn(form, history, tenant, has_tools=has_tools)
                 await steps.add([turn_call(form, call.id, output, number, turn)])
             child = call.children[str(number)]
             value = await steps.until_final(child)
-            answer = await prompts.answer(form, value.value or "", child.finish_reason, tenant)
+            answer = AgentAnswer(value.value or "", ())
+            if has_tools:
+                answer = await prompts.answer(form, answer.text, child.finish_reason, tenant)
         except TurnRefused as error:
             raise steps.failed(error.code, f"answer {number} of the agent: {error}") from error
         if not answer.calls:
