@@ -5,7 +5,9 @@ import contextlib
 import functools
 import gc
 import inspect
+import json
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
@@ -120,9 +122,12 @@ def tokenizer(engine: Engine) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[GatewayHarness]:
-    """Yield a running server with the default model and all APIs."""
-    with GatewayHarness("--kv-tokens", "32768", "--parrot-api") as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayHarness]:
+    """Yield a running server with the default model, all APIs, and an MCP server of the reference set."""
+    tools = tmp_path_factory.mktemp("tools") / "tools.json"
+    command = [sys.executable, "-m", "mcp_server_time"]
+    tools.write_text(json.dumps({"servers": {"time": {"command": command, "tools": ["*"]}}}))
+    with GatewayHarness("--kv-tokens", "32768", "--parrot-api", "--tool-servers", str(tools)) as server:
         yield server
 
 

@@ -1,11 +1,15 @@
 """Code blocks of the documentation. All blocks of a document run one after another, against a running server."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +67,46 @@ def test_the_code_blocks_of_documents_run(server: GatewayHarness, name: str) -> 
         said += done.stdout
     assert said.strip()
     assert SAYS[name] in said or left_out
+
+
+def test_the_graphs_of_the_documentation_run(server: GatewayHarness) -> None:
+    blocks = re.findall(r"^```json\n(.*?)^```$", (DOCS / "graphs.md").read_text(), re.DOTALL | re.MULTILINE)
+    graphs = [body for body in map(json.loads, blocks) if "calls" in body]
+    assert len(graphs) == 5, "one for each form"
+    for body in graphs:
+        for call in _chat_bodies(body):
+            call |= {"model": "SmolLM2-135M-Instruct", "max_tokens": 80, "temperature": 0}
+        if "stream" in body:
+            _agent(body).update(tool_choice="required", on_max="answer")
+            body["stream"] = False
+        request = urllib.request.Request(
+            f"{server.address}/v1/graphs", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=100) as answer:
+            result = json.load(answer)
+        # a small model writes a JSON object without steps
+        assert (
+            "errors" not in result
+            or "has nothing at 'steps'" in str(result["errors"])
+            or "JSON" in str(result["errors"])
+        )
+
+
+def _agent(body: dict[str, Any]) -> dict[str, Any]:
+    agent: dict[str, Any] = body["calls"][0]["agent"]
+    return agent
+
+
+def _chat_bodies(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield all bodies of chat completions in a graph."""
+    if isinstance(value, dict):
+        if "messages" in value:
+            yield value
+        for inner in value.values():
+            yield from _chat_bodies(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _chat_bodies(inner)
 
 
 def test_the_container_file_names_files_and_settings_that_exist() -> None:

@@ -17,13 +17,16 @@ CURL = shutil.which("curl") is not None
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-NAMES = ("background.py", "chat.py", "chain.py", "chain.sh", "map_reduce.py", "review.py", "stream_variable.py")
+NAMES = (
+    *("background.py", "chat.py", "chain.py", "chain.sh", "map_reduce.py", "review.py", "stream_variable.py"),
+    *("agent_with_tools.py", "plan_and_map.py", "review_until_accepted.py"),
+)
 
 
-def run(server: GatewayHarness, name: str) -> str:
+def run(server: GatewayHarness, name: str, *options: str) -> str:
     """Run an example and return what it prints."""
     environment = {**os.environ, "OPENAI_BASE_URL": f"{server.address}/v1"}
-    command = [sys.executable, str(EXAMPLES / name)] if name.endswith(".py") else [str(EXAMPLES / name)]
+    command = [sys.executable, str(EXAMPLES / name), *options] if name.endswith(".py") else [str(EXAMPLES / name)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -87,3 +90,27 @@ def test_background(printed: Callable[[str], str]) -> None:
     assert re.fullmatch(r"resp_[0-9a-f]{24} is (queued|in_progress)", begun)
     assert " … " in "".join(story)
     assert re.match(r"\d+ tokens, (completed|incomplete); a title: ['\"]", end)
+
+
+def test_plan_and_map(printed: Callable[[str], str]) -> None:
+    first, _, *steps = printed("plan_and_map.py").splitlines()
+    assert first == "the first explanation was ready before the end of the plan"
+    assert re.findall(r"^(\d)\. \S", "\n".join(steps), re.MULTILINE)[:1] == ["1"]
+    assert "\n6. " in "\n".join(steps)
+
+
+def test_review_until_accepted(printed: Callable[[str], str]) -> None:
+    assert re.search(r"\S\nproblem: \S", printed("review_until_accepted.py"))
+
+
+def test_agent_with_tools(printed: Callable[[str], str]) -> None:
+    lines = printed("agent_with_tools.py").splitlines()
+    turns = [f"done: answer@{number}" for number in range(1, 9)]
+    assert [line for line in lines if line in turns] == turns
+    assert "done: answer@1.0" in lines
+    assert any(line.startswith("answer: ") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["plan_and_map.py", "review_until_accepted.py", "agent_with_tools.py"])
+def test_an_ordinary_client_does_the_same(server: GatewayHarness, name: str) -> None:
+    assert run(server, name, "--client").strip()
