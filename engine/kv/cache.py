@@ -166,7 +166,7 @@ class KVCache:
             if self._references[block] == 1:
                 self._cold_count -= 1
                 node.is_evictable = False
-                self._eviction_policy.end_expectation(node)
+                self._eviction_policy.record_read(node)
                 if not node.return_count:
                     self._eviction_policy.record_reuse(node)
             if not node.return_count:
@@ -299,9 +299,9 @@ class KVCache:
     def expect_reader(self, last_block: LastBlock, returns: Sequence[float]) -> None:
         """Expect that a freed context is continued: its blocks will be read up to the last one.
 
-        The expectation covers the blocks that only this context read and no other follows: from the last one up to the
-        first that a sequence holds or that has another child. If the last block was evicted or read since, nothing
-        changes.
+        The expectation covers the blocks up to the last one that no sequence holds. Blocks before it that other
+        contexts share get the latest expectation. If the last block was evicted or read since, or another block follows
+        it, nothing changes.
 
         `returns`: durations of earlier waits, in seconds since the free; see `valid_returns`. If it contains no valid
         one, no reader is expected any more.
@@ -310,7 +310,7 @@ class KVCache:
         if node is None or (node.path, node.read_count) != (last_block.path, last_block.read_count):
             return
         group: list[Node] = []
-        while node.parent is not None and self._references[node.block] == 1 and len(node.children) == bool(group):
+        while node.parent is not None and self._references[node.block] == 1 and (group or not node.children):
             group.append(node)
             node = node.parent
         if group:

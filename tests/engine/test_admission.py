@@ -82,6 +82,18 @@ def test_kv_that_is_read_late_or_by_nobody_is_no_reason_to_wait() -> None:
     assert not pool.waits(pool.new(100))
 
 
+def test_kv_that_a_returned_agent_does_not_read_again_is_no_reason_to_wait() -> None:
+    pool = Pool()
+    first = pool.begin_tool(160)
+    newcomer = pool.new(120)
+    assert pool.waits(newcomer)
+    turn = pool.new(0, beginning=first.tokens[:124])
+    pool.run(turn)
+    turn.free()
+    pool.now += 1.0
+    assert not pool.waits(newcomer)
+
+
 def test_the_next_turn_of_an_agent_never_waits() -> None:
     pool = Pool()
     first = pool.begin_tool(100)
