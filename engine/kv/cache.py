@@ -199,13 +199,18 @@ class KVCache:
     def cached_tokens(self, scope: str, tokens: Sequence[int]) -> int:
         """Return how many tokens at the beginning of a text are in the tree, in full blocks. Blocks that are only in
         host memory do not count."""
+        return self.cached_path(scope, tokens)[1]
+
+    def cached_path(self, scope: str, tokens: Sequence[int]) -> tuple[Node, int]:
+        """Return the last node in the tree at the beginning of a text, or the root, and the number of tokens up to its
+        end."""
         node, size, start = self.root(scope), self.block_size, 0
         while start + size <= len(tokens):
             child = node.children.get(tuple(tokens[start : start + size]))
             if child is None:
                 break
             node, start = child, start + size
-        return start
+        return node, start
 
     def expected_tokens(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
         """Return the tokens of cold blocks that a reader is expected for, by the number of the owner.

@@ -29,7 +29,7 @@ class Block:
     owner: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Model of an expectation: its blocks, the leaf last, how many were read, and the cached forecast with the end of its
     validity."""
