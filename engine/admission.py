@@ -3,7 +3,8 @@
 While an agent waits for a tool or a person, its KV stays in the pool. A forecast estimates when it is read again. If a
 new prompt evicted this KV, the agent would compute its whole history again, and evict the KV of the next agent. So the
 engine *protects* KV whose forecast is short enough (`engine.kv.pausing.longest_wait`), and prompts that do not fit
-beside the protected KV wait.
+beside the protected KV wait. The cached beginning of a prompt that continues a program is protected as well until the
+prompt begins.
 
 Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. They wait only while other
 work runs, and for at most `MAX_PAUSE_SECONDS`.
@@ -71,12 +72,20 @@ class PromptAdmission:
         for sequence in waiting:
             needed = self._needed(sequence, now)
             if needed is None or self._fits(sequence, needed, promised, owners):
+                self._protect(sequence)
                 self.admit(sequence)
                 promised[owner_of(sequence.scope)] += needed or 0
 
     def admit(self, sequence: TokenSequence) -> None:
         """Let a sequence's prompt begin, whatever the pool holds."""
         sequence.is_admitted, sequence.pause = True, None
+
+    def _protect(self, sequence: TokenSequence) -> None:
+        """Protect the cached beginning of a prompt that continues a program until its first step: the step may be late.
+        The lookup counts like the others, so some prompts of a step with many are not protected."""
+        pause = sequence.pause
+        if pause is not None and self._lookups_left > 0 and is_active(len(sequence.tokens), pause.cached):
+            self._lookups_left -= self._cache.block_size + sequence.expect_cached()
 
     def _needed(self, sequence: TokenSequence, now: float) -> int | None:
         """Return the number of tokens of the pool that a prompt needs beside those that are cached. Return None if it

@@ -68,7 +68,7 @@ class TokenSequence:
         self._longest = 0
         """Maximum of `computed_tokens` before blocks were given back. Tokens before it were counted already."""
         self._return_node: Node | None = None
-        """Last tree node of the blocks that it gave back and will come back for."""
+        """Last tree node of the blocks that it gave back, or found in the tree, and will come back for."""
         self.fill_tokens = 0
         """Number of tokens in the pending fills."""
         self.miss_reason: MissReason | None = None
@@ -160,6 +160,8 @@ class TokenSequence:
         """
         if not self._cache.shares_prefixes:
             return True
+        if not self._longest:  # it did not hold these blocks before, so this counts as a read
+            self._cancel_return()
         ready = self._adopt()
         self._cancel_return()
         return ready
@@ -292,6 +294,17 @@ class TokenSequence:
                 self._cache.release([node.block])
         self._announced = []
 
+    def expect_cached(self) -> int:
+        """Let the pool evict the cached beginning of a prompt that has not begun after blocks that no sequence will
+        read. Return the number of tokens that were found."""
+        if self.blocks or self._return_node is not None or not self._cache.shares_prefixes:
+            return 0
+        node, cached = self._cache.cached_path(self.scope, self.tokens)
+        if cached:
+            self._return_node = node
+            self._cache.expect_return(node, self.rank)
+        return cached
+
     def drop_blocks(self) -> None:
         """Give all blocks back for now; the tree may retain them. Later steps find them there or recompute them."""
         if self.computed_tokens and self._path_length:
@@ -302,7 +315,7 @@ class TokenSequence:
 
     def free(self) -> LastBlock | None:
         """Give all blocks back for good. Return the record of the last one in the tree, or None if there is none."""
-        node = self._return_node
+        node = self._return_node if self._longest else None
         if node is None and self._path_length:
             node = self._tip
         last_block = None if node is None else self._cache.last_block(node)

@@ -166,7 +166,7 @@ class KVCache:
             if self._references[block] == 1:
                 self._cold_count -= 1
                 node.is_evictable = False
-                self._eviction_policy.end_expectation(node)
+                self._eviction_policy.record_read(node)
                 if not node.return_count:
                     self._eviction_policy.record_reuse(node)
             if not node.return_count:
@@ -199,13 +199,18 @@ class KVCache:
     def cached_tokens(self, scope: str, tokens: Sequence[int]) -> int:
         """Return how many tokens at the beginning of a text are in the tree, in full blocks. Blocks that are only in
         host memory do not count."""
+        return self.cached_path(scope, tokens)[1]
+
+    def cached_path(self, scope: str, tokens: Sequence[int]) -> tuple[Node, int]:
+        """Return the last node in the tree at the beginning of a text, or the root, and the number of tokens up to its
+        end."""
         node, size, start = self.root(scope), self.block_size, 0
         while start + size <= len(tokens):
             child = node.children.get(tuple(tokens[start : start + size]))
             if child is None:
                 break
             node, start = child, start + size
-        return start
+        return node, start
 
     def expected_tokens(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
         """Return the tokens of cold blocks that a reader is expected for, by the number of the owner.
@@ -299,9 +304,9 @@ class KVCache:
     def expect_reader(self, last_block: LastBlock, returns: Sequence[float]) -> None:
         """Expect that a freed context is continued: its blocks will be read up to the last one.
 
-        The expectation covers the blocks that only this context read and no other follows: from the last one up to the
-        first that a sequence holds or that has another child. If the last block was evicted or read since, nothing
-        changes.
+        The expectation covers the blocks up to the last one that no sequence holds. Blocks before it that other
+        contexts share get the latest expectation. If the last block was evicted or read since, or another block follows
+        it, nothing changes.
 
         `returns`: durations of earlier waits, in seconds since the free; see `valid_returns`. If it contains no valid
         one, no reader is expected any more.
@@ -310,7 +315,7 @@ class KVCache:
         if node is None or (node.path, node.read_count) != (last_block.path, last_block.read_count):
             return
         group: list[Node] = []
-        while node.parent is not None and self._references[node.block] == 1 and len(node.children) == bool(group):
+        while node.parent is not None and self._references[node.block] == 1 and (group or not node.children):
             group.append(node)
             node = node.parent
         if group:

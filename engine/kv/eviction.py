@@ -117,19 +117,29 @@ class EvictionPolicy:
         if not self._learns:
             return
         if returns:
-            ordinary = self._expectations.add(blocks, released, returns)
-            if ordinary is not None and ordinary.is_evictable and ordinary.due_rank is None:
-                self.offer(ordinary)
+            self._offer_ordinary(self._expectations.add(blocks, released, returns))
         else:
-            if not any(map(_is_expected, blocks)):
+            expectation = blocks[0].expectation
+            if expectation is None or not expectation.is_live:
                 return
             for block in blocks:
-                self._expectations.discard(block)
+                if block.expectation is expectation:
+                    self._expectations.discard(block)
         if blocks[0].due_rank is None:  # otherwise it is among the candidates for its own reason
             self.offer(blocks[0])
 
+    def _offer_ordinary(self, leaf: Evictable | None) -> None:
+        """Add the leaf of a group whose expectation has ended to the candidates, if it can be evicted."""
+        if leaf is not None and leaf.is_evictable and leaf.due_rank is None:
+            self.offer(leaf)
+
+    def record_read(self, block: Evictable) -> None:
+        """Record that a sequence reads a block that none held; see `Expectations.read`."""
+        if block.expectation is not None:
+            self._offer_ordinary(self._expectations.read(block))
+
     def end_expectation(self, block: Evictable) -> None:
-        """Record that a sequence reads the block, or that it leaves the tree."""
+        """Record that the block leaves the tree."""
         if block.expectation is not None:
             self._expectations.discard(block)
 

@@ -4,6 +4,10 @@ After an answer of an agent, a request usually extends it, once the tools have r
 sends the durations of earlier gaps of this kind. So the blocks of the answer have a forecast, see `forecast.py`, which
 changes while time passes. Computing it for each evicted block would be too slow. It is cached for half a second, and
 for longer the longer the reader has been away.
+
+The reader may not read all blocks of its group again: a client drops the reasoning of an answer, or rewrites its last
+messages. So the reader counts as returned once three quarters of the group are read, and the rest is ordinary then.
+Otherwise each turn would leave blocks that seem to be read soon, and other requests would wait for them.
 """
 
 import heapq
@@ -23,6 +27,9 @@ _FRESH_SECONDS = 0.5
 """Minimum time for which a forecast is cached, in seconds."""
 _FRESH_SHARE = 1 / 8
 """Time for which a forecast is cached, as a share of the time since the release."""
+_RETURN_RATIO = 3
+"""Number of blocks of a group that were read, relative to those that are left, from which its reader has returned. On
+recorded agents, 1 and 9 took as long."""
 _SAME = 0.9
 """Ratio of two forecasts from which they count as equal. Then the policy continues with the group that it selected
 last."""
@@ -53,12 +60,13 @@ class Evictable(Protocol):
 
 
 class Expectation:
-    """Expectation that one reader returns for a group of blocks, each the parent of the next.
+    """Expectation that one reader returns for a group of blocks, all of one path.
 
     `owner`: number of the owner of the blocks' scope. `released`: time when the reader released them, in seconds.
     `returns`: sorted durations of earlier gaps, in seconds. `block_count`: number of blocks in the group. `leaf`: the
-    last block that was offered for eviction. `wait`: the cached forecast, in seconds; None before the first one.
-    `refresh_time`: end of its validity, in seconds. `is_queued`: whether the group has an entry in the order.
+    last block that was offered for eviction. `read_count`: number of its blocks that were read since. `wait`: the
+    cached forecast, in seconds; None before the first one. `refresh_time`: end of its validity, in seconds.
+    `is_queued`: whether the group has an entry in the order.
     """
 
     __slots__ = (
@@ -68,6 +76,7 @@ class Expectation:
         "leaf",
         "number",
         "owner",
+        "read_count",
         "refresh_time",
         "released",
         "returns",
@@ -80,6 +89,7 @@ class Expectation:
         self.released = released
         self.returns = returns
         self.block_count = 0
+        self.read_count = 0
         self.leaf: Evictable | None = None
         self.wait: float | None = None
         self.refresh_time = math.inf
@@ -137,7 +147,7 @@ class Expectations:
         return leaf
 
     def discard(self, block: Evictable) -> None:
-        """Record that a block was read, evicted, or is not expected to be read any more."""
+        """Record that a block was evicted or is not expected to be read any more."""
         expectation, block.expectation = block.expectation, None
         if expectation is None or not expectation.is_live:
             return
@@ -146,6 +156,23 @@ class Expectations:
         expectation.block_count -= 1
         if not expectation.block_count:
             self._end(expectation)
+
+    def read(self, block: Evictable) -> Evictable | None:
+        """Record that a sequence reads a block. If the reader of its group has returned, end the expectation, and
+        return the leaf that becomes ordinary, or None.
+
+        One block is not enough: other conversations may share the beginning of the group.
+        """
+        expectation = block.expectation
+        self.discard(block)
+        if expectation is None or not expectation.is_live:
+            return None
+        expectation.read_count += 1
+        if expectation.read_count < _RETURN_RATIO * expectation.block_count:
+            return None
+        leaf = expectation.leaf
+        self._end(expectation)
+        return leaf
 
     def offer(self, leaf: Evictable) -> None:
         """Record the evictable block at the end of its group."""

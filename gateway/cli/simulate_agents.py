@@ -67,6 +67,13 @@ def main(arguments: Sequence[str]) -> int:
         "--without", nargs="+", choices=PARTS, default=[], help="parts of the policy myna to turn off (default: none)"
     )
     parser.add_argument(
+        "--keys",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"number of API keys that the sessions get in turn, for the policy {SERVER} (default: 1)",
+    )
+    parser.add_argument(
         "--half",
         type=int,
         choices=(0, 1),
@@ -78,8 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    if options.sessions < 1 or options.jobs < 1 or not all(0 < x < 1000 for x in options.oversubscriptions):
-        print("myna simulate: sessions and jobs must be >= 1, oversubscriptions in (0, 1000)", file=sys.stderr)
+    counts = options.sessions, options.jobs, options.keys
+    if min(counts) < 1 or not all(0 < x < 1000 for x in options.oversubscriptions):
+        print("myna simulate: sessions, jobs and keys must be >= 1, oversubscriptions in (0, 1000)", file=sys.stderr)
         return 2
     replays = Replays(
         tables=options.tables,
@@ -90,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         sessions=options.sessions,
         seed=options.seed,
         jobs=options.jobs,
+        keys=options.keys,
         half=options.half,
     )
     try:

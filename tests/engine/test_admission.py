@@ -82,12 +82,64 @@ def test_kv_that_is_read_late_or_by_nobody_is_no_reason_to_wait() -> None:
     assert not pool.waits(pool.new(100))
 
 
+def test_kv_that_a_returned_agent_does_not_read_again_is_no_reason_to_wait() -> None:
+    pool = Pool()
+    first = pool.begin_tool(160)
+    newcomer = pool.new(120)
+    assert pool.waits(newcomer)
+    turn = pool.new(0, beginning=first.tokens[:124])
+    pool.run(turn)
+    turn.free()
+    pool.now += 1.0
+    assert not pool.waits(newcomer)
+
+
 def test_the_next_turn_of_an_agent_never_waits() -> None:
     pool = Pool()
     first = pool.begin_tool(100)
     pool.begin_tool(120)
     assert not pool.waits(pool.new(100, beginning=first.tokens))
     assert pool.waits(pool.new(101, beginning=first.tokens)), "less than half is cached"
+
+
+def test_the_cached_beginning_of_an_admitted_prompt_is_evicted_last() -> None:
+    pool = Pool()
+    first = pool.begin_tool(120, returns=[])
+    pool.now += 1.0
+    pool.begin_tool(80)
+    turn = pool.new(40, beginning=first.tokens)
+    assert not pool.waits(turn)
+    pool.cache.check_integrity([])
+    pool.run(other := pool.new(120))
+    assert pool.cache.cached_tokens("", turn.tokens) == 120, "the newer KV of the tool went first"
+    pool.cache.check_integrity([other.blocks])
+    other.free()
+    pool.run(turn)
+    assert turn.cached_tokens == 120
+    pool.cache.check_integrity([turn.blocks])
+
+
+def test_a_prompt_that_ends_before_its_first_step_protects_nothing_any_more() -> None:
+    pool = Pool()
+    first = pool.begin_tool(120, returns=[])
+    turn = pool.new(40, beginning=first.tokens)
+    assert not pool.waits(turn)
+    assert turn.free() is None, "it computed nothing"
+    pool.cache.check_integrity([])
+    pool.run(pool.new(CAPACITY - 60))
+    assert pool.cache.cached_tokens("", first.tokens) == 60
+
+
+def test_prompts_protect_no_more_than_the_lookups_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.admission._LOOKUP_TOKENS", 200)
+    pool = Pool()
+    first = pool.begin_tool(80, returns=[])
+    turns = [pool.new(20, beginning=first.tokens) for _ in range(6)]
+    pool.admission.admit_fitting(turns)
+    node, cached = pool.cache.cached_path("", first.tokens)
+    assert cached == 80
+    assert node.return_count <= 200 // 80 + 1
+    pool.cache.check_integrity([])
 
 
 def test_a_prompt_that_was_admitted_does_not_wait_again() -> None:

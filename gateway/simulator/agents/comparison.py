@@ -151,6 +151,8 @@ class Replays:
     sessions: int = SESSIONS
     seed: int = 1
     jobs: int = 1
+    keys: int = 1
+    """Number of API keys that the sessions get in turn. It only matters to the policy `SERVER`."""
     half: int | None = None
     """0 or 1: replay only sessions of this half, see `half_of`. None: replay sessions of both."""
 
@@ -172,7 +174,7 @@ def compare(path: Path, replays: Replays) -> Comparison:
     sessions = random.Random(replays.seed).sample(recording.sessions, count)
     loads = list(itertools.product(replays.tables, replays.utilisations))
     names = list(dict.fromkeys((REFERENCE, *replays.policies)))
-    work = partial(run_load, sessions, names, replays.without, replays.seed, replays.oversubscriptions)
+    work = partial(run_load, sessions, names, replays.without, replays.seed, replays.oversubscriptions, replays.keys)
     results = [result for of_load in _map(work, loads, replays.jobs) for result in of_load]
     return Comparison(recording, count, sum(len(session.requests) for session in sessions), replays.seed, results)
 
@@ -193,9 +195,11 @@ def run_load(
     without: frozenset[str],
     seed: int,
     oversubscriptions: Sequence[float],
+    keys: int,
     load: tuple[str, float],
 ) -> list[SettingResult]:
-    """Replay the sessions once for each oversubscription and policy. `load`: table and utilisation.
+    """Replay the sessions once for each oversubscription and policy. `keys`: see `Replays`. `load`: table and
+    utilisation.
 
     Capacity is measured by a trial: all sessions arrive together and memory is unlimited. A second trial, with the
     load's arrivals and unlimited memory, measures the KV of live sessions. Neither depends on the oversubscription.
@@ -216,7 +220,7 @@ def run_load(
         wanted = int(trial.live_tokens / oversubscription)
         capacity = max(wanted, largest)
         outcomes = {
-            name: replay_on_server(sessions, arrivals, costs, capacity)
+            name: replay_on_server(sessions, arrivals, costs, capacity, keys)
             if name == SERVER
             else replay(sessions, arrivals, costs, capacity, create(name, without))
             for name in names

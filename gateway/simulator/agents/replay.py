@@ -91,10 +91,10 @@ def replay(
 
 
 def replay_on_server(
-    sessions: Sequence[RecordedSession], arrivals: Sequence[float], costs: Costs, capacity: int
+    sessions: Sequence[RecordedSession], arrivals: Sequence[float], costs: Costs, capacity: int, keys: int = 1
 ) -> Outcome:
-    """Replay sessions on the server's own code; see `ServerEngine`. Arguments as in `replay`."""
-    engine = ServerEngine(costs, capacity)
+    """Replay sessions on the server's own code; see `ServerEngine`. Other arguments as in `replay`."""
+    engine = ServerEngine(costs, capacity, keys)
     return replay_on(engine, SERVER, sessions, build_paths(sessions), arrivals, engine.leave)
 
 

@@ -1,9 +1,8 @@
 """The server's own code in virtual time: the engine's step scheduler, cache and admission, with the gateway's ranks.
 
 The other policies run on a modelled engine with a modelled cache. Here the parts of the real engine run, and only the
-duration of a step comes from a table of costs. So the result includes effects of single blocks and steps. There is one
-tenant, no call is interactive, and the gateway's own queue is left out. A replay takes longer, because the engine's
-code plans each step.
+duration of a step comes from a table of costs. So the result includes effects of single blocks and steps. No call is
+interactive, and the gateway's own queue is left out. A replay takes longer, because the engine's code plans each step.
 """
 
 import math
@@ -31,7 +30,6 @@ from gateway.simulator.agents.modelled_engine import (
 from gateway.simulator.engine import Costs
 
 _BLOCK = 16
-_TENANT = ""
 _TOKENS = 256.0
 """Assumed number of tokens of an answer until one was observed."""
 _SMOOTHING = 0.02
@@ -60,14 +58,16 @@ class _Answer(Generation):
 class ServerEngine:
     """Owner of the sequences of one engine. See `SimulatedAgentEngine`."""
 
-    def __init__(self, costs: Costs, capacity: int) -> None:
-        """`capacity`: tokens of the KV pool, rounded up to whole blocks."""
+    def __init__(self, costs: Costs, capacity: int, keys: int = 1) -> None:
+        """`capacity`: tokens of the KV pool, rounded up to whole blocks. `keys`: number of API keys, which the sessions
+        get in turn."""
         blocks = -(-capacity // _BLOCK)
         self.now = 0.0
         self.busy = 0.0
         self.preemptions = 0
         self.prompt = self.hits = 0
         self._costs = costs
+        self._keys = keys
         self._facts = facts_of(costs, capacity)
         budget = StepBudget(decode_share=DECODE_SHARE, max_step_seconds=STEP_SECONDS)
         budget.calibrate(CALIBRATION_ROWS, costs.step(CALIBRATION_ROWS, 0))
@@ -94,12 +94,16 @@ class ServerEngine:
         """Whether a call waits or runs."""
         return bool(self._calls)
 
+    def _tenant(self, call: AgentCall) -> str:
+        """Return the API key of a call's session."""
+        return str(call.session % self._keys)
+
     def submit(self, call: AgentCall) -> None:
         """Add a call to the queue. Raises ValueError if its prompt and answer exceed the pool."""
         if call.recorded.prompt + call.recorded.output > self._cache.capacity:
             raise ValueError("a call is larger than the KV pool")
         number = next(self._numbers)
-        sequence = TokenSequence(number, self._cache, _TENANT, self._rank(call), number)
+        sequence = TokenSequence(number, self._cache, self._tenant(call), self._rank(call), number)
         sequence.is_interactive = sequence.is_admitted = False
         sequence.tokens = list(self._prompt(call))
         sequence.fill_tokens = len(sequence.tokens)
@@ -108,7 +112,7 @@ class ServerEngine:
         self._calls[sequence] = call
         self._uncounted.add(sequence)
         if (gap := self._gaps.pop(call.chain, None)) is not None:
-            self._tool_times.observe(_TENANT, gap[1], call.issued - gap[0], call.issued)
+            self._tool_times.observe(self._tenant(call), gap[1], call.issued - gap[0], call.issued)
 
     def _prompt(self, call: AgentCall) -> list[int]:
         """Return the tokens of a prompt: the beginning that it shares with an earlier one, then tokens of its own."""
@@ -124,8 +128,9 @@ class ServerEngine:
         step = facts.token_seconds + facts.key_seconds * recorded.prompt
         rows = facts.row_seconds * (recorded.prompt - recorded.shared)
         work = rows + self._answer_tokens * math.sqrt(facts.row_seconds * step)
-        self._service.begin(program, _TENANT, call.issued)
-        lead = self._service.lead(program, _TENANT, call.issued)
+        tenant = self._tenant(call)
+        self._service.begin(program, tenant, call.issued)
+        lead = self._service.lead(program, tenant, call.issued)
         return call.issued - lead + rows + self._answer_tokens * step + deadline_extension(work)
 
     def advance(self, until: float) -> list[AgentCall]:
@@ -174,7 +179,7 @@ class ServerEngine:
         stop = call.recorded.stop
         last_block = sequence.free()
         if last_block is not None:
-            self._cache.expect_reader(last_block, self._tool_times.forecast(_TENANT, stop))
+            self._cache.expect_reader(last_block, self._tool_times.forecast(self._tenant(call), stop))
         self._answer_tokens += _SMOOTHING * (call.recorded.output - self._answer_tokens)
         self._service.charge(str(call.session), call.service, self.now)
         self._gaps[call.chain] = self.now, stop

@@ -288,7 +288,7 @@ def freed_block(sequence: TokenSequence) -> LastBlock:
     return last_block
 
 
-def test_expectation_covers_the_blocks_that_only_one_context_read() -> None:
+def test_expectation_covers_the_blocks_that_no_sequence_holds() -> None:
     cache = KVCache(BLOCKS, SIZE)
     other, sequence = filled_sequence(cache, [1] * 8), filled_sequence(cache, [*[1] * 4, *[2] * 10])
     compute(other)
@@ -297,9 +297,38 @@ def test_expectation_covers_the_blocks_that_only_one_context_read() -> None:
     last_block = freed_block(sequence)
     cache.expect_reader(last_block, [5.0])
     assert expected_blocks(cache) == own, "another sequence holds the first block"
-    other.free()
+    shared = set(sequence.blocks[:1]) | set(other.blocks[:1])
+    last_of_other = freed_block(other)
     cache.expect_reader(last_block, [5.0])
-    assert expected_blocks(cache) == own, "another block follows the first one"
+    assert expected_blocks(cache) == own | shared
+    cache.expect_reader(last_of_other, [5.0])
+    assert len(expected_blocks(cache)) == 4
+    cache.expect_reader(last_of_other, [])
+    assert expected_blocks(cache) == own, "the block that both share had the latest expectation"
+    cache.expect_reader(last_block, [5.0])
+    cache.expect_reader(last_of_other, [])
+    assert expected_blocks(cache) == own | shared, "a context ends no expectation of another one"
+    cache.check_integrity([])
+
+
+def test_blocks_that_the_returned_reader_does_not_read_are_ordinary() -> None:
+    cache = KVCache(BLOCKS, SIZE)
+    turn = filled_sequence(cache, [1] * 16)
+    compute(turn)
+    cache.expect_reader(freed_block(turn), [5.0])
+    blocks = expected_blocks(cache)
+    assert len(blocks) == 4
+    shares_half = filled_sequence(cache, [*[1] * 8, *[2] * 4])
+    compute(shares_half)
+    assert len(expected_blocks(cache)) == 2, "it may be another conversation"
+    next_turn = filled_sequence(cache, [*[1] * 12, *[3] * 8])
+    compute(next_turn)
+    assert expected_blocks(cache) == set(), "its reader has returned without reading the fourth block"
+    cache.check_integrity([shares_half.blocks, next_turn.blocks])
+    shares_half.free()
+    own = set(next_turn.blocks)
+    cache.expect_reader(freed_block(next_turn), [5.0])
+    assert expected_blocks(cache) == own, "the expectation covers the whole conversation although it has other ends"
     cache.check_integrity([])
 
 

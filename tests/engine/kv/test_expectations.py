@@ -29,15 +29,17 @@ class Block:
     owner: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
-    """Model of an expectation: its blocks, the leaf last, and the cached forecast with the end of its validity."""
+    """Model of an expectation: its blocks, the leaf last, how many were read, and the cached forecast with the end of its
+    validity."""
 
     blocks: list[Block]
     released: float
     returns: list[float]
     wait: float = 0.0
     valid_until: float = -math.inf
+    read_count: int = 0
 
     def refresh(self, now: float) -> None:
         if now >= self.valid_until:
@@ -109,12 +111,23 @@ class ExpectedGroups(RuleBasedStateMachine):
         """Read the first blocks of a group."""
         group = self._any(data)
         count = data.draw(st.integers(1, len(group.blocks)))
-        for block in group.blocks[:count]:
+        for _ in range(count):
+            if not group.blocks:
+                break
+            block = group.blocks.pop(0)
             block.is_evictable = False
-            self.expectations.discard(block)
-        del group.blocks[:count]
-        if not group.blocks:
+            ordinary = self.expectations.read(block)
+            group.read_count += 1
+            if group.read_count < 3 * len(group.blocks):
+                assert ordinary is None
+                continue
             self.groups.remove(group)
+            if group.blocks:
+                assert ordinary is group.blocks[-1], "the reader has returned, and the rest is ordinary"
+                self.ordinary += group.blocks
+            else:
+                assert ordinary is None
+            break
 
     @precondition(lambda self: self.groups)
     @rule(data=st.data())

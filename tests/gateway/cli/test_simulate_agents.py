@@ -31,11 +31,24 @@ def test_the_table_has_a_line_for_each_policy(file: str, capsys: pytest.CaptureF
     assert [line.split()[0] for line in text.splitlines() if line.startswith("  ")] == ["policy", *["vllm", "myna"] * 2]
 
 
+def test_sessions_of_several_keys_take_other_times(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--tables", "cpu", "--oversubscriptions", "4", "--utilisations", "0.9", "--policies", "server", "--json")
+    outcomes = []
+    for keys in ((), ("--keys", "1"), ("--keys", "3")):
+        assert main(["--agents", file, "--sessions", "8", "--jobs", "1", *options, *keys]) == 0
+        (setting,) = json.loads(capsys.readouterr().out)["settings"]
+        outcomes.append(setting["policies"])
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0]["vllm"] == outcomes[2]["vllm"], "the keys only matter to the server"
+    assert outcomes[0]["server"] != outcomes[2]["server"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--sessions", "0"), "must be >= 1"),
         (("--jobs", "0"), "must be >= 1"),
+        (("--keys", "0"), "must be >= 1"),
         (("--oversubscriptions", "0"), "must be >= 1"),
         (("--utilisations", "0"), "neither `together` nor a number"),
         (("--utilisations", "nan"), "neither `together` nor a number"),

@@ -47,6 +47,15 @@ def test_all_calls_of_a_small_pool_are_served_and_the_result_is_reproducible(tmp
     assert first.mean > roomy.mean
 
 
+def test_an_api_key_has_its_share_of_the_pool_beside_a_key_with_many_sessions() -> None:
+    sessions = [chain(*range(800, 4001, 800), pause=5.0) for _ in range(16)]
+    arrivals = [0.0] * 15 + [100.0]
+    one_key = replay_on_server(sessions, arrivals, CPU, 10_000)
+    own_key = replay_on_server(sessions, arrivals, CPU, 10_000, keys=16)
+    assert own_key.calls == one_key.calls
+    assert own_key.seconds[-1] < one_key.seconds[-1], "the session that arrives last does not wait for older programs"
+
+
 def test_a_call_that_is_larger_than_the_pool_is_refused() -> None:
     sessions = [chain(1000)]
     engine = ServerEngine(CPU, 1000)
