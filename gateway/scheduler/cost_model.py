@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 from gateway.engines.protocol import Engine, StepTimes
-from gateway.graph.call import Call
+from gateway.graph.call import Call, CallSpec
+from gateway.graph.forms.form import Agent, Branch, Map, Repeat, ToolRun, form_name
 from gateway.graph.segments import Input, Slot
 from gateway.graph.variable import Variable
 
@@ -90,6 +91,8 @@ class CostModel:
         call = variable.producer
         if call is None:
             return 0.0
+        if call.spec.form is not None:
+            return self._lengths.get(_shape(call), _UNBOUNDED_TOKENS)
         if not call.spec.model:  # templates of templates are not followed: they may be many and deep
             parts = call.spec.parts or ()
             return sum(len(p) / _CHARACTERS_PER_TOKEN if isinstance(p, str) else _UNBOUNDED_TOKENS for p in parts)
@@ -102,8 +105,10 @@ class CostModel:
         return self._lengths.get(_shape(call), _UNBOUNDED_TOKENS if maximum is None else maximum)
 
     def learn(self, call: Call) -> None:
-        """Update the average length of answers from a finished call."""
-        tokens, slots = call.usage.completion, len(call.spec.slots)
+        """Update the average length of answers from a finished call, or of the value of a form."""
+        tokens, slots = float(call.usage.completion), len(call.spec.slots)
+        if call.spec.form is not None:
+            tokens, slots = len(call.output.value or "") / _CHARACTERS_PER_TOKEN, 1
         if call.leader is not None or not tokens or not slots:
             return
         shape, tokens_per_slot = _shape(call), tokens / slots
@@ -118,5 +123,18 @@ class CostModel:
 
 def _shape(call: Call) -> tuple[object, ...]:
     """Return a key that is equal for calls from the same place in a program, whatever their texts are."""
-    spec = call.spec
-    return (spec.model, *map(type, spec.segments), *[slot.sampling.max_tokens for slot in spec.slots])
+    return _shape_of_spec(call.spec)
+
+
+def _shape_of_spec(spec: CallSpec) -> tuple[object, ...]:
+    match spec.form:
+        case None:
+            return (spec.model, *map(type, spec.segments), *[slot.sampling.max_tokens for slot in spec.slots])
+        case Map(call=inner):
+            return ("map", *_shape_of_spec(inner))
+        case Branch(then=calls) | Repeat(calls=calls):
+            return (form_name(spec.form), len(calls), *(_shape_of_spec(calls[0]) if calls else ()))
+        case ToolRun(server, name):
+            return ("tool", server, name)
+        case Agent(model=model, max_turns=max_turns):
+            return ("agent", model, max_turns)

@@ -8,9 +8,11 @@ import pytest
 from engine.sampling_params import SamplingParams
 from gateway.engines.protocol import StepTimes
 from gateway.graph.call import Call, CallSpec, Input, Slot
+from gateway.graph.forms.form import Map
 from gateway.graph.references import Reference
 from gateway.graph.segments import Text
 from gateway.graph.session import Session
+from gateway.graph.variable import Piece
 from gateway.scheduler.cost_model import Cost, CostModel
 from tests.gateway.graph.test_session import session
 
@@ -103,3 +105,18 @@ def test_the_average_pace_moves_slowly() -> None:
     for _ in range(10_000):
         costs.observe(slow)  # type: ignore[arg-type]
     assert costs.pace.step_seconds == pytest.approx(1.0, rel=0.01)
+
+
+def test_the_length_of_a_map_is_learned_from_maps_of_the_same_call() -> None:
+    graph, costs = session(), paced()
+
+    def mapped(name: str) -> Call:
+        form = Map('["x"]', "item", CallSpec(model="m", segments=[Slot(None, SamplingParams())]), max_items=9)
+        return graph.add(CallSpec(model="", form=form, output=name, deferred=True))
+
+    first = mapped("first")
+    before = costs.tokens(first.output)
+    first.output.append(Piece("x" * 400))
+    first.output.complete()
+    costs.learn(first)
+    assert costs.tokens(mapped("second").output) == 100 != before
