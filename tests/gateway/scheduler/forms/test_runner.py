@@ -7,7 +7,6 @@ changes, and results are those of a direct interpreter of the same JSON.
 """
 
 import asyncio
-import dataclasses
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from gateway.graph.call import CallState
-from gateway.graph.events import Fact
+from gateway.graph.events import CallAddition, Fact
 from gateway.graph.forms.form import Map
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
@@ -261,6 +260,19 @@ class FormRuns(RuleBasedStateMachine):
                 ]
                 if form.on_error == "fail":
                     assert indexes == list(range(len(indexes)))
+        self._check_replay()
+
+    def _check_replay(self) -> None:
+        """Check that the stored facts restore the same session."""
+        restored = self.log.replay()
+        assert [record_of(CallAddition(call)) for call in restored.calls.values()] == [
+            record_of(CallAddition(call)) for call in self.session.calls.values()
+        ]
+        for attribute in ("calls", "variables", "edges", "bytes"):
+            assert getattr(restored.resources, attribute) == getattr(self.session.resources, attribute), attribute
+        assert {name: (v.number, v.state, v.value) for name, v in restored.variables.items()} == {
+            name: (v.number, v.state, v.value) for name, v in self.session.variables.items()
+        }
 
     def _variables(self, name: str) -> list[Variable]:
         kept = [self.session.variable(f"keep_{name}")] if name in self.kept else []
