@@ -318,14 +318,15 @@ class Call:
         )
 
     def survives(self, source: Variable) -> bool:
-        """Return whether the call may end well although a variable that it reads has failed. A form does, unless it
-        cannot do without a call that it has added."""
+        """Return whether the call may end well although a variable that it reads has failed.
+
+        A form may: it fails once it needs that variable. Its result must not depend on which of its calls fails first.
+        A map that needs all elements fails immediately."""
         form = self.spec.form
-        if form is None:
-            return False
+        if not isinstance(form, Map) or form.on_error != "fail":
+            return form is not None
         producer = source.producer
-        is_child = producer is not None and producer.spec.origin is not None and producer.spec.origin.call == self.id
-        return not is_child or (isinstance(form, Map) and form.on_error != "fail")
+        return producer is None or producer.spec.origin is None or producer.spec.origin.call != self.id
 
     def adopt(self, child: "Call") -> None:
         """Read the outputs of a call that this call's form has added."""

@@ -7,6 +7,7 @@ Parrot (Lin et al., OSDI'24) has such a graph. Its GetProducer and GetConsumers 
 import difflib
 import itertools
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -109,10 +110,10 @@ class Session:
         self.reusable_calls: dict[bytes, Call] = {}
         """Calls that may serve identical calls, by their digest."""
         self._retired_names: set[str] = set()
-        """Names of deleted variables that were ready. They cannot be used again, because a client may have read the
-        value."""
+        """Names of deleted variables that were ready, because a client may have read the value, and of those that forms
+        have made. They cannot be used again."""
         self._expanded_names: set[str] = set()
-        """Names of deleted variables whose forms had added calls. The variables of these calls keep their names."""
+        """Names of deleted outputs of forms. Variables of the calls that these forms add are named after them."""
         self.call_gate: CallGate | None = None
         """Gate that calls pass to join; None if there is none."""
         self._joining: Call | None = None
@@ -143,7 +144,7 @@ class Session:
         if not is_derived:
             check_name(name, where)
             if name in self._expanded_names:
-                message = f"{name!r} was a form's output, and variables of its calls exist; choose another name"
+                message = f"{name!r} was a form's output, after which variables of its calls are named; choose another"
                 raise VariableAlreadySet(message, where)
         known = self.variables.get(name)
         if known is not None and known.is_assigned:
@@ -204,8 +205,9 @@ class Session:
         produced: dict[str, int] = {}
         outputs = [self._output_names(spec, produced, index, values) for index, spec in enumerate(everything)]
         fresh = {name: None for name in (*produced, *values, *declared) if name not in self.variables}
-        reads = [self._input_names(spec, fresh) for spec in everything]
-        depths = order_calls(everything, outputs, reads, produced, self.variables, self.resources.limits.depth)
+        readable = self._readable(specs)
+        reads = [self._input_names(spec, fresh, readable) for spec in everything]
+        depths = order_calls(everything, outputs, reads, produced, readable, self.resources.limits.depth)
         for spec in everything:
             for part in spec.parts or ():
                 if isinstance(part, str):
@@ -237,7 +239,8 @@ class Session:
         for name in produced:
             self._variable_or_new(name)
         calls = [
-            self._join(spec, outputs[index], reads[index], depths.new[index]) for index, spec in enumerate(everything)
+            self._join(spec, outputs[index], {name: readable[name] for name in reads[index]}, depths.new[index])
+            for index, spec in enumerate(everything)
         ]
         if gate is not None:
             for call in calls:
@@ -287,7 +290,15 @@ class Session:
             pass
         return name
 
-    def _input_names(self, spec: CallSpec, fresh: Mapping[str, object]) -> dict[str, str]:
+    def _readable(self, specs: Sequence[CallSpec]) -> Mapping[str, Variable]:
+        """Return the variables that new calls can read, by name. Calls that a form adds read what the form has read
+        since it was added, also if a client has deleted it or used its name again."""
+        origin = specs[0].origin if specs else None
+        return self.variables if origin is None else ChainMap(self.calls[origin.call].inputs, self.variables)
+
+    def _input_names(
+        self, spec: CallSpec, fresh: Mapping[str, object], readable: Mapping[str, Variable]
+    ) -> dict[str, str]:
         """Return the names that the call reads, each with the field that reads it first. Its own slots are left out."""
         if not spec.references:
             return {}
@@ -304,7 +315,7 @@ class Session:
                     continue
                 if name in own:
                     raise Cycle(f"{segment.reference} is read before the place where it is generated", where)
-                if name not in self.variables and name not in fresh:
+                if name not in readable and name not in fresh:
                     raise self._unknown(name, itertools.chain(fresh, reversed(self.variables)), where)
                 read.setdefault(name, where)
         return read
@@ -320,12 +331,12 @@ class Session:
         variable = self.variables[name] = Variable(name, self._on_variable_change if self.id else None, number)
         return variable
 
-    def _join(self, spec: CallSpec, outputs: Sequence[str], reads: Iterable[str], depth: int) -> Call:
+    def _join(self, spec: CallSpec, outputs: Sequence[str], inputs: dict[str, Variable], depth: int) -> Call:
         *slots, output = [self.variables[name] for name in outputs]
         call = Call(
             id=f"call_{new_id(16)}",
             spec=spec,
-            inputs={name: self.variables[name] for name in reads},
+            inputs=inputs,
             slots={slot.name: slot for slot in slots},
             output=output,
             times=Times(created=self.clock()),
@@ -506,10 +517,10 @@ class Session:
     def remove_name(self, variable: Variable) -> None:
         """Remove the variable's name. The name becomes free, unless the variable was ready under it."""
         del self.variables[variable.name]
-        if variable.has_value:
-            self._retired_names.add(variable.name)
         producer = variable.producer
-        if producer is not None and producer.children:
+        if variable.has_value or (producer is not None and producer.spec.origin is not None):
+            self._retired_names.add(variable.name)
+        if producer is not None and producer.spec.form is not None:
             self._expanded_names.add(variable.name)
         variable.is_deleted = True
 

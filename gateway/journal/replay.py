@@ -157,11 +157,18 @@ def finish_replay(session: Session) -> None:
     for call in session.calls.values():
         if call.state.is_final:
             continue
-        if _is_stored(call.output):
+        if _has_ended(call):
             call.set_state(CallState.DONE)
             call.conclude()
         else:
             _restart(call)
+
+
+def _has_ended(call: Call) -> bool:
+    """Return whether all results of a call are stored. A call stores its output last; a form does not."""
+    if call.spec.form is None:
+        return _is_stored(call.output)
+    return all(_is_stored(output) or output.state is VariableState.SKIPPED for output in call.outputs)
 
 
 def _is_stored(variable: Variable) -> bool:
@@ -170,9 +177,9 @@ def _is_stored(variable: Variable) -> bool:
 
 
 def _restart(call: Call) -> None:
-    for slot in call.slots.values():
-        if _is_stored(slot):
-            slot.complete()
+    for variable in call.outputs:
+        if _is_stored(variable):
+            variable.complete()
     if any(variable.is_exposed for variable in call.outputs if not variable.state.is_final):
         message = (
             "the server stopped while a client was reading this output, and another run could generate another text"

@@ -175,7 +175,7 @@ def references_of(form: Form) -> Iterator[Input]:
         case Map(over, item, call):
             if isinstance(over, Input):
                 yield over
-            yield from _outside(call.references, {item, INDEX})
+            yield from _outside(call.references, {item, INDEX, *call.names})
         case Branch(condition, then, otherwise):
             yield from _inputs(condition.value)
             for side in (then, otherwise):

@@ -1,7 +1,7 @@
 """Steps that all forms share: add calls, read texts, decide conditions, copy values."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from gateway.graph.call import Call, CallSpec
 from gateway.graph.errors import Failure, GraphError
@@ -101,6 +101,18 @@ class FormSteps:
             raise CallFailed(upstream_failure(output))
         return output
 
+    async def copy_all(self, pairs: Iterable[tuple[Variable, Variable]]) -> None:
+        """Copy variables to outputs. An output whose variable has no value fails, and the others get theirs. Raises
+        CallFailed if one has failed."""
+        for source, target in pairs:
+            try:
+                await self.copy(source, target)
+            except CallFailed as error:
+                target.fail(error.failure)
+        for output in self.call.outputs:
+            if output.failure is not None and output.failure.code != SKIPPED:
+                raise CallFailed(output.failure)
+
     async def copy(self, source: Variable, target: Variable) -> None:
         """Make the value of a variable that the form's calls generate the value of an output, and store it. The output
         grows with the variable, if the same text follows after a restart of the server. Raises CallFailed."""
@@ -120,10 +132,9 @@ class FormSteps:
             return
         if not source.has_value:
             raise CallFailed(upstream_failure(source))
-        if target is not call.output:
-            call.session.record_value(target, target.text)
-            await call.session.event_log.flush()
-            target.complete()
+        call.session.record_value(target, target.text)
+        await call.session.event_log.flush()
+        target.complete()
 
     async def _grow(self, source: Variable, target: Variable, *, is_exposed: bool = False) -> None:
         while True:

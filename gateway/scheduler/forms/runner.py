@@ -193,8 +193,7 @@ async def _run_branch(steps: FormSteps, form: Branch) -> None:
     for name, output in outputs.items():
         if name not in names:
             await steps.skip(output, form.default, f"{reason}are not run")
-    for name in names:
-        await steps.copy(call.inputs[side_name(name, side)], outputs[name])
+    await steps.copy_all((call.inputs[side_name(name, side)], outputs[name]) for name in names)
 
 
 async def _run_repeat(steps: FormSteps, form: Repeat) -> None:
@@ -214,8 +213,8 @@ async def _run_repeat(steps: FormSteps, form: Repeat) -> None:
                 break
             where = call.spec.field_path("repeat.until")
             raise steps.failed("max_rounds_reached", f"{where} does not hold after {number} rounds, the maximum")
-    for name, output in zip(form.exports, call.outputs, strict=True):
-        await steps.copy(call.inputs[round_name(scope, name, number)], output)
+    sources = [call.inputs[round_name(scope, name, number)] for name in form.exports]
+    await steps.copy_all(zip(sources, call.outputs, strict=True))
 
 
 def _scope_of_rounds(call: Call, names: Sequence[str]) -> str:

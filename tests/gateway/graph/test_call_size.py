@@ -1,5 +1,6 @@
 """Tests of gateway/graph/call_size.py: memory that calls count towards the limits of a session."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from engine.sampling_params import SamplingParams
 from gateway.graph.call import CallSpec, Rendering
 from gateway.graph.call_size import spec_bytes
 from gateway.graph.errors import TooLarge
+from gateway.graph.forms.form import Branch, Condition, Map, Repeat
 from gateway.graph.references import Reference
 from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, Text
 from gateway.graph.transform import Transform
@@ -74,3 +76,22 @@ def test_a_text_that_several_parameters_share_counts_once() -> None:
 
 def test_a_call_without_texts_and_references_has_no_size_of_its_own() -> None:
     assert BASE == spec_bytes(CallSpec(model="", parts=[])) == 0, "CALL_BYTES covers it"
+
+
+def nested(text: str, depth: int) -> CallSpec:
+    spec = CallSpec(model="m", segments=[Characters(text), PLAIN])
+    for _ in range(depth):
+        spec = CallSpec(model="", form=Map("[]", "item", spec, 10))
+    return spec
+
+
+def test_a_form_counts_the_prompts_inside_it() -> None:
+    text = "x" * 1_000
+    for depth in (1, 2, 8):
+        assert spec_bytes(nested(text, depth)) - spec_bytes(nested("", depth)) == 4 * len(text)
+    call = nested(text, 0)
+    yes = Condition([text, NAME], "equals", json.dumps(text))
+    branch = CallSpec(model="", form=Branch(yes, [call], [call, call], text))
+    repeat = CallSpec(model="", form=Repeat([call], {"a": [text]}, {"a": [text]}, yes, 100, []))
+    assert 3 * 4_000 + 3_000 < spec_bytes(branch) < 3 * 4_000 + 7_000
+    assert 4_000 + 4_000 < spec_bytes(repeat) < 4_000 + 7_000

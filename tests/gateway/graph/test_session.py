@@ -1,5 +1,6 @@
 """gateway/graph/session.py"""
 
+import dataclasses
 import gc
 from typing import Any
 
@@ -18,6 +19,7 @@ from gateway.graph.errors import (
     UnknownVariable,
     VariableAlreadySet,
 )
+from gateway.graph.forms.form import Map, Origin
 from gateway.graph.limits import SessionLimits, SharedLimit, SharedLimits
 from gateway.graph.references import Reference
 from gateway.graph.segments import Input, Segment, Slot, Text
@@ -180,3 +182,34 @@ def test_unfinished_consumers_are_counted(steps: list[tuple[set[int], bool]]) ->
         for variable in graph.variables.values():
             unfinished = [call for call in variable.consumers if not call.state.is_final]
             assert variable.unfinished_consumers == len(unfinished)
+
+
+def element(call: str, output: str, *reads: str) -> CallSpec:
+    return dataclasses.replace(spec(*reads, output=output), origin=Origin(call, output))
+
+
+def test_calls_that_a_form_adds_read_the_variables_that_the_form_reads() -> None:
+    graph = session()
+    graph.add(spec(output="tone"))
+    old = graph.variable("tone")
+    body = Map("[]", "item", spec("tone"), 10)
+    form = graph.add(CallSpec(model="", form=body, output="results"))
+    first = graph.add(element(form.id, "results.0", "tone"))
+    graph.delete("tone")
+    put(graph, "tone", "another one")
+    second = graph.add(element(form.id, "results.1", "tone", "results.0"))
+    assert second.inputs == {"tone": old, "results.0": first.output}
+    assert graph.add(spec("tone")).inputs["tone"].value == "another one"
+    assert second.depth == 3
+
+
+def test_names_that_forms_have_made_are_not_used_again() -> None:
+    graph = session()
+    form = graph.add(CallSpec(model="", form=Map("[]", "item", spec(), 10), output="results"))
+    graph.add(element(form.id, "results.0"))
+    graph.delete("results.0")
+    with pytest.raises(VariableAlreadySet):
+        graph.add(element(form.id, "results.0"))
+    graph.delete("results")
+    with pytest.raises(VariableAlreadySet, match="was a form's output"):
+        graph.add_variable("results", "x")

@@ -10,6 +10,7 @@ from engine.sampling_params import SamplingParams
 from gateway.api.semantic.events import describe_event
 from gateway.graph.budget import BudgetExceeded, Limits
 from gateway.graph.call import CallSpec, CallState, Input, Slot
+from gateway.graph.forms.form import Branch, Condition
 from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import Reference
 from gateway.graph.segments import Text
@@ -242,4 +243,29 @@ async def test_the_limits_of_a_session_and_what_it_has_used_survive(tmp_path: Pa
     assert (call.state, session.budget.tokens) == (CallState.DONE, 6)
     with pytest.raises(BudgetExceeded, match="6 of 6 tokens"):
         session.add(spec("c"))
+    await restored.die()
+
+
+async def test_a_branch_ends_once_all_of_its_outputs_are_stored(tmp_path: Path) -> None:
+    """The output of the side that is not taken is stored first. It is the last output, which ends other calls."""
+    harness = JournalHarness(tmp_path / "j")
+    session = harness.store.create("", "s")
+    harness.engine.hold()
+    condition = Condition(["no"], "equals", '"yes"')
+    branch = Branch(condition, [spec("a", deferred=False)], [spec("b", deferred=False)], "default")
+    form = CallSpec(model="", form=branch, more_outputs=["b"], output="a")
+    (call,) = await harness.run(session, form)
+    parts = [Input(Reference(name), "template") for name in "ab"]
+    await harness.scheduler.start(session, session.add_variable("kept", template=parts), promised=True)
+    async with asyncio.timeout(10):
+        while not session.variable("a").state.is_final:
+            await asyncio.sleep(0)
+    await harness.journal.flush()
+    assert not call.state.is_final
+    await harness.die()
+
+    restored = JournalHarness(tmp_path / "j")
+    await restored.resume()
+    values = {variable.name: variable.value for variable in restored.restored[0].variables.values()}
+    assert values == {"a": "default", "b": "2", "b@else": "2", "kept": "default2"}
     await restored.die()

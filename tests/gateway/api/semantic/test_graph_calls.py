@@ -475,3 +475,31 @@ async def test_limits_end_a_form(scripted_gateway: ScriptedGateway, limits: dict
     error = answer["errors"]["results"]
     assert (error["code"], message in error["message"]) == ("budget_exceeded", True), error
     assert unfinished() == 0
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_the_result_does_not_depend_on_which_call_of_a_form_fails_first(
+    scripted_gateway: ScriptedGateway, is_first: bool
+) -> None:
+    client, server, unfinished = scripted_gateway
+    failed, answered = asyncio.Event(), asyncio.Event()
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        is_bad = text_of(body) == "bad"
+        if is_bad != is_first:
+            await asyncio.wait_for((answered if is_bad else failed).wait(), 30)
+        response = await (refuses(400, "no") if is_bad else says("good"))(request, body)
+        (failed if is_bad else answered).set()
+        return response
+
+    server.always = behave
+    sides = [call("fine", "a"), call("bad", "b")]
+    branch = {"if": {"value": "x", "equals": "x"}, "then": sides}
+    _, answer = await send(client, calls=[branch], outputs=["a", "b"])
+    assert (answer["outputs"], list(answer["errors"])) == ({"a": "good", "b": None}, ["b"])
+    failed.clear()
+    answered.clear()
+    repeat = {"repeat": {"calls": sides, "until": {"value": "<<a>>", "equals": "good"}, "max": 1}, "outputs": ["a"]}
+    _, answer = await send(client, calls=[repeat])
+    assert answer["outputs"] == {"a": "good"}, "no client and no condition reads `b`"
+    await until(lambda: unfinished() == 0)
