@@ -253,7 +253,7 @@ class ServerConnection:
                 if not lost.done():
                     self._live = _Live(client.session, lost)
                     self._attempt.set_result(None)
-                    log.info("tool server %s: %d tools", self.name, len(self.known))
+                    log.debug("tool server %s: %d tools", self.name, len(self.known))
                     await self._watch(client, lost, lose)
         except Exception as error:
             log.debug("tool server %s", self.name, exc_info=True)
@@ -273,7 +273,7 @@ class ServerConnection:
             def lose_pipe(error: PipeLost) -> None:
                 lose(_Failure(error.code, str(error)))
 
-            yield PipeTransport(start, max_bytes, self._list_changed.set, lose_pipe)
+            yield PipeTransport(self.name, start, max_bytes, self._list_changed.set, lose_pipe)
             return
         assert settings.url is not None
         bounded = BoundedTransport(
