@@ -30,6 +30,8 @@ from gateway.tools.protocol import PROTOCOL_ERROR, TIMEOUT, TOO_LARGE, UNAVAILAB
 from gateway.tools.result_text import BadResult, result_text
 
 log = logging.getLogger("myna.tools")
+for _name in ("mcp", "client", "httpx2", "httpcore2"):  # they log each request, with ids of sessions
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _MAX_PAGES = 100
 """Maximum number of pages of a list of tools."""

@@ -65,8 +65,8 @@ class PipeTransport(Transport):
         on_list_changed: Callable[[], None],
         on_lost: Callable[[PipeLost], None],
     ) -> None:
-        """`name`: of the server, for logs. `start`: coroutine function that starts the process. `max_bytes`: maximum size of a message. `on_lost`: is
-        called once if the connection ends by itself."""
+        """`name`: of the server, for logs. `start`: coroutine function that starts the process. `max_bytes`: maximum
+        size of a message. `on_lost`: is called once if the connection ends by itself."""
         self._name = name
         self._start = start
         self._max_bytes = max_bytes
