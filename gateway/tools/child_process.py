@@ -30,6 +30,8 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(parent):
     sys.exit(1)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
+for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits this
+    signal.signal(number, signal.SIG_DFL)
 environment = {name: os.environ[name] for name in json.loads(names)}
 try:
     os.execve(command[0], command[1:], environment)

@@ -30,6 +30,8 @@ from gateway.tools.protocol import PROTOCOL_ERROR, TIMEOUT, TOO_LARGE, UNAVAILAB
 from gateway.tools.result_text import BadResult, result_text
 
 log = logging.getLogger("myna.tools")
+for _name in ("mcp", "client", "httpx2", "httpcore2"):  # they log each request, with ids of sessions
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _MAX_PAGES = 100
 """Maximum number of pages of a list of tools."""
@@ -253,7 +255,7 @@ class ServerConnection:
                 if not lost.done():
                     self._live = _Live(client.session, lost)
                     self._attempt.set_result(None)
-                    log.info("tool server %s: %d tools", self.name, len(self.known))
+                    log.debug("tool server %s: %d tools", self.name, len(self.known))
                     await self._watch(client, lost, lose)
         except Exception as error:
             log.debug("tool server %s", self.name, exc_info=True)
@@ -273,7 +275,7 @@ class ServerConnection:
             def lose_pipe(error: PipeLost) -> None:
                 lose(_Failure(error.code, str(error)))
 
-            yield PipeTransport(start, max_bytes, self._list_changed.set, lose_pipe)
+            yield PipeTransport(self.name, start, max_bytes, self._list_changed.set, lose_pipe)
             return
         assert settings.url is not None
         bounded = BoundedTransport(

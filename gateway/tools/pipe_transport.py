@@ -59,13 +59,15 @@ class PipeTransport(Transport):
 
     def __init__(
         self,
+        name: str,
         start: Callable[[], Any],
         max_bytes: int,
         on_list_changed: Callable[[], None],
         on_lost: Callable[[PipeLost], None],
     ) -> None:
-        """`start`: coroutine function that starts the process. `max_bytes`: maximum size of a message. `on_lost`: is
-        called once if the connection ends by itself."""
+        """`name`: of the server, for logs. `start`: coroutine function that starts the process. `max_bytes`: maximum
+        size of a message. `on_lost`: is called once if the connection ends by itself."""
+        self._name = name
         self._start = start
         self._max_bytes = max_bytes
         self._on_list_changed = on_list_changed
@@ -202,9 +204,8 @@ class PipeTransport(Transport):
             return
         self._garbage_lines += 1
         if self._garbage_lines == 1:
-            log.warning(
-                "a tool server printed a line that is no message: %s", one_line(line[:400].decode("utf-8", "replace"))
-            )
+            shown = one_line(line[:400].decode("utf-8", "replace"))
+            log.warning("tool server %s: it printed a line that is no message: %s", self._name, shown)
         if self._garbage_lines > _MAX_GARBAGE:
             raise PipeLost(PROTOCOL_ERROR, f"it printed more than {_MAX_GARBAGE} lines that are no messages")
 

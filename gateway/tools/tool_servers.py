@@ -137,6 +137,7 @@ class ToolServers:
     async def call(self, server: str, name: str, arguments: dict[str, Any], *, tenant: str) -> ToolResult:
         """See `protocol.Tools.call`."""
         connection = await self._connection(server)
+        label = _URL_LABEL if server in self._url_servers else server
         began = time.monotonic()
         outcome = "cancelled"
         try:
@@ -150,7 +151,6 @@ class ToolServers:
             outcome = UnknownTool.code
             raise
         finally:
-            label = _URL_LABEL if server in self._url_servers else server
             catalog = connection.known
             tool = name if catalog is not None and catalog.has(name) else "(unknown)"
             metrics.count_tool_call(label, tool, outcome, time.monotonic() - began)
