@@ -12,7 +12,7 @@ from gateway.graph.call import Call, Times, Usage
 
 
 def call(id: str, prompt: int = 0) -> Any:
-    spec = SimpleNamespace(model="m")
+    spec = SimpleNamespace(model="m", form=None)
     made = Call(id, cast(Any, spec), {}, {}, cast(Any, None), Times(0.0), cast(Any, None), 0)
     made.usage = Usage(prompt=prompt)
     return made

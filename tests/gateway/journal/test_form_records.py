@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.graph.call import CallSpec, Objective, Rendering
-from gateway.graph.forms.form import Agent, Binding, Branch, Condition, Form, Map, Repeat, ToolRun
+from gateway.graph.forms.form import Agent, AgentTool, Binding, Branch, Condition, Form, Map, Repeat, ToolRun
 from gateway.graph.references import Reference
 from gateway.graph.segments import Characters, Input, Slot
 from gateway.journal.form_records import FormRecord, form_of, form_record
@@ -22,15 +22,18 @@ conditions = st.builds(
     Condition, templates, st.sampled_from(["equals", "in", "matches", "less_than", "json"]), operands
 )
 bindings = st.builds(Binding, st.dictionaries(names, names), st.dictionaries(names, st.text()))
-tools = st.builds(ToolRun, st.text(), st.text(), st.text(), st.lists(inputs, max_size=2), bindings)
+parts = st.lists(inputs, max_size=2)
+tools = st.builds(ToolRun, st.text(), st.text(), st.text(), parts, bindings, st.booleans())
 agents = st.builds(
     Agent,
-    st.text(),
-    st.text(),
-    st.lists(st.text(), max_size=2),
-    st.integers(1, 9),
-    st.lists(inputs, max_size=2),
-    bindings,
+    model=st.text(),
+    body=st.text(),
+    prefix=st.text(),
+    tools=st.lists(st.builds(AgentTool, st.text(), st.text(), st.text()), max_size=2),
+    max_turns=st.integers(1, 9),
+    inputs=parts,
+    binding=bindings,
+    on_max=st.sampled_from(["fail", "answer"]),
 )
 
 
