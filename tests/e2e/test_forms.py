@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sys
+from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
@@ -11,19 +13,22 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.fakes import tool_server
 from tests.fakes.gateway_harness import GatewayHarness
-from tests.fakes.scripted_server import ScriptedServer, says
+from tests.fakes.scripted_server import ScriptedServer, chunk, says, stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.waits]
 
 KILLS = 50
 ITEMS = 6
 ROUNDS = 4
+TURNS = 3
 
 
 async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     """Answer a prompt with a function of it, after a moment."""
-    kind, _, text = str(body["messages"][-1]["content"]).partition(" ")
+    message = body["messages"][0] if "tools" in body else body["messages"][-1]
+    kind, _, text = str(message["content"]).partition(" ")
     await asyncio.sleep(0.03)
     match kind:
         case "list":
@@ -31,9 +36,23 @@ async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamRespon
             return await says(*[piece + " " for piece in json.dumps({"items": items}).split(" ")])(request, body)
         case "improve":
             return await says(f"{text}+")(request, body)
+        case "agent":
+            return await agent_answer(request, body, int(text))
         case "judge":
             return await says("good" if text.count("+") == ROUNDS else "bad")(request, body)
     return await says(digest(text))(request, body)
+
+
+async def agent_answer(request: web.Request, body: dict[str, Any], agent: int) -> web.StreamResponse:
+    """Call a tool in each of TURNS answers, then answer with all results."""
+    results = [message["content"] for message in body["messages"] if message["role"] == "tool"]
+    if len(results) == TURNS:
+        return await says("; ".join(results))(request, body)
+    arguments = json.dumps({"seconds": 0.03, "label": f"agent{agent}.{len(results)}"})
+    called = {"index": 0, "id": "x", "type": "function", "function": {"name": "count", "arguments": arguments}}
+    first = chunk(body, None)
+    first["choices"][0]["delta"]["tool_calls"] = [called]
+    return await stream(request, [first, chunk(body, None, "tool_calls")])
 
 
 def digest(text: str) -> str:
@@ -148,3 +167,91 @@ async def test_no_element_is_lost_or_made_twice_while_the_gateway_is_killed(tmp_
             (form,) = [call for call in calls if call["output"] == name]
             children = [call["output"] for call in calls if call["parent"] == form["id"]]
             assert sorted(children) == [f"{name}.{index}" for index in range(ITEMS)]
+
+
+def tool_graph(number: int) -> dict[str, Any]:
+    """Return an agent, and a map of a tool. Both count their runs of a tool that is not idempotent."""
+    messages = [{"role": "user", "content": f"agent {number}"}]
+    agent = {"model": "fake", "messages": messages, "tools": ["t/count"], "max_turns": TURNS + 1}
+    run = {"server": "t", "name": "count", "arguments": {"seconds": 0.03, "label": f"map{number}.<<index>>"}}
+    names = [f"answer{number}", f"counts{number}"]
+    return {
+        "session": "s",
+        "variables": {f"keep_{name}": {"template": f"<<{name}>>"} for name in names},
+        "calls": [
+            {"agent": agent, "output": names[0]},
+            {"map": {"over": list(range(ITEMS)), "call": {"tool": run}, "on_error": "null"}, "output": names[1]},
+        ],
+    }
+
+
+async def test_no_tool_runs_twice_while_the_gateway_is_killed(tmp_path: Path) -> None:
+    random = Random(11)
+    counter = tmp_path / "count"
+    counter.touch()
+    tools = tmp_path / "tools.json"
+    command = [sys.executable, str(Path(tool_server.__file__))]
+    server_table = {"command": command, "env": {"COUNTER": str(counter)}, "tools": ["count"]}
+    tools.write_text(json.dumps({"servers": {"t": server_table}}))
+    graphs = inside = 0
+    async with ScriptedServer() as upstream, aiohttp.ClientSession() as http:
+        upstream.always = answer
+        arguments = (
+            "--engine",
+            f"openai={upstream.url}",
+            "--journal",
+            str(tmp_path / "j"),
+            "--tool-servers",
+            str(tools),
+        )
+        for number in range(KILLS + 1):
+            server = await asyncio.to_thread(GatewayHarness, *arguments)
+            try:
+                session = f"{server.address}/v1/sessions/s"
+                if not number:
+                    async with http.post(f"{server.address}/v1/sessions", json={"id": "s"}) as response:
+                        assert response.status == 201
+                if number == KILLS:
+                    async with asyncio.timeout(60):
+                        while unfinished(await variables_of(http, session)):
+                            await asyncio.sleep(0.1)
+                    variables = {variable["name"]: variable for variable in await variables_of(http, session)}
+                    break
+                if len(unfinished(await variables_of(http, session))) < 4:
+                    body = {**tool_graph(graphs), "stream": True}
+                    async with http.post(f"{server.address}/v1/graphs", json=body) as response:
+                        assert response.status == 200, await response.text()
+                        await response.content.readline()
+                    graphs += 1
+                await asyncio.sleep(random.uniform(0.0, 0.3))
+                inside += bool(unfinished(await variables_of(http, session)))
+            finally:
+                server.process.kill()
+                await asyncio.to_thread(server.stop)
+    assert inside > KILLS // 2, "most kills were in the middle of forms"
+    runs = Counter(line.split(" ", 1)[1] for line in counter.read_text().splitlines() if line.startswith("begin"))
+    assert set(runs.values()) == {1}, "a tool that is not idempotent ran twice"
+    for number in range(graphs):
+        answered = variables[f"answer{number}"]
+        if answered["state"] == "ready":
+            assert answered["value"] == "; ".join(f"counted agent{number}.{turn}" for turn in range(TURNS))
+        else:
+            assert "interrupted" in answered["error"]["message"], answered
+        counts = json.loads(variables[f"counts{number}"]["value"])
+        for index, count in enumerate(counts):
+            assert count == f"counted map{number}.{index}" or count is None
+            if count is None:
+                error = variables[f"counts{number}.{index}"]["error"]
+                assert error["code"] == "interrupted", error
+    assert any(variables[f"answer{number}"]["state"] == "ready" for number in range(graphs))
+
+
+async def variables_of(http: aiohttp.ClientSession, session: str) -> list[dict[str, Any]]:
+    async with http.get(f"{session}/variables") as response:
+        return list((await response.json())["data"])
+
+
+def unfinished(variables: list[dict[str, Any]]) -> list[str]:
+    """Return the names of variables that are not final."""
+    final = ("ready", "failed", "cancelled", "skipped")
+    return [variable["name"] for variable in variables if variable["state"] not in final]

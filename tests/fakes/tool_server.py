@@ -39,16 +39,16 @@ def note(line: str) -> None:
 
 
 @server.tool(structured_output=False)
-async def count(seconds: float = 0.0) -> str:
+async def count(seconds: float = 0.0, label: str = "") -> str:
     """Count this call, then wait."""
-    note("begin")
+    note(f"begin {label}".rstrip())
     try:
         await asyncio.sleep(seconds)
     except asyncio.CancelledError:
-        note("cancelled")
+        note(f"cancelled {label}".rstrip())
         raise
-    note("end")
-    return "counted"
+    note(f"end {label}".rstrip())
+    return f"counted {label}".rstrip()
 
 
 @server.tool(structured_output=False)
