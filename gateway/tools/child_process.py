@@ -121,8 +121,10 @@ class ChildProcess:
         finally:
             self._signal(signal.SIGKILL)  # also what the process has left behind in its group
             self._log_reader.cancel()
-            self._close_pipes()
-        await self._wait(_TERM_SECONDS)
+            try:
+                await self._wait(_TERM_SECONDS)
+            finally:
+                self._close_pipes()  # last: it could reap the process, and asyncio would not see how it ended
         return self.how_it_ended()
 
     def how_it_ended(self) -> str:

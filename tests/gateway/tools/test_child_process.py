@@ -23,9 +23,8 @@ async def start(code: str, **env: str) -> ChildProcess:
 
 async def test_the_process_has_exactly_the_named_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MYNA_SECRET", "secret")
-    process = await start(
-        "import sys; sys.stdout.write(open('/proc/self/environ').read() + chr(10))", ONE="1", TWO="=2"
-    )
+    code = "print(open('/proc/self/environ').read(), flush=True); input()"  # it lives until its input ends
+    process = await start(code, ONE="1", TWO="=2")
     try:
         line = await asyncio.wait_for(process.stdout.readline(), 30)
         assert line == b"ONE=1\0TWO==2\0\n"
