@@ -22,6 +22,7 @@ _STATUS = {
     "bad_grammar": 400,
     "engine_refused": 400,
     "unsupported_by_engine": 400,
+    "unknown_tool": 400,
     "invalid_api_key": 401,
     "api_key_disabled": 401,
     "session_not_found": 404,
@@ -34,7 +35,14 @@ _STATUS = {
     "transform_failed": 422,
     "grammar_dead_end": 422,
     "grammar_too_complex": 422,
+    "condition_failed": 422,
+    "max_rounds_reached": 422,
+    "max_turns_reached": 422,
     "upstream_failed": 424,
+    "skipped": 424,
+    "tool_failed": 424,
+    "tool_too_large": 424,
+    "tool_protocol_error": 424,
     "overloaded": 429,
     "budget_exceeded": 429,
     "rate_limit_exceeded": 429,
@@ -47,6 +55,8 @@ _STATUS = {
     "journal_failed": 503,
     "engine_failed": 503,
     "engine_unavailable": 503,
+    "tool_unavailable": 503,
+    "tool_timeout": 504,
 }
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 

@@ -126,8 +126,8 @@ class Agent:
 
     `body`: a chat completion request as JSON, with the descriptions of the tools. Its references have names that begin
     with `prefix`, which no model knows, so that an answer cannot contain a reference. `binding` has these names.
-    `max_turns`: maximum number of the model's answers. `on_max`: whether the form fails if the last of them calls tools,
-    or the model gets no tools for it.
+    `max_turns`: maximum number of the model's answers. `on_max`: whether the form fails if the last of them calls
+    tools, or the model gets no tools for it.
     """
 
     model: str

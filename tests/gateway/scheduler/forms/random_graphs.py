@@ -25,7 +25,7 @@ _ITEM = "item"
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Kinds = Mapping[str, str]
-"""What the names in scope are likely to hold."""
+"""Hold what the names in scope are likely to contain."""
 
 
 @st.composite
