@@ -38,6 +38,7 @@ from compat.openai.forms import (
     BranchForm,
     ConditionRequest,
     EachRequest,
+    LimitsRequest,
     MapForm,
     RepeatForm,
     ToolForm,
@@ -71,7 +72,6 @@ from compat.openai.refused import REFUSED
 from compat.openai.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from compat.openai.semantic import (
     GraphRequest,
-    LimitsRequest,
     Semantic,
     SessionRequest,
     SlotRequest,

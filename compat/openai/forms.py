@@ -119,6 +119,19 @@ class AgentForm(Request):
     output: str | None = None
 
 
+class LimitsRequest(Request):
+    """Limits of what the calls of a session, or of an agent, may use together.
+
+    `cost`: in the currency of the operator's prices. `calls`: number of calls of models and tools. `seconds`: time from
+    the creation of the session, or from the addition of the agent.
+    """
+
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    calls: Annotated[int, Field(ge=1)] | None = None
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class AgentOptions(Request):
     """The fields of an agent beside those of a chat completion. `on_max`: whether the last of `max_turns` answers fails
     if it calls tools, or must not call any."""
@@ -126,3 +139,4 @@ class AgentOptions(Request):
     tools: list[str] = Field(default_factory=list, max_length=100)
     max_turns: Annotated[int, Field(ge=1, le=100)] = 10
     on_max: Literal["fail", "answer"] = "fail"
+    limits: LimitsRequest | None = None

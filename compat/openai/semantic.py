@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from compat.openai.base import LimitedSamplingFields, Metadata, Request, field_error
-from compat.openai.forms import EachRequest
+from compat.openai.forms import EachRequest, LimitsRequest
 from compat.openai.response_formats import ResponseFormat, validate_regex
 
 SessionId = Annotated[
@@ -60,19 +60,6 @@ class Semantic(Request):
     objective: Literal["latency", "throughput"] | None = None
     share: bool = True
     each: EachRequest | None = None
-
-
-class LimitsRequest(Request):
-    """Limits of what the calls of a session may use together.
-
-    `cost`: in the currency of the operator's prices. `calls`: number of calls of models and tools. `seconds`: time from
-    the creation of the session.
-    """
-
-    tokens: Annotated[int, Field(ge=1)] | None = None
-    cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    calls: Annotated[int, Field(ge=1)] | None = None
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class GraphRequest(Request):

@@ -1,4 +1,4 @@
-"""The budget of a session: how many tokens its calls may use, and how much they may cost."""
+"""The budget of a session or of an agent: how much its calls may use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Limits:
     """Limits of a budget; None for no limit.
 
     `cost`: in the currency of the operator's prices. `calls`: number of calls of models and tools. `seconds`: time from
-    the creation of the session.
+    the creation of the session, or from the addition of the agent.
     """
 
     tokens: int | None = None
@@ -48,14 +48,14 @@ class Limits:
 
 @dataclass(eq=False)
 class Budget:
-    """Owner of the sums of what a session's calls have used.
+    """Owner of the sums of what the calls of a session, or of an agent, have used.
 
     A prompt that does not fit is refused. An answer ends with the token that reaches a limit, so the sums exceed a
     limit by at most the tokens that other calls of the session get in the same step of their engines.
     """
 
-    session: str
-    """Id of the session, for messages."""
+    owner: str
+    """What the budget belongs to, for messages: a session or an agent with its name."""
     limits: Limits
     price_of: Callable[[str], TokenPrice]
     """Returns the price of a model."""
@@ -91,7 +91,7 @@ class Budget:
         limit = self.limits.calls
         if limit is not None and self.calls + count > limit:
             raise BudgetExceeded(
-                f"the budget of session {self.session!r} is exceeded: "
+                f"the budget of {self.owner} is exceeded: "
                 f"{self.calls + count} calls of models and tools; the maximum is {limit}"
             )
 
@@ -124,9 +124,7 @@ class Budget:
         """Return the error of calls that do not fit. `prompt`: number of tokens of a prompt that leaves no room for an
         answer, although the limit is not reached."""
         if self.is_late:
-            return BudgetExceeded(
-                f"the budget of session {self.session!r} is exceeded: its {self.limits.seconds:g} s are over"
-            )
+            return BudgetExceeded(f"the budget of {self.owner} is exceeded: its {self.limits.seconds:g} s are over")
         limits = []
         if self.limits.tokens is not None:
             limits.append(f"{self.tokens} of {self.limits.tokens} tokens")
@@ -134,9 +132,9 @@ class Budget:
             limits.append(f"{self.cost:.6g} of {self.limits.cost:.6g} in cost")
         used = f"used {' and '.join(limits)}"
         if prompt and not self.is_exhausted:
-            room = f"the budget of session {self.session!r} has no room for this call"
+            room = f"the budget of {self.owner} has no room for this call"
             return BudgetExceeded(f"{room}: {used}, and its prompt counts as {prompt} tokens")
-        return BudgetExceeded(f"the budget of session {self.session!r} is exceeded: {used}")
+        return BudgetExceeded(f"the budget of {self.owner} is exceeded: {used}")
 
     def failure(self) -> Failure:
         """Return the reason why the session's calls fail."""

@@ -1,6 +1,6 @@
 """A call: one model request, as the segments of its prompt and the variables that it produces."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -12,6 +12,7 @@ from gateway.graph.trace_context import TraceContext
 from gateway.graph.variable import Piece, Reader, Variable
 
 if TYPE_CHECKING:
+    from gateway.graph.budget import Budget
     from gateway.graph.session import Session
 
 
@@ -251,6 +252,8 @@ class Call:
     """Texts of the finished slots, as they stand in the prompt."""
     identity: bytes | None = None
     """Digest that is equal for identical calls, if the call may serve them."""
+    budget: "Budget | None" = None
+    """Limits of what the calls that the form adds may use, and the calls that these add."""
     children: "dict[str, Call]" = field(default_factory=dict)
     """Calls that this call's form has added, by their place in the form."""
     was_running: bool = False
@@ -278,6 +281,17 @@ class Call:
         """Scope in which KV cache is shared with the call: its tenant and its salt."""
         salt = self.spec.salt
         return f"{self.session.tenant}\0{salt}" if salt else self.session.tenant
+
+    @property
+    def budgets(self) -> "Sequence[Budget]":
+        """All budgets that count the call: that of its session, and those of the forms that it is inside."""
+        found = [] if self.session.budget is None else [self.session.budget]
+        call = self
+        while call.spec.origin is not None:
+            call = self.session.calls[call.spec.origin.call]
+            if call.budget is not None:
+                found.append(call.budget)
+        return found
 
     @property
     def waiting_on(self) -> list[str]:
@@ -316,6 +330,14 @@ class Call:
             (self.spec.deferred and not variable.is_deleted) or variable.subscribers or variable.unfinished_consumers
             for variable in self.outputs
         )
+
+    def descendants(self) -> "Iterator[Call]":
+        """Yield the calls that the form has added, and those that these have added."""
+        stack = list(self.children.values())
+        while stack:
+            call = stack.pop()
+            yield call
+            stack += call.children.values()
 
     def survives(self, source: Variable) -> bool:
         """Return whether the call may end well although a variable that it reads has failed.

@@ -11,7 +11,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.graph.budget import Budget
+from gateway.graph.budget import FREE, Budget, TokenPrice
 from gateway.graph.call import Call, CallSpec, CallState, Times, Usage
 from gateway.graph.call_gate import CallGate
 from gateway.graph.call_size import CALL_BYTES, VARIABLE_BYTES, spec_bytes
@@ -104,6 +104,8 @@ class Session:
         self.unfinished_calls = 0
         self.budget: Budget | None = None
         """Limits of what the calls may use; None if there are none."""
+        self.price_of: Callable[[str], TokenPrice] = lambda model: FREE
+        """Returns the price of a model."""
         self.is_closed = False
         self.last_used = time.monotonic()
         """Time of the last request, in seconds of the monotonic clock."""
@@ -359,8 +361,8 @@ class Session:
         call.on_change = self._on_call_change
         self.calls[call.id] = call
         self.resources.calls += 1
-        if self.budget is not None:
-            self.budget.calls += call.spec.is_counted
+        for budget in call.budgets:
+            budget.calls += call.spec.is_counted
         self.resources.edges += len(call.inputs)
         self.resources.add_bytes(CALL_BYTES)
         self.unfinished_calls += 1

@@ -94,7 +94,7 @@ class SessionStore:
             self._make_room()
         session = self.build(tenant, id, metadata=metadata, ttl=ttl, sink=sink)
         if limits is not None:
-            session.budget = Budget(session.id, limits, self.price_of)
+            session.budget = Budget(f"session {session.id!r}", limits, self.price_of)
         self.add(session)
         sink.open_session(session)
         return session
@@ -102,6 +102,7 @@ class SessionStore:
     def add(self, session: Session) -> None:
         """Add a session that was restored from the journal or handed over by another process."""
         key = (session.tenant, session.id)
+        session.price_of = self.price_of
         self._expired.pop(key, None)
         self._sessions[key] = session
         self._counts.add(session.tenant)

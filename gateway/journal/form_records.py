@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from gateway.graph.budget import Limits
 from gateway.graph.call import CallSpec, Objective, Rendering
 from gateway.graph.forms.form import Agent, AgentTool, Binding, Branch, Condition, Form, Map, Repeat, ToolRun
 from gateway.graph.segments import Input
@@ -98,6 +99,7 @@ class AgentRecord(StoredRecord, frozen=True, tag="agent"):
     names: dict[str, str]
     values: dict[str, str]
     on_max: Literal["fail", "answer"]
+    limits: Limits | None
 
 
 FormRecord = MapRecord | BranchRecord | RepeatRecord | ToolRecord | AgentRecord
@@ -145,11 +147,11 @@ def form_record(form: Form) -> FormRecord:
             parts = [input_record(part) for part in inputs]
             names, values = dict(binding.names), dict(binding.values)
             return ToolRecord(server, name, arguments, parts, names, values, reports_errors)
-        case Agent(model, body, prefix, tools, max_turns, inputs, binding, on_max):
+        case Agent(model, body, prefix, tools, max_turns, inputs, binding, on_max, limits):
             parts = [input_record(part) for part in inputs]
             names, values = dict(binding.names), dict(binding.values)
             known = [(tool.function, tool.server, tool.name) for tool in tools]
-            return AgentRecord(model, body, prefix, known, max_turns, parts, names, values, on_max)
+            return AgentRecord(model, body, prefix, known, max_turns, parts, names, values, on_max, limits)
 
 
 def _condition_record(condition: Condition) -> ConditionRecord:
@@ -194,10 +196,10 @@ def form_of(record: FormRecord) -> Form:
         case ToolRecord(server, name, arguments, inputs, names, values, reports_errors):
             parts = [input_of(part) for part in inputs]
             return ToolRun(server, name, arguments, parts, Binding(names, values), reports_errors)
-        case AgentRecord(model, body, prefix, tools, max_turns, inputs, names, values, on_max):
+        case AgentRecord(model, body, prefix, tools, max_turns, inputs, names, values, on_max, limits):
             parts = [input_of(part) for part in inputs]
             known = [AgentTool(*tool) for tool in tools]
-            return Agent(model, body, prefix, known, max_turns, parts, Binding(names, values), on_max)
+            return Agent(model, body, prefix, known, max_turns, parts, Binding(names, values), on_max, limits)
 
 
 def _condition(record: ConditionRecord) -> Condition:

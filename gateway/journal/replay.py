@@ -72,7 +72,7 @@ class Replay:
             sink=sink,
         )
         if record.limits is not None:  # the store sets the costs
-            self.session.budget = Budget(record.id, record.limits, lambda model: FREE)
+            self.session.budget = Budget(f"session {record.id!r}", record.limits, lambda model: FREE)
         self._variables: dict[int, Variable] = {}
 
     def apply(self, seq: int, record: Record) -> None:

@@ -397,8 +397,8 @@ class CallAttempt:
 
         `targets`: variables to which each piece is appended as it arrives.
         """
-        call, usage, times, budget = self._call, self._call.usage, self._call.times, self._call.session.budget
-        if budget is not None:
+        call, usage, times, budgets = self._call, self._call.usage, self._call.times, self._call.budgets
+        for budget in budgets:
             budget.admit(call)
         times.queued = times.queued or call.session.clock()
         call.set_state(CallState.PREFILL)
@@ -444,8 +444,9 @@ class CallAttempt:
             else:
                 usage.prompt, usage.cached, usage.completion = event.prompt, event.cached, event.completion
                 usage.reasoning = event.reasoning
-            if budget is not None:
+            for budget in budgets:
                 budget.charge(call)
+            for budget in budgets:
                 if budget.is_exhausted and not is_finished:
                     raise budget.error()
 

@@ -27,7 +27,7 @@ from gateway.scheduler.attempt import CallAttempt
 from gateway.scheduler.coalescing import copy_outputs, find_leader
 from gateway.scheduler.forms.agent_run import AgentPrompts
 from gateway.scheduler.forms.form_steps import Start
-from gateway.scheduler.forms.runner import FormRunner
+from gateway.scheduler.forms.runner import Fail, FormRunner
 from gateway.scheduler.forms.tool_run import ToolRunner
 from gateway.scheduler.input_reader import CallFailed, InputReader, render_template, upstream_failure
 from gateway.scheduler.isolation import Isolation
@@ -58,6 +58,7 @@ class CallExecutor:
         engines: Engines,
         priorities: Priorities,
         start: Start,
+        fail: Fail,
         *,
         fill_ahead: bool = True,
         pause_programs: bool = False,
@@ -67,10 +68,10 @@ class CallExecutor:
         agent_prompts: AgentPrompts | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`start` starts the calls that forms add. `fill_ahead`: fill prompts before all their values exist.
-        `pause_programs`: let prompts of programs wait while their KV does not fit. `place` chooses engines.
-        `traceparent_of` returns the trace header of a call, if traces are exported. `now`: clock of the pauses after
-        long work, in seconds."""
+        """`start` starts the calls that forms add, `fail` fails a call. `fill_ahead`: fill prompts before all their
+        values exist. `pause_programs`: let prompts of programs wait while their KV does not fit. `place` chooses
+        engines. `traceparent_of` returns the trace header of a call, if traces are exported. `now`: clock of the
+        pauses after long work, in seconds."""
         self._engines = engines
         self._priorities = priorities
         self._fill_ahead = fill_ahead
@@ -92,7 +93,7 @@ class CallExecutor:
         self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
         tool_runner = None if tools is None else ToolRunner(tools, self._follow)
-        self._forms = FormRunner(start, self._parsing, tool_runner, agent_prompts)
+        self._forms = FormRunner(start, fail, self._parsing, tool_runner, agent_prompts)
         self._is_rerank_scheduled = False
 
     async def run(self, call: Call) -> Failure | None:

@@ -78,6 +78,7 @@ class Scheduler:
             engines,
             self._priorities,
             self.start,
+            self._fail_soon,
             fill_ahead=fill_ahead,
             pause_programs=pause_programs,
             place=place,
@@ -279,6 +280,10 @@ class Scheduler:
         for call in sorted(session.calls.values(), key=lambda call: call.depth, reverse=True):
             if call.finish_reason is None:  # otherwise its text is complete, or its attempt ends it
                 self._cancellation.end(call, CallState.FAILED, failure)
+
+    def _fail_soon(self, call: Call, failure: Failure) -> None:
+        """Fail a call in the next turn of the event loop."""
+        asyncio.get_running_loop().call_soon(self._cancellation.end, call, CallState.FAILED, failure)
 
     def cancel_tenant(self, tenant: str, failure: Failure) -> None:
         """Cancel all unfinished calls of a tenant."""

@@ -24,7 +24,7 @@ from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.pipeline import build_spec
 from gateway.api.semantic.extension import text_of
 from gateway.api.semantic.maps import map_form
-from gateway.api.semantic.tool_forms import ToolFormBuilder
+from gateway.api.semantic.tool_forms import ToolFormBuilder, limits_of
 from gateway.api.services import SERVICES, models_of
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
@@ -202,6 +202,8 @@ class GraphCallBuilder:
         place = f"{where}.agent"
         own = {key: value for key, value in body.agent.items() if key in AgentOptions.model_fields}
         options = await self._check(own, AgentOptions, place)
+        if options.limits is not None and options.limits.cost is not None:
+            self._request.app[SERVICES].check_limits(limits_of(options.limits))
         chat = {key: value for key, value in body.agent.items() if key not in AgentOptions.model_fields}
 
         async def build(chat: dict[str, Any]) -> CallSpec:

@@ -31,8 +31,9 @@ from gateway.api.semantic.extension import (
     find_named_session,
 )
 from gateway.api.semantic.graph_calls import GraphCallBuilder
-from gateway.api.semantic.sessions import limits_of, session_of
+from gateway.api.semantic.sessions import session_of
 from gateway.api.semantic.time_spent import time_spent
+from gateway.api.semantic.tool_forms import limits_of
 from gateway.api.semantic.variables import variable_spec
 from gateway.api.serializers.base import usage_of
 from gateway.api.services import SERVICES, Services

@@ -6,9 +6,9 @@ from typing import cast
 
 from aiohttp import web
 
-from compat.openai import LimitsRequest, SessionList, SessionObject, SessionRequest, SessionState, SessionUsage
+from compat.openai import SessionList, SessionObject, SessionRequest, SessionState, SessionUsage
+from gateway.api.semantic.tool_forms import limits_of
 from gateway.api.services import SERVICES, Services
-from gateway.graph.budget import Limits
 from gateway.graph.session import Session
 from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
@@ -21,14 +21,6 @@ routes = web.RouteTableDef()
 def session_of(request: web.Request) -> Session:
     """Return the session that the path names. Raises SessionNotFound or SessionExpired."""
     return request.app[SERVICES].sessions.get(request[TENANT], request.match_info["id"])
-
-
-def limits_of(requested: LimitsRequest | None) -> Limits | None:
-    """Return the limits that a request sets; None if it sets none."""
-    if requested is None:
-        return None
-    limits = Limits(requested.tokens, requested.cost, requested.calls, requested.seconds)
-    return None if limits == Limits() else limits
 
 
 def describe_session(session: Session, services: Services) -> SessionObject:

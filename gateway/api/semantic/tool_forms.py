@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
-from compat.openai import AgentOptions, ToolRequest
+from compat.openai import AgentOptions, LimitsRequest, ToolRequest
 from gateway.errors import RequestError
+from gateway.graph.budget import Limits
 from gateway.graph.call import CallSpec
 from gateway.graph.forms.arguments import Path, path_text, replaced, strings_of
 from gateway.graph.forms.form import Agent, AgentTool, Binding, ToolRun
@@ -74,6 +75,7 @@ class ToolFormBuilder:
             inputs=list(spec.references),
             binding=Binding({new: old for old, new in names.items()}),
             on_max=options.on_max,
+            limits=limits_of(options.limits),
         )
 
     async def _functions(self, patterns: Sequence[str], where: str) -> tuple[list[AgentTool], list[Mapping[str, Any]]]:
@@ -103,6 +105,14 @@ class ToolFormBuilder:
                 }
                 described.append({"type": "function", "function": definition})
         return list(functions.values()), described
+
+
+def limits_of(requested: LimitsRequest | None) -> Limits | None:
+    """Return the limits that a request sets; None if it sets none."""
+    if requested is None:
+        return None
+    limits = Limits(requested.tokens, requested.cost, requested.calls, requested.seconds)
+    return None if limits == Limits() else limits
 
 
 def _refusal(error: ToolRefused | ToolFailed, where: str) -> RequestError:

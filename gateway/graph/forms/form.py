@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from gateway.graph.segments import Input
 
 if TYPE_CHECKING:
+    from gateway.graph.budget import Limits
     from gateway.graph.call import CallSpec
 
 Template = Sequence[str | Input]
@@ -139,6 +140,8 @@ class Agent:
     """References in the messages."""
     binding: Binding = Binding()
     on_max: Literal["fail", "answer"] = "fail"
+    limits: "Limits | None" = None
+    """Limits of what the agent's calls may use together."""
 
     def has_tools(self, number: int) -> bool:
         """Return whether the model may call tools in answer `number`, from 1 on."""

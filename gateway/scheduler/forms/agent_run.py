@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.graph.budget import BudgetExceeded
 from gateway.graph.call import CallSpec
 from gateway.graph.forms.expansion import result_reference, tool_call, turn_call
 from gateway.graph.forms.form import Agent, ToolRun
@@ -61,6 +62,9 @@ async def run_agent(steps: FormSteps, form: Agent, prompts: AgentPrompts) -> Non
                 turn = await prompts.turn(form, history, tenant, has_tools=has_tools)
                 await steps.add([turn_call(form, call.id, output, number, turn)])
             child = call.children[str(number)]
+            await steps.call.until_final(child.output)
+            if child.failure is not None and child.failure.code == BudgetExceeded.code:
+                raise steps.failed(child.failure.code, child.failure.message)
             value = await steps.until_final(child)
             answer = AgentAnswer(value.value or "", ())
             if has_tools:

@@ -41,6 +41,8 @@ class FormSteps:
             elif known.spec.origin is not None and known.spec.origin.digest != spec.origin.digest:
                 raise self.failed("interrupted", f"{known.output.name!r} was made from data that has changed since")
         if new:
+            for budget in (*call.budgets, *([] if call.budget is None else [call.budget])):
+                budget.check_calls(sum(spec.is_counted for spec in new))
             addition = call.session.add_all(new)
             await self._start(call.session, addition)
         return [call.children[spec.origin.place] for spec in specs if spec.origin is not None]

@@ -1,10 +1,12 @@
 """Run forms: one coroutine for each kind."""
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from gateway.graph.budget import Budget, BudgetExceeded
 from gateway.graph.call import Call, CallSpec, Usage
-from gateway.graph.errors import UnresolvedPath
+from gateway.graph.errors import Failure, UnresolvedPath
 from gateway.graph.forms.expansion import element_call, own_names, round_calls, round_name, side_calls, side_name
 from gateway.graph.forms.form import Agent, Branch, Form, Map, Repeat, ToolRun
 from gateway.graph.forms.list_scanner import BadList, ListScanner
@@ -18,6 +20,9 @@ from gateway.scheduler.forms.form_steps import FormSteps, Start
 from gateway.scheduler.forms.tool_run import ToolRunner
 from gateway.scheduler.input_reader import CallFailed, upstream_failure
 
+Fail = Callable[[Call, Failure], None]
+"""Fails a call in the next turn of the event loop."""
+
 _SCANNED = 4_000
 """Number of characters of a list that are read before other tasks of the event loop get a turn."""
 _BATCH = 50
@@ -27,10 +32,13 @@ _BATCH = 50
 class FormRunner:
     """Runs the forms of all calls of a scheduler. It has no state of its own."""
 
-    def __init__(self, start: Start, parsing: FairGate, tools: ToolRunner | None, prompts: AgentPrompts | None) -> None:
-        """`start`: starts the calls that a form adds. `parsing`: see `InputReader`. `tools`, `prompts`: None if the
-        server runs no tools, no agents."""
+    def __init__(
+        self, start: Start, fail: Fail, parsing: FairGate, tools: ToolRunner | None, prompts: AgentPrompts | None
+    ) -> None:
+        """`start`: starts the calls that a form adds. `fail`: ends a call. `parsing`: see `InputReader`. `tools`,
+        `prompts`: None if the server runs no tools, no agents."""
         self._start = start
+        self._fail = fail
         self._parsing = parsing
         self._tools = tools
         self._prompts = prompts
@@ -52,11 +60,34 @@ class FormRunner:
             case Agent():
                 if self._prompts is None:
                     raise steps.failed("unknown_tool", "this server runs no agents")
-                await run_agent(steps, form, self._prompts)
+                await self._run_agent(steps, form, self._prompts)
         call.usage = Usage()
         for child in call.children.values():
             if child.leader is None:
                 call.usage.add(child.usage)
+
+    async def _run_agent(self, steps: FormSteps, form: Agent, prompts: AgentPrompts) -> None:
+        """Run an agent within its limits."""
+        call, limits = steps.call, form.limits
+        if limits is None:
+            await run_agent(steps, form, prompts)
+            return
+        budget = call.budget = Budget(f"agent {call.output.name!r}", limits, call.session.price_of)
+        for child in call.descendants():  # before a restart of the server
+            budget.calls += child.spec.is_counted
+            budget.charge(child)
+        budget.on_exhausted = lambda: self._fail(call, Failure(BudgetExceeded.code, str(budget.error()), call.id))
+        left = None if limits.seconds is None else limits.seconds - (call.session.clock() - call.times.created)
+        timer = asyncio.timeout(left)
+        try:
+            async with timer:
+                await run_agent(steps, form, prompts)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            budget.on_exhausted = lambda: None
+            budget.end_time()
+            raise budget.error() from None
 
 
 class _MapRun:

@@ -85,3 +85,23 @@ async def test_agents_in_a_map(gateway: ScriptedGateway) -> None:
     form = {"map": {"over": [1, 2, 3], "call": {"agent": agent("add <<item>>", "t/add")["agent"]}}, "output": "sums"}
     _, answer = await send(client, calls=[form])
     assert answer["outputs"] == {"sums": '["sum 11","sum 12","sum 13"]'}, answer
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"calls": 4}, "5 calls of models and tools; the maximum is 4"),
+        ({"tokens": 20}, "of 20 tokens"),
+        ({"seconds": 0.5}, "its 0.5 s are over"),
+    ],
+)
+async def test_the_limits_of_an_agent(gateway: ScriptedGateway, limits: dict[str, Any], message: str) -> None:
+    client, server, unfinished = gateway
+    server.always = asks_for(("count", '{"seconds": 0.2}'))
+    entry = agent("x", "t/count", max_turns=50, limits=limits)
+    _, answer = await send(client, calls=[entry, call("other", "other")])
+    assert answer["errors"]["answer"]["code"] == "budget_exceeded", answer
+    assert "the budget of agent 'answer'" in answer["errors"]["answer"]["message"]
+    assert message in answer["errors"]["answer"]["message"]
+    assert answer["outputs"]["other"] is not None, "the limits are the agent's own"
+    assert unfinished() == 0
