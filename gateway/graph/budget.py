@@ -55,7 +55,7 @@ class Budget:
     """
 
     owner: str
-    """What the budget belongs to, for messages: a session or an agent with its name."""
+    """Owner of the budget, for messages: a session or an agent with its name."""
     limits: Limits
     price_of: Callable[[str], TokenPrice]
     """Returns the price of a model."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections import Counter
 from hashlib import blake2b
@@ -19,7 +20,7 @@ from tests.fakes.scripted_server import ScriptedServer, chunk, says, stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.waits]
 
-KILLS = 50
+KILLS = int(os.environ.get("MYNA_TEST_KILLS", "50"))
 ITEMS = 6
 ROUNDS = 4
 TURNS = 3
