@@ -6,13 +6,19 @@ from gateway.graph.variable import VariableState
 from gateway.scheduler.input_reader import CallFailed
 
 
-def find_leader(call: Call, identity: bytes | None) -> Call | None:
-    """Return the call that does the same, if there is one. Otherwise register this call as the leader."""
+def find_leader(call: Call, identity: bytes | None, *, is_running: bool = False) -> Call | None:
+    """Return the call that does the same, if there is one. Otherwise register this call as the leader. `is_running`:
+    only a call that has not ended is a leader."""
     if identity is None or not call.session.id:
         return None
     reusable_calls = call.session.reusable_calls
     known = reusable_calls.get(identity)
-    if known is not None and known is not call and known.state not in (CallState.FAILED, CallState.CANCELLED):
+    if (
+        known is not None
+        and known is not call
+        and known.state not in (CallState.FAILED, CallState.CANCELLED)
+        and not (is_running and known.state is CallState.DONE)
+    ):
         return known if call.spec.share else None
     reusable_calls[identity] = call
     call.identity = identity

@@ -34,7 +34,8 @@ class ToolRunner:
         """Run a tool, once its arguments are known, and make its result the call's output. Raises CallFailed.
 
         The journal knows that the run has begun before the tool does. After a restart, a run that had begun is repeated
-        only if the tool is idempotent. Equal runs of a tool that only reads share one result in a session.
+        only if the tool is idempotent. Equal runs of a tool that only reads share one result,
+        if they run at the same time in a session: later, the tool may read something else.
         """
         call, label = steps.call, f"tool {form.server}/{form.name}"
         texts = {part.reference: await steps.value(part) for part in form.inputs}
@@ -49,7 +50,7 @@ class ToolRunner:
                 f"{label} was running when the server stopped. It may have ended, and it is not known to be idempotent",
             )
         if self._tools.is_pure(form.server, form.name):
-            leader = find_leader(call, _identity(form, arguments))
+            leader = find_leader(call, _identity(form, arguments), is_running=True)
             if leader is not None:
                 await self._follow(call, leader)
                 return
