@@ -86,7 +86,7 @@ class CallExecutor:
             )
         self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
-        self._forms = FormRunner(start, self._parsing)
+        self._forms = FormRunner(start, self._parsing, now)
         self._is_rerank_scheduled = False
 
     async def run(self, call: Call) -> Failure | None:

@@ -126,7 +126,7 @@ class FormRuns(RuleBasedStateMachine):
         self.session = Session(id="s", tenant="t", created=0.0, ttl=60.0, sink=self.log)
         self.log.open_session(self.session)
         self.engine = PuppetEngine()
-        self.scheduler = Scheduler(self.engine, 100_000)
+        self.scheduler = Scheduler(self.engine, 100_000, now=lambda: 0.0)
         self.subscribed = [name for name in self.expected if name not in self.kept or data.draw(st.booleans())]
         self.run(self._start(specs, given))
 
@@ -188,7 +188,7 @@ class FormRuns(RuleBasedStateMachine):
         assert not self.engine.contexts
         self.log = MemoryLog(facts)
         self.engine = PuppetEngine()
-        self.scheduler = Scheduler(self.engine, 100_000)
+        self.scheduler = Scheduler(self.engine, 100_000, now=lambda: 0.0)
         self.session = self.log.replay()
         self.left |= set(self.subscribed)
         self.subscribed.clear()
