@@ -19,7 +19,7 @@ from gateway.engines.protocol import (
 )
 from gateway.graph.budget import BudgetExceeded
 from gateway.graph.call import Call, CallState, FailedAttempt, Rendering, Usage
-from gateway.graph.errors import Failure, GraphError
+from gateway.graph.errors import Failure, GraphError, UnresolvedPath
 from gateway.graph.session import Session
 from gateway.graph.variable import ProducerRestarted
 from gateway.runtime.fair_gate import FairGate
@@ -98,6 +98,8 @@ class CallExecutor:
             for source in call.inputs.values():
                 if source.failure is not None and not call.survives(source):
                     return upstream_failure(source)
+            if call.spec.unresolved is not None:
+                return Failure(UnresolvedPath.code, call.spec.unresolved, call.id)
             if call.spec.form is not None:
                 await self._forms.run(call, call.spec.form)
             elif call.spec.model:

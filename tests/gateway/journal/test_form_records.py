@@ -16,7 +16,9 @@ from tests.gateway.journal.test_records import samplings
 names = st.sampled_from(["a", "b", "results.0", "a@then"])
 inputs = st.builds(Input, st.builds(Reference, names, st.lists(st.text()).map(tuple)), st.text(), st.booleans())
 templates = st.lists(st.text() | inputs, max_size=3)
-segments = st.lists(st.builds(Characters, st.text()) | inputs | st.builds(Slot, st.none() | names, samplings), max_size=3)
+segments = st.lists(
+    st.builds(Characters, st.text()) | inputs | st.builds(Slot, st.none() | names, samplings), max_size=3
+)
 operands = st.sampled_from(["x", ["x", "\ud7ff"], 0.5, {"k": [True, None]}]).map(json.dumps)
 conditions = st.builds(
     Condition, templates, st.sampled_from(["equals", "in", "matches", "less_than", "json"]), operands
@@ -48,6 +50,7 @@ def specs(forms: st.SearchStrategy[Form | None]) -> st.SearchStrategy[CallSpec]:
         fallbacks=st.lists(st.builds(Rendering, st.text(), segments), max_size=1).map(tuple),
         form=forms,
         more_outputs=st.lists(names, max_size=2),
+        unresolved=st.none() | st.text(),
     )
 
 
