@@ -311,7 +311,9 @@ class Call:
         if not isinstance(form, Map) or form.on_error != "fail":
             return form is not None
         producer = source.producer
-        return producer is None or producer.spec.origin is None or producer.spec.origin.call != self.id
+        if producer is None or source is not producer.output:  # further outputs of an element are not in the results
+            return True
+        return producer.spec.origin is None or producer.spec.origin.call != self.id
 
     def adopt(self, child: "Call") -> None:
         """Read the outputs of a call that this call's form has added."""

@@ -50,7 +50,8 @@ def _bind_inner(spec: CallSpec, names: Mapping[str, str], values: Mapping[str, s
     try:
         return bind(spec, names, values)
     except UnresolvedPath as error:
-        *more, output = [names.get(name, name) for name in spec.names] if spec.output else [*spec.names, None]
+        output = None if spec.output is None else names.get(spec.output, spec.output)
+        more = [names.get(name, name) for name in spec.names if name != spec.output]
         return CallSpec(model="", output=output, more_outputs=more, where=spec.where, unresolved=str(error))
 
 

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
+from tests.fakes.keyed_gateway import keyed_gateway
 from tests.fakes.scripted_server import Behaviour, ScriptedServer, refuses, says
 from tests.gateway.api.semantic.session_client import SessionClient
 
@@ -553,3 +554,40 @@ async def test_a_session_is_deleted_while_its_forms_run(scripted_gateway: Script
     assert answer["outputs"] == {"results": None, "revised": None}
     assert "session s was deleted" in answer["errors"]["results"]["message"]
     await until(lambda: unfinished() == 0)
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PATCH"])
+async def test_an_api_key_ends_while_its_forms_run(method: str) -> None:
+    started = asyncio.Event()
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if text_of(body) == "4":
+            started.set()
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async with keyed_gateway() as gateway:
+        gateway.server.always = behave
+        id, key = await gateway.make_key()
+        graph = {"calls": [mapped(list(range(5)), "<<item>>"), revision()]}
+        request = asyncio.create_task(gateway.send("POST", "/v1/graphs", key, graph))
+        await asyncio.wait_for(started.wait(), 30)
+        assert gateway.services.scheduler.unfinished_calls > 5
+        status, _ = await gateway.admin(method, f"/{id}", {"disabled": True} if method == "PATCH" else None)
+        assert status in (200, 204)
+        status, answer, _ = await asyncio.wait_for(request, 30)
+        assert status == 200
+        assert answer["outputs"] == {"results": None, "revised": None}
+        assert "API key" in answer["errors"]["results"]["message"]
+        await until(lambda: gateway.services.scheduler.unfinished_calls == 0)
+
+
+async def test_an_element_fails_if_its_result_fails(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: refuses(400, "no") if text == "bad" else text)
+    for names, expected in (("ab", '["fine"]'), ("ba", None)):
+        branch = {"if": IS_X, "then": [call("bad", names[0]), call("fine", names[1])]}
+        if expected is None:
+            branch["then"].reverse()
+        calls = [{"map": {"over": [1], "call": branch}, "output": "results"}]
+        assert (await send(client, calls=calls))[1]["outputs"]["results"] == expected
