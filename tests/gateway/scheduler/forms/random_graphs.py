@@ -25,7 +25,7 @@ _ITEM = "item"
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Kinds = Mapping[str, str]
-"""What the names in scope are likely to hold."""
+"""Likely contents of the names in scope."""
 
 
 @st.composite

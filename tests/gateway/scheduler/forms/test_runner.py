@@ -301,7 +301,7 @@ def test_random_forms_end_like_a_direct_interpreter() -> None:
         run_state_machine_as_test(
             lambda: FormRuns(builder),
             settings=settings(
-                max_examples=150,
+                max_examples=200,
                 stateful_step_count=20,
                 deadline=None,
                 derandomize=True,  # the same examples in each run; remove it to search for more
