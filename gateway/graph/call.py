@@ -71,11 +71,12 @@ class CallSpec:
     `output` None: the session generates a name. `parts`: texts and references to inputs and slots that are joined to
     form the output, if no slot generates it. An empty `model` describes a call without a prompt: a template, whose
     parts form the value, or a form. `form`: form that the call runs, and `more_outputs`: its outputs beside `output`.
-    `origin`: place in the form that added the call. `fallbacks`: the prompt rendered for other models, in order of
-    preference; used if no engine of this model answers. `inputs`: values in the request, by the variables that are set
-    to them before the call starts. `share`: an identical call may serve this one. `salt`: the call's KV cache is shared
-    only with calls of the same salt. `where`: path of the call in a request that contains several. `prompt_field`: name
-    of the request's field that contains the prompt.
+    `origin`: place in the form that added the call. `unresolved`: reason why the call fails once it runs: it reads
+    a path that an element of a map lacks; None if there is none. `fallbacks`: the prompt rendered for other models,
+    in order of preference; used if no engine of this model answers. `inputs`: values in the request, by the
+    variables that are set to them before the call starts. `share`: an identical call may serve this one. `salt`:
+    the call's KV cache is shared only with calls of the same salt. `where`: path of the call in a request that
+    contains several. `prompt_field`: name of the request's field that contains the prompt.
     """
 
     model: str
@@ -93,6 +94,7 @@ class CallSpec:
     form: Form | None = None
     more_outputs: Sequence[str] = ()
     origin: Origin | None = None
+    unresolved: str | None = None
     slots: Sequence[Slot] = field(init=False, compare=False, repr=False)
     """Slots, in the order in which they are generated."""
     references: Sequence[Input] = field(init=False, compare=False, repr=False)
@@ -348,7 +350,9 @@ class Call:
         if not isinstance(form, Map) or form.on_error != "fail":
             return form is not None
         producer = source.producer
-        return producer is None or producer.spec.origin is None or producer.spec.origin.call != self.id
+        if producer is None or source is not producer.output:  # further outputs of an element are not in the results
+            return True
+        return producer.spec.origin is None or producer.spec.origin.call != self.id
 
     def adopt(self, child: "Call") -> None:
         """Read the outputs of a call that this call's form has added."""

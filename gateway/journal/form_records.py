@@ -41,6 +41,7 @@ class SpecRecord(StoredRecord, frozen=True):
     more_outputs: list[str]
     form: "FormRecord | None"
     where: str
+    unresolved: str | None
 
 
 class MapRecord(StoredRecord, frozen=True, tag="map"):
@@ -121,6 +122,7 @@ def _spec_record(spec: CallSpec) -> SpecRecord:
         more_outputs=list(spec.more_outputs),
         form=None if spec.form is None else form_record(spec.form),
         where=spec.where,
+        unresolved=spec.unresolved,
     )
 
 
@@ -171,6 +173,7 @@ def _spec(record: SpecRecord) -> CallSpec:
         more_outputs=record.more_outputs,
         form=None if record.form is None else form_of(record.form),
         where=record.where,
+        unresolved=record.unresolved,
     )
 
 

@@ -100,6 +100,7 @@ class CallRecord(StoredRecord, frozen=True, tag="call"):
     form: FormRecord | None = None
     origin: tuple[str, str, str] | None = None
     where: str = ""
+    unresolved: str | None = None
 
 
 class Outcome(StoredRecord, frozen=True):
@@ -185,9 +186,10 @@ def spec_of(record: CallRecord) -> CallSpec:
         salt=record.salt,
         fallbacks=tuple(Rendering(model, segments_of(parts)) for model, parts in record.fallbacks),
         form=None if record.form is None else form_of(record.form),
-        more_outputs=more_outputs if record.form is not None else (),
+        more_outputs=more_outputs if record.form is not None or record.unresolved is not None else (),
         origin=None if record.origin is None else Origin(*record.origin),
         where=record.where,
+        unresolved=record.unresolved,
     )
 
 
@@ -243,4 +245,5 @@ def _call(call: Call) -> CallRecord:
         form=None if spec.form is None else form_record(spec.form),
         origin=None if spec.origin is None else (spec.origin.call, spec.origin.place, spec.origin.digest),
         where=spec.where if spec.form is not None or spec.origin is not None else "",
+        unresolved=spec.unresolved,
     )

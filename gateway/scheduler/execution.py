@@ -19,7 +19,7 @@ from gateway.engines.protocol import (
 )
 from gateway.graph.budget import BudgetExceeded
 from gateway.graph.call import Call, CallState, FailedAttempt, Rendering, Usage
-from gateway.graph.errors import Failure, GraphError
+from gateway.graph.errors import Failure, GraphError, UnresolvedPath
 from gateway.graph.session import Session
 from gateway.graph.variable import ProducerRestarted
 from gateway.runtime.fair_gate import FairGate
@@ -93,7 +93,7 @@ class CallExecutor:
         self._parsing = FairGate(clock=now)
         """Gate that is held while a large value is parsed; see InputReader."""
         tool_runner = None if tools is None else ToolRunner(tools, self._follow)
-        self._forms = FormRunner(start, fail, self._parsing, tool_runner, agent_prompts)
+        self._forms = FormRunner(start, fail, self._parsing, tool_runner, agent_prompts, now)
         self._is_rerank_scheduled = False
 
     async def run(self, call: Call) -> Failure | None:
@@ -105,6 +105,8 @@ class CallExecutor:
             for source in call.inputs.values():
                 if source.failure is not None and not call.survives(source):
                     return upstream_failure(source)
+            if call.spec.unresolved is not None:
+                return Failure(UnresolvedPath.code, call.spec.unresolved, call.id)
             if call.spec.form is not None:
                 await self._forms.run(call, call.spec.form)
             elif call.spec.model:

@@ -29,8 +29,9 @@ from gateway.api.services import SERVICES, models_of
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.dag import order_calls
+from gateway.graph.errors import Cycle
 from gateway.graph.forms.expansion import own_names
-from gateway.graph.forms.form import INDEX, Branch, Condition, Form, Map, Repeat
+from gateway.graph.forms.form import INDEX, Branch, Condition, Form, Map, Repeat, references_of
 from gateway.graph.references import EVERY_NAME, Reference, check_name, check_references, parse
 from gateway.graph.segments import Input, Slot
 from gateway.http.json_body import validate_async
@@ -45,6 +46,8 @@ _MAX_DEPTH = 8
 _BATCH = 20
 """Number of calls that are read before other requests get a turn."""
 _SEED_BITS = 31
+_CALLS = ("call", "calls", "then", "else")
+"""Fields of forms with calls."""
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
@@ -97,7 +100,8 @@ class GraphCallBuilder:
         return spec
 
     async def _check(self, raw: Any, schema: type[_Schema], where: str) -> _Schema:
-        return await validate_async(self._request, raw, schema, encode_json(raw), where)
+        # the calls inside a form are checked later, one by one
+        return await validate_async(self._request, raw, schema, encode_json(_without_calls(raw)), where)
 
     async def _chat(self, raw: Any, where: str, *, is_inner: bool) -> CallSpec:
         chat = await self._check(raw, ChatCompletionRequest, where)
@@ -130,6 +134,10 @@ class GraphCallBuilder:
             raise _unsupported(message, f"{where}.map.call.{field}")
         names = _Names(known, {body.map.as_, INDEX})
         call = await self._build(inner, f"{where}.map.call", names, depth + 1)
+        for name in (body.map.as_, INDEX):
+            if name in call.names:
+                message = f"the call of the map generates {name!r}, which is a name of the element; choose another one"
+                raise RequestError(400, message, code="variable_already_set", param=f"{where}.map.as")
         return self._spec(map_form(body.map, call, f"{where}.map"), where, body.output)
 
     async def _branch(self, raw: Any, where: str, known: Container[str], depth: int) -> CallSpec:
@@ -140,6 +148,10 @@ class GraphCallBuilder:
         default = None if body.default is None else text_of(body.default)
         form = Branch(condition, then, otherwise, default)
         *more, output = own_names([*form.otherwise, *form.then])
+        for part in references_of(form):
+            if part.reference.name in (output, *more):
+                message = f"{part.reference} is an output of the branch, but not of a call on this side of it"
+                raise Cycle(message, part.where)
         return self._spec(form, where, output, more)
 
     async def _repeat(self, raw: Any, where: str, known: Container[str], depth: int) -> CallSpec:
@@ -231,6 +243,17 @@ def form_key(raw: Any) -> str | None:
     if not isinstance(raw, dict) or "messages" in raw:
         return None
     return next((key for key in FORM_KEYS if key in raw), None)
+
+
+def _without_calls(raw: Any) -> Any:
+    """Return an entry of `calls` without the calls inside it."""
+    kind = form_key(raw)
+    if kind is None:
+        return raw
+    parts = {key: value for key, value in raw.items() if key not in _CALLS}
+    if isinstance(raw[kind], dict):
+        parts[kind] = {key: value for key, value in raw[kind].items() if key not in _CALLS}
+    return parts
 
 
 def raw_names(calls: Iterable[Any]) -> set[str]:

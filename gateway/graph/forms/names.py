@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from gateway.graph.call import CallSpec, Rendering
+from gateway.graph.errors import UnresolvedPath
 from gateway.graph.forms.form import (
     INDEX,
     Agent,
@@ -25,7 +26,8 @@ def bind(spec: CallSpec, names: Mapping[str, str], values: Mapping[str, str]) ->
     """Return a call that reads and generates other names. Raises UnresolvedPath if a text does not contain a path.
 
     `names`: new names by old names. `values`: texts by the names that they replace. Names that a form inside the call
-    gives to its own calls stay as they are.
+    gives to its own calls stay as they are. A call inside a form that lacks a path fails only if it runs: a branch may
+    choose between elements of different kinds.
     """
     if not names and not values:
         return spec
@@ -41,6 +43,16 @@ def bind(spec: CallSpec, names: Mapping[str, str], values: Mapping[str, str]) ->
         ],
         form=None if spec.form is None else _bind_form(spec.form, names, values),
     )
+
+
+def _bind_inner(spec: CallSpec, names: Mapping[str, str], values: Mapping[str, str]) -> CallSpec:
+    """Return a call of a form that reads and generates other names; see `bind`."""
+    try:
+        return bind(spec, names, values)
+    except UnresolvedPath as error:
+        output = None if spec.output is None else names.get(spec.output, spec.output)
+        more = [names.get(name, name) for name in spec.names if name != spec.output]
+        return CallSpec(model="", output=output, more_outputs=more, where=spec.where, unresolved=str(error))
 
 
 def bind_template(template: Template, names: Mapping[str, str], values: Mapping[str, str]) -> Template:
@@ -98,21 +110,21 @@ def _bind_form(form: Form, names: Mapping[str, str], values: Mapping[str, str]) 
                 over = _rename(over, names) if value is None else value
             inner = {item, INDEX, *call.names}
             return dataclasses.replace(
-                form, over=over, call=bind(call, _without(names, inner), _without(values, inner))
+                form, over=over, call=_bind_inner(call, _without(names, inner), _without(values, inner))
             )
         case Branch(condition, then, otherwise):  # what the sides generate are the form's own outputs
             return dataclasses.replace(
                 form,
                 condition=bind_condition(condition, names, values),
-                then=[bind(call, names, values) for call in then],
-                otherwise=[bind(call, names, values) for call in otherwise],
+                then=[_bind_inner(call, names, values) for call in then],
+                otherwise=[_bind_inner(call, names, values) for call in otherwise],
             )
         case Repeat(calls, first, carry, until):
             inner = names_of(calls) | carry.keys()
             inner_names, inner_values = _without(names, inner), _without(values, inner)
             return dataclasses.replace(
                 form,
-                calls=[bind(call, inner_names, inner_values) for call in calls],
+                calls=[_bind_inner(call, inner_names, inner_values) for call in calls],
                 first={name: bind_template(template, names, values) for name, template in first.items()},
                 carry={name: bind_template(template, inner_names, inner_values) for name, template in carry.items()},
                 until=bind_condition(until, inner_names, inner_values),

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from gateway.graph.budget import BudgetExceeded
-from gateway.graph.call import CallSpec
+from gateway.graph.call import Call, CallSpec
 from gateway.graph.forms.expansion import result_reference, tool_call, turn_call
 from gateway.graph.forms.form import Agent, ToolRun
 from gateway.graph.variable import Piece
@@ -53,14 +54,14 @@ async def run_agent(steps: FormSteps, form: Agent, prompts: AgentPrompts) -> Non
     The call for the next answer is added when the tools begin, so that the known part of its prompt stays in an engine
     and results are prefilled as they arrive. Tools of one answer run side by side.
     """
-    call, output, tenant = steps.call, steps.call.output.name, steps.call.session.tenant
+    call, tenant = steps.call, steps.call.session.tenant
     history: list[Mapping[str, Any]] = []
     for number in range(1, form.max_turns + 1):
         has_tools = form.has_tools(number)
         try:
             if str(number) not in call.children:
                 turn = await prompts.turn(form, history, tenant, has_tools=has_tools)
-                await steps.add([turn_call(form, call.id, output, number, turn)])
+                await steps.add(partial(_turn_calls, form, call, number, turn))
             child = call.children[str(number)]
             await steps.call.until_final(child.output)
             if child.failure is not None and child.failure.code == BudgetExceeded.code:
@@ -79,15 +80,19 @@ async def run_agent(steps: FormSteps, form: Agent, prompts: AgentPrompts) -> Non
             message = f"answer {number} has {len(answer.calls)} tool calls; the maximum is {_MAX_TOOL_CALLS}"
             raise steps.failed("too_large", message)
         if number < form.max_turns:
-            await steps.add(
-                [
-                    tool_call(call.id, output, number, index, _run(form, *called))
-                    for index, called in enumerate(answer.calls)
-                ]
-            )
+            await steps.add(partial(_tool_calls, form, call, number, answer))
             history += _messages(form, number, answer)
     message = f"answer {form.max_turns} of the agent still calls tools, and max_turns is {form.max_turns}"
     raise steps.failed("max_turns_reached", message)
+
+
+def _turn_calls(form: Agent, call: Call, number: int, turn: CallSpec) -> list[CallSpec]:
+    return [turn_call(form, call.id, call.output.name, number, turn)]
+
+
+def _tool_calls(form: Agent, call: Call, number: int, answer: AgentAnswer) -> list[CallSpec]:
+    output = call.output.name
+    return [tool_call(call.id, output, number, index, _run(form, *called)) for index, called in enumerate(answer.calls)]
 
 
 def _run(form: Agent, function: str, arguments: str) -> ToolRun | str:

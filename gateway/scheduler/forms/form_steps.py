@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from gateway.graph.call import Call, CallSpec
 from gateway.graph.errors import Failure, GraphError
@@ -15,6 +16,9 @@ from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.input_reader import CallFailed, InputReader, upstream_failure
 from gateway.scheduler.transforms import TransformFailed, search
 
+_SMALL = 64 << 10
+"""Size of JSON up to which it is parsed without passing the gate, in characters."""
+
 Start = Callable[[Session, Addition], Awaitable[None]]
 """Starts the calls of an addition, see `Scheduler.start`."""
 
@@ -22,15 +26,28 @@ Start = Callable[[Session, Addition], Awaitable[None]]
 class FormSteps:
     """The steps of one form's call."""
 
-    def __init__(self, call: Call, start: Start, parsing: FairGate) -> None:
-        """`parsing`: see `InputReader`."""
+    def __init__(self, call: Call, start: Start, parsing: FairGate, expanding: FairGate) -> None:
+        """`parsing`: see `InputReader`. `expanding`: gate of steps that block the event loop for a few milliseconds.
+        Many forms may become able to run in the same turn of the loop."""
         self.call = call
         self._start = start
+        self._parsing = parsing
+        self._expanding = expanding
         self._inputs = InputReader(call, parsing)
 
-    async def add(self, specs: Sequence[CallSpec]) -> list[Call]:
-        """Return the calls with these specs, and start those that the form has not added yet. Raises GraphError, and
-        CallFailed if a call was made from other data before a restart."""
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Return a context manager that waits for the form's turn to block the event loop for some milliseconds."""
+        return self._expanding.turn(self.call.session.tenant)
+
+    async def add(self, make: Callable[[], Sequence[CallSpec]]) -> None:
+        """Start the calls whose specs `make` returns, except for those that the form has added before. Raises
+        GraphError, and CallFailed if a call was made from other data before a restart."""
+        async with self.turn():
+            addition = self._add(make())
+        if addition is not None:
+            await self._start(self.call.session, addition)
+
+    def _add(self, specs: Sequence[CallSpec]) -> Addition | None:
         call = self.call
         new = []
         for spec in specs:
@@ -40,12 +57,16 @@ class FormSteps:
                 new.append(spec)
             elif known.spec.origin is not None and known.spec.origin.digest != spec.origin.digest:
                 raise self.failed("interrupted", f"{known.output.name!r} was made from data that has changed since")
-        if new:
-            for budget in (*call.budgets, *([] if call.budget is None else [call.budget])):
-                budget.check_calls(sum(spec.is_counted for spec in new))
-            addition = call.session.add_all(new)
-            await self._start(call.session, addition)
-        return [call.children[spec.origin.place] for spec in specs if spec.origin is not None]
+        for budget in (*call.budgets, *([] if call.budget is None else [call.budget])):
+            budget.check_calls(sum(spec.is_counted for spec in new))
+        return call.session.add_all(new) if new else None
+
+    def check_calls(self, count: int) -> None:
+        """Raise CallFailed if the session has no room for so many calls. It costs less than to make their specs."""
+        try:
+            self.call.session.resources.check(calls=count)
+        except GraphError as error:
+            raise self.failed(error.code, str(error)) from error
 
     async def text(self, template: Template) -> str:
         """Wait for the variables of a template, and return its text. Raises CallFailed."""
@@ -90,7 +111,10 @@ class FormSteps:
         try:
             if condition.operator == "matches":
                 return await search(condition.pattern, 0, text) is not None
-            return holds(condition, text)
+            if len(text) <= _SMALL:
+                return holds(condition, text)
+            async with self._parsing.turn(self.call.session.tenant):
+                return holds(condition, text)
         except (TransformFailed, UndecidedCondition) as error:
             raise self.failed("condition_failed", f"{self.call.spec.field_path(where)}: {error}") from error
 

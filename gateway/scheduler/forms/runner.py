@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from gateway.graph.budget import Budget, BudgetExceeded
 from gateway.graph.call import Call, CallSpec, Usage
@@ -25,27 +26,37 @@ Fail = Callable[[Call, Failure], None]
 
 _SCANNED = 4_000
 """Number of characters of a list that are read before other tasks of the event loop get a turn."""
+_ADDED = 20
+"""Number of elements of a list whose calls are added before other tasks of the event loop get a turn."""
 _BATCH = 50
 """Number of results of a map that are joined before other tasks of the event loop get a turn."""
 
 
 class FormRunner:
-    """Runs the forms of all calls of a scheduler. It has no state of its own."""
+    """Runs the forms of all calls of a scheduler. It has no state of its own, except for the order of their turns."""
 
     def __init__(
-        self, start: Start, fail: Fail, parsing: FairGate, tools: ToolRunner | None, prompts: AgentPrompts | None
+        self,
+        start: Start,
+        fail: Fail,
+        parsing: FairGate,
+        tools: ToolRunner | None,
+        prompts: AgentPrompts | None,
+        now: Callable[[], float],
     ) -> None:
         """`start`: starts the calls that a form adds. `fail`: ends a call. `parsing`: see `InputReader`. `tools`,
-        `prompts`: None if the server runs no tools, no agents."""
+        `prompts`: None if the server runs no tools, no agents. `now`: clock of the pauses after long work, in
+        seconds."""
         self._start = start
         self._fail = fail
         self._parsing = parsing
         self._tools = tools
         self._prompts = prompts
+        self._expanding = FairGate(clock=now)
 
     async def run(self, call: Call, form: Form) -> None:
         """Run a form until its outputs are complete. Raises CallFailed and GraphError."""
-        steps = FormSteps(call, self._start, self._parsing)
+        steps = FormSteps(call, self._start, self._parsing, self._expanding)
         match form:
             case Map():
                 await _MapRun(steps, form).run()
@@ -133,14 +144,14 @@ class _MapRun:
     async def _scan(self, scanner: ListScanner, text: str) -> None:
         """Read more text of the list, and add the calls of the elements that it completes."""
         for begin in range(0, len(text), _SCANNED):
-            if begin:
-                await self._steps.pause()
             try:
-                elements = scanner.push(text[begin : begin + _SCANNED])
+                async with self._steps.turn():
+                    elements = scanner.push(text[begin : begin + _SCANNED])
             except BadList as error:
                 raise self._bad_list(error) from error
-            if elements:
-                await self._add(elements)
+            for first in range(0, len(elements), _ADDED):
+                batch = elements[first : first + _ADDED]
+                await self._steps.add(lambda batch=batch: self._specs(batch))  # type: ignore[misc]
 
     def _close(self, scanner: ListScanner, value: str) -> None:
         try:
@@ -154,9 +165,13 @@ class _MapRun:
         where = self._steps.call.spec.field_path("map.over")
         return self._steps.failed("invalid_value", f"{where}: the map cannot run over {name}: {error}")
 
-    async def _add(self, elements: Sequence[str]) -> None:
+    def _specs(self, elements: Sequence[str]) -> Sequence[CallSpec]:
+        """Return the calls of the next elements. Raises CallFailed."""
         call, form = self._steps.call, self._form
         specs: list[CallSpec] = []
+        places = map(str, range(self._count, self._count + len(elements)))
+        if call.children.keys().isdisjoint(places):  # otherwise they were added before a restart of the server
+            self._steps.check_calls(1)
         for element in elements:
             index = self._count
             self._count += 1
@@ -171,7 +186,7 @@ class _MapRun:
                 if form.on_error == "fail":
                     raise self._steps.failed(error.code, f"element {index} of the list: {error}") from error
                 self._errors.add(index)
-        await self._steps.add(specs)
+        return specs
 
     async def _join(self) -> None:
         """Make the results of all elements the value of the map: a JSON list."""
@@ -217,7 +232,7 @@ async def _run_branch(steps: FormSteps, form: Branch) -> None:
     call = steps.call
     holds = await steps.decide(form.condition, "if")
     side = "then" if holds else "else"
-    await steps.add(side_calls(form, call.id, side))
+    await steps.add(partial(side_calls, form, call.id, side))
     names = own_names(form.then if holds else form.otherwise)
     reason = f"the condition {'holds' if holds else 'does not hold'}, so the calls in `{'else' if holds else 'then'}` "
     outputs = {output.name: output for output in call.outputs}
@@ -231,11 +246,12 @@ async def _run_repeat(steps: FormSteps, form: Repeat) -> None:
     """Add rounds of calls until the condition holds, and copy the values of the last round to the repeat's outputs."""
     call = steps.call
     own = [*own_names(form.calls), *form.carry]
-    scope = _scope_of_rounds(call, own)
     number = 0
     while True:
         number += 1
-        await steps.add(round_calls(form, call.id, scope, number))
+        # the scope is found in the form's turn: other repeats add calls before
+        await steps.add(lambda number=number: round_calls(form, call.id, _scope_of_rounds(call, own), number))  # type: ignore[misc]
+        scope = _scope_of_rounds(call, own)
         names = {name: round_name(scope, name, number) for name in own}
         if await steps.decide(bind_condition(form.until, names, {}), "repeat.until"):
             break

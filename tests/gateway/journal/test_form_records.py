@@ -53,6 +53,7 @@ def specs(forms: st.SearchStrategy[Form | None]) -> st.SearchStrategy[CallSpec]:
         fallbacks=st.lists(st.builds(Rendering, st.text(), segments), max_size=1).map(tuple),
         form=forms,
         more_outputs=st.lists(names, max_size=2),
+        unresolved=st.none() | st.text(),
     )
 
 

@@ -247,8 +247,7 @@ async def test_the_limits_of_a_session_and_what_it_has_used_survive(tmp_path: Pa
 
 
 async def test_a_branch_ends_once_all_of_its_outputs_are_stored(tmp_path: Path) -> None:
-    """Check a restart after the output of the side that is not taken was stored. It is the last output, whose value
-    ends other calls."""
+    """Check a branch whose last output is on the side that is not taken: it is stored first, and ends other calls."""
     harness = JournalHarness(tmp_path / "j")
     session = harness.store.create("", "s")
     harness.engine.hold()

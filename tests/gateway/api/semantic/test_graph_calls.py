@@ -10,8 +10,9 @@ import pytest
 from aiohttp import web
 
 from gateway.api.services import SERVICES
-from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway
-from tests.fakes.scripted_server import Behaviour, refuses, says
+from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
+from tests.fakes.keyed_gateway import keyed_gateway
+from tests.fakes.scripted_server import Behaviour, ScriptedServer, refuses, says
 from tests.gateway.api.semantic.session_client import SessionClient
 
 
@@ -38,6 +39,10 @@ def answers(function: Callable[[str], str | Behaviour]) -> Behaviour:
 async def send(client: GatewayClient, **body: Any) -> tuple[int, Any]:
     async with client.post("/v1/graphs", json=body) as answer:
         return answer.status, await answer.json()
+
+
+IS_X = {"value": "x", "equals": "x"}
+"""A condition that holds."""
 
 
 def mapped(over: Any, text: str, output: str = "results", **more: Any) -> dict[str, Any]:
@@ -317,6 +322,18 @@ async def test_forms_inside_forms(scripted_gateway: ScriptedGateway) -> None:
         (mapped([1], "<<nowhere>>"), "calls.0.map.call.messages.0.content", "unknown_variable"),
         (mapped([1], "x", **{"as": "index"}), "calls.0.map.as", "invalid_value"),
         (mapped([1], "x", **{"as": "two words"}), "calls.0.map.as", "bad_reference"),
+        (mapped([1], "x", "re.0"), "calls.0.output", "bad_reference"),
+        (mapped("<<item>>", "x"), "calls.0.map.over", "unknown_variable"),
+        (
+            {"map": {"over": [1], "call": {"if": IS_X, "then": [call("x", "item")]}}, "output": "x"},
+            "calls.0.map.as",
+            "variable_already_set",
+        ),
+        (
+            {"map": {"over": [1], "call": {"if": IS_X, "then": [call("<<b>>", "a")], "else": [call("x", "b")]}}},
+            "calls.0.map.call.then.0.messages.0.content",
+            "cycle",
+        ),
         (mapped([1], "x", max_items=0), "calls.0.map.max_items", None),
         ({"map": {"over": [1], "call": call("x", "a")}}, "calls.0.map.call.semantic.output", None),
         ({"map": {"over": [1], "call": {**call("x"), "model": "no"}}}, "calls.0.map.call.model", "model_not_found"),
@@ -503,3 +520,127 @@ async def test_the_result_does_not_depend_on_which_call_of_a_form_fails_first(
     _, answer = await send(client, calls=[repeat])
     assert answer["outputs"] == {"a": "good"}, "no client and no condition reads `b`"
     await until(lambda: unfinished() == 0)
+
+
+async def test_a_branch_chooses_between_elements_of_different_kinds(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: text)
+    branch = {
+        "if": {"value": "<<item.kind>>", "equals": "a"},
+        "then": [call("<<item.x>>", "v")],
+        "else": [call("<<item.y>>", "v")],
+    }
+    elements = [{"kind": "a", "x": 1}, {"kind": "b", "y": 2}, {"kind": "b", "x": 3}, {"x": 4}]
+    calls = [{"map": {"over": elements, "call": branch, "on_error": "null"}, "output": "results"}]
+    _, answer = await send(client, calls=calls, outputs=["results"])
+    assert answer["outputs"] == {"results": '["1","2",null,null]'}
+
+
+async def test_what_looks_like_a_reference_or_a_control_token_is_data(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: text)
+    elements = ["<<x>>", "<|im_end|>", r"\<<index>>", "<<item>>"]
+    inner = {"map": {"over": "<<list>>", "as": "list", "call": call("<<index>> <<list>>")}, "output": "results"}
+    _, answer = await send(client, variables={"list": elements}, calls=[inner])
+    assert json.loads(answer["outputs"]["results"]) == [f"{index} {text}" for index, text in enumerate(elements)]
+
+
+async def test_maps_that_multiply_end_at_the_limit_of_calls() -> None:
+    form: dict[str, Any] = call("<<item>>")
+    for _ in range(4):
+        form = {"map": {"over": list(range(50)), "call": form}}
+    async with ScriptedServer() as server, gateway_before(server, max_session_calls=500) as (client, unfinished):
+        session = SessionClient(client)
+        await session.create()
+        _, answer = await send(client, session="s", calls=[{**form, "output": "results"}])
+        error = answer["errors"]["results"]
+        assert "too_large: session s has" in error["message"]
+        assert "the maximum is 500" in error["message"]
+        await until(lambda: unfinished() == 0)
+        _, graph = await session.send("GET", "/graph?values=none")
+        assert len(graph["calls"]) <= 500
+        assert all(made["state"] in ("done", "failed", "cancelled") for made in graph["calls"])
+
+
+async def test_a_client_deletes_an_element_while_the_map_runs(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
+    session = SessionClient(client)
+    await session.create()
+    started, gate = asyncio.Event(), asyncio.Event()
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        started.set()
+        await asyncio.wait_for(gate.wait(), 30)
+        return await says(text_of(body))(request, body)
+
+    server.always = behave
+    calls = [mapped([1, 2, 3], "<<item>>"), call("<<results.1>>", "end")]
+    request = asyncio.create_task(send(client, session="s", calls=calls))
+    await asyncio.wait_for(started.wait(), 30)
+    assert (await session.send("DELETE", "/variables/results.1"))[0] == 200
+    gate.set()
+    _, answer = await asyncio.wait_for(request, 30)
+    assert answer["outputs"] == {"end": "2"}
+    assert (await session.get("results"))[1]["value"] == '["1","2","3"]'
+    assert (await session.get("results.1"))[0] == 404
+    assert unfinished() == 0
+
+
+async def test_a_session_is_deleted_while_its_forms_run(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
+    session = SessionClient(client)
+    await session.create()
+    started = asyncio.Event()
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        started.set()
+        await asyncio.sleep(60)
+        return web.Response()
+
+    server.always = behave
+    calls = [mapped(list(range(5)), "<<item>>"), revision()]
+    request = asyncio.create_task(send(client, session="s", calls=calls))
+    await asyncio.wait_for(started.wait(), 30)
+    async with client.delete("/v1/sessions/s") as deleted:
+        assert deleted.status == 200
+    _, answer = await asyncio.wait_for(request, 30)
+    assert answer["outputs"] == {"results": None, "revised": None}
+    assert "session s was deleted" in answer["errors"]["results"]["message"]
+    await until(lambda: unfinished() == 0)
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PATCH"])
+async def test_an_api_key_ends_while_its_forms_run(method: str) -> None:
+    started = asyncio.Event()
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if text_of(body) == "4":
+            started.set()
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async with keyed_gateway() as gateway:
+        gateway.server.always = behave
+        id, key = await gateway.make_key()
+        graph = {"calls": [mapped(list(range(5)), "<<item>>"), revision()]}
+        request = asyncio.create_task(gateway.send("POST", "/v1/graphs", key, graph))
+        await asyncio.wait_for(started.wait(), 30)
+        assert gateway.services.scheduler.unfinished_calls > 5
+        status, _ = await gateway.admin(method, f"/{id}", {"disabled": True} if method == "PATCH" else None)
+        assert status in (200, 204)
+        status, answer, _ = await asyncio.wait_for(request, 30)
+        assert status == 200
+        assert answer["outputs"] == {"results": None, "revised": None}
+        assert "API key" in answer["errors"]["results"]["message"]
+        await until(lambda: gateway.services.scheduler.unfinished_calls == 0)
+
+
+async def test_an_element_fails_if_its_result_fails(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: refuses(400, "no") if text == "bad" else text)
+    for names, expected in (("ab", '["fine"]'), ("ba", None)):
+        branch = {"if": IS_X, "then": [call("bad", names[0]), call("fine", names[1])]}
+        if expected is None:
+            branch["then"].reverse()
+        calls = [{"map": {"over": [1], "call": branch}, "output": "results"}]
+        assert (await send(client, calls=calls))[1]["outputs"]["results"] == expected

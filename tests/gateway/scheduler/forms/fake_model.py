@@ -62,7 +62,7 @@ def _list(text: str, number: int) -> str:
         number,
     ]
     elements = elements[number % 2 :][: number // 8 % 4]
-    if number > 240:
+    if number > 240 and number % 3:
         return json.dumps(elements)[:-1]
     return json.dumps(elements if number % 3 else {"other": [1], "l": elements}, ensure_ascii=number % 5 == 0)
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.api.semantic.graph_calls import form_key, raw_output
@@ -13,6 +13,10 @@ from tests.gateway.scheduler.forms.fake_model import CallRefused, answer, prompt
 Value = str | None
 """Text of a variable; None if it has no value, because its call failed or was skipped."""
 Scope = Mapping[str, Value]
+
+
+class Element(str):
+    """Text of an element or of its position. References to it are replaced before the calls of the map run."""
 
 
 class Failed(Exception):
@@ -92,11 +96,10 @@ class Interpreter:
         if len(elements) > form.get("max_items", 1_000):
             raise Failed
         for index, element in enumerate(elements):
-            names = {item: element if isinstance(element, str) else _compact(element), "index": str(index)}
+            text = element if isinstance(element, str) else _compact(element)
             call = named(form["call"], "answer of the element")
-            value: Value = None
-            if _binds(call, names):
-                value = self._entry(call, {**scope, **names})[own_outputs(call)[-1]]
+            made = self._entry(call, {**scope, item: Element(text), "index": Element(index)})
+            value = made[own_outputs(call)[-1]]
             if value is not None:
                 results.append(json.loads(value) if is_json else value)
             elif on_error == "fail":
@@ -119,6 +122,11 @@ class Interpreter:
     def _repeat(self, form: Any, outputs: Sequence[str], scope: Scope) -> dict[str, Value]:
         made: dict[str, Value] = {}
         number = 0
+        hidden = {*form.get("carry", {}), *(name for call in form["calls"] for name in own_outputs(call))}
+        inner = {name: value for name, value in scope.items() if name not in hidden}
+        starts = [text for text in form.get("start", {}).values() if isinstance(text, str)]
+        if not _can_bind(starts, scope) or not _can_bind(form.get("carry", {}).values(), inner):
+            return dict.fromkeys(outputs)
         while True:
             number += 1
             carried: dict[str, Value] = {}
@@ -213,42 +221,13 @@ def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _binds(raw: Any, values: Mapping[str, str]) -> bool:
-    """Return whether all paths into an element exist, also in calls that will not run."""
-    match form_key(raw):
-        case None:
-            own = set(raw["semantic"].get("slots", {}))
-            texts = [message["content"] for message in raw["messages"]]
-            return _resolves(texts, {name: value for name, value in values.items() if name not in own})
-        case "map":
-            form = raw["map"]
-            texts = [form["over"]] if isinstance(form["over"], str) else []
-            call = named(form["call"], "answer of the element")
-            hidden = {form.get("as", "item"), "index", *own_outputs(call)}
-            inner = {name: value for name, value in values.items() if name not in hidden}
-            return _resolves(texts, values) and _binds(call, inner)
-        case "if":
-            calls = [*raw.get("else", []), *raw.get("then", [])]
-            return _resolves([raw["if"]["value"]], values) and all(_binds(call, values) for call in calls)
-        case _:
-            form = raw["repeat"]
-            hidden = {*form.get("carry", {}), *(name for call in form["calls"] for name in own_outputs(call))}
-            inner = {name: value for name, value in values.items() if name not in hidden}
-            starts = [text for text in form.get("start", {}).values() if isinstance(text, str)]
-            texts = [*form.get("carry", {}).values(), form["until"]["value"]]
-            return (
-                _resolves(starts, values)
-                and _resolves(texts, inner)
-                and all(_binds(call, inner) for call in form["calls"])
-            )
-
-
-def _resolves(texts: Sequence[str], values: Mapping[str, str]) -> bool:
+def _can_bind(texts: Iterable[str], scope: Scope) -> bool:
+    """Return whether elements have all paths that these texts of a form read, also if no call reads the texts."""
     for text in texts:
         for part in parse(text):
-            if isinstance(part, Reference) and part.name in values:
+            if isinstance(part, Reference) and isinstance(scope.get(part.name), Element):
                 try:
-                    resolve(values[part.name], part)
-                except UnresolvedPath:
+                    _read(part, scope)
+                except Failed:
                     return False
     return True

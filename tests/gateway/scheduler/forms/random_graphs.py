@@ -25,7 +25,7 @@ _ITEM = "item"
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Kinds = Mapping[str, str]
-"""Hold what the names in scope are likely to contain."""
+"""Likely contents of the names in scope."""
 
 
 @st.composite

@@ -133,7 +133,7 @@ class FormRuns(RuleBasedStateMachine):
         self.session = Session(id="s", tenant="t", created=0.0, ttl=60.0, sink=self.log)
         self.log.open_session(self.session)
         self.engine = PuppetEngine()
-        self.scheduler = Scheduler(self.engine, 100_000)
+        self.scheduler = Scheduler(self.engine, 100_000, now=lambda: 0.0)
         self.subscribed = [name for name in self.expected if name not in self.kept or data.draw(st.booleans())]
         self.run(self._start(specs, given))
 
@@ -195,7 +195,7 @@ class FormRuns(RuleBasedStateMachine):
         assert not self.engine.contexts
         self.log = MemoryLog(facts)
         self.engine = PuppetEngine()
-        self.scheduler = Scheduler(self.engine, 100_000)
+        self.scheduler = Scheduler(self.engine, 100_000, now=lambda: 0.0)
         self.session = self.log.replay()
         self.left |= set(self.subscribed)
         self.subscribed.clear()
@@ -301,7 +301,7 @@ def test_random_forms_end_like_a_direct_interpreter() -> None:
         run_state_machine_as_test(
             lambda: FormRuns(builder),
             settings=settings(
-                max_examples=150,
+                max_examples=200,
                 stateful_step_count=20,
                 deadline=None,
                 derandomize=True,  # the same examples in each run; remove it to search for more
