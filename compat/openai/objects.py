@@ -39,18 +39,21 @@ class SessionUsage(TypedDict):
     completion_tokens: int
     calls_run: int
     calls_shared: int
+    tool_calls: int
     cost: NotRequired[float]
 
 
 class UsageRow(TypedDict):
-    """Sums of the calls of a key, a session, a model and a day, as far as the request groups by them. `lost_tokens`:
-    completion tokens of attempts whose engine was lost. `cost`: in the currency of the operator's prices."""
+    """Sums of the calls of a key, a session, a model and a day, as far as the request groups by them. `tool_calls`:
+    runs of tools, which `calls` does not include. `lost_tokens`: completion tokens of attempts whose engine was lost.
+    `cost`: in the currency of the operator's prices."""
 
     key: NotRequired[str]
     session: NotRequired[str]
     model: NotRequired[str]
     day: NotRequired[str]
     calls: int
+    tool_calls: int
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
