@@ -108,12 +108,12 @@ export function timeline({ now, select }) {
       folding.set(outline.forms.get(outer).key, false);
       next = outer;
     }
-    redraw();
+    drawNow(); // not in the next frame: the next key would move in the rows of before
   };
   let outline = formsOf(new Map());
   /** Call whose row becomes active, because its row of now is folded. */
   let next = null;
-  const redraw = oncePerFrame(() => {
+  const drawNow = () => {
     if (state === null) return;
     const time = now();
     const whole = rangeOf(state.calls.values(), time) ?? { begin: time, end: time + 1 };
@@ -132,7 +132,8 @@ export function timeline({ now, select }) {
     rows.setItems(items);
     if (next !== null) rows.activate(next);
     next = null;
-  });
+  };
+  const redraw = oncePerFrame(drawNow);
   return {
     element,
     update: (next) => {

@@ -58,7 +58,11 @@ async def test_a_map_is_folded_once_it_is_large_and_can_be_unfolded(browser: Bro
             {"map": {"over": "<<plan>>", "call": ask("Explain <<item>>")}, "output": "results"},
             ask("Join <<results>>", "whole"),
         ]
-        async with submitted(gateway, calls, "whole"), monitored_page(browser, gateway.address) as monitor:
+        tall = {"width": 1280, "height": 1800}  # nodes outside of the view are not in the document
+        async with (
+            submitted(gateway, calls, "whole"),
+            monitored_page(browser, gateway.address, viewport=tall) as monitor,
+        ):
             page = await monitor.open("#/session/s/graph")
             await expect(page.locator(".node")).to_have_count(3)
             gateway.conductor.say("LIST", "[", *pieces[:3])
