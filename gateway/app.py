@@ -79,7 +79,8 @@ def build_services(
 
     def observe(call: Call) -> None:
         metrics.observe(call)
-        spend = None if ledger is None or not call.spec.model else ledger.observe(call)
+        is_spend = bool(call.spec.model) or call.has_run_tool
+        spend = None if ledger is None or not is_spend else ledger.observe(call)
         limits = accounts.limits_of(call.session.tenant)
         if limits is not None:
             if spend is None:

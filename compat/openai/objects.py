@@ -39,18 +39,21 @@ class SessionUsage(TypedDict):
     completion_tokens: int
     calls_run: int
     calls_shared: int
+    tool_calls: int
     cost: NotRequired[float]
 
 
 class UsageRow(TypedDict):
-    """Sums of the calls of a key, a session, a model and a day, as far as the request groups by them. `lost_tokens`:
-    completion tokens of attempts whose engine was lost. `cost`: in the currency of the operator's prices."""
+    """Sums of the calls of a key, a session, a model and a day, as far as the request groups by them. `tool_calls`:
+    runs of tools, which `calls` does not include. `lost_tokens`: completion tokens of attempts whose engine was lost.
+    `cost`: in the currency of the operator's prices."""
 
     key: NotRequired[str]
     session: NotRequired[str]
     model: NotRequired[str]
     day: NotRequired[str]
     calls: int
+    tool_calls: int
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -124,8 +127,8 @@ class CallObject(TypedDict):
     """A call of a graph. Times are seconds of the Unix clock. `spent_ms`: how the time was spent, by phase.
     `waits_for`: the cause of the wait for the next token, null if the call has ended. `cost` is there if the server has
     prices. `prompt_difference` is there if the call is of a program and its prompt does not extend that of the call
-    which it continues. `form`: kind of the call's form, null if it has none; then `model` is empty. `parent`: id of the
-    call whose form added this call."""
+    which it continues. `form`: kind of the call's form, null if it has none; otherwise `model` is empty. `tool`: server and
+    name of the tool that the call runs, as `server/name`. `parent`: id of the call whose form added this call."""
 
     id: str
     model: str
@@ -137,6 +140,7 @@ class CallObject(TypedDict):
     output: str
     slots: list[str]
     form: NotRequired[str | None]
+    tool: NotRequired[str | None]
     parent: NotRequired[str | None]
     shared_with: str | None
     objective: str

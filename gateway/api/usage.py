@@ -43,7 +43,7 @@ _TIME = {"type": "string", "description": "seconds of the Unix clock, or a day s
     errors=(400, 404, 429, 503),
 )
 async def usage(request: web.Request) -> web.Response:
-    """Return sums of tokens and cost of the calls of the API key, by key, session, model or day.
+    """Return numbers of calls, and sums of their tokens and cost, of the API key, by key, session, model or day.
 
     With an admin key, the sums are those of all API keys.
     """
@@ -85,6 +85,7 @@ def _row(query: UsageQuery, row: UsageSum) -> UsageRow:
     fields: dict[str, Any] = dict(zip(query.groups, row.groups, strict=True))
     fields |= {
         "calls": row.calls,
+        "tool_calls": row.tool_calls,
         "prompt_tokens": row.prompt,
         "cached_tokens": row.cached,
         "completion_tokens": row.completion,

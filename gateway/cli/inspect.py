@@ -1,11 +1,13 @@
 """The commands `myna sessions`, `myna programs` and `myna graph SESSION`: show the state of a running server."""
 
 import argparse
+import functools
 import itertools
 import json
 import os
 import sys
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -14,6 +16,8 @@ from gateway.cli.server_client import DEFAULT_URL, RequestFailed, as_table, base
 
 _MAX_DIFFERENCES = 50
 """Maximum number of differences between prompts that are printed for a program."""
+_MAX_MISSING = 10
+"""Maximum number of missing inputs that are printed for a call."""
 _ADVICE = {
     "billing_line": "the system prompt begins with a line that changes; start the server with --normalize-prompts on",
     "countdown": "a marker counts tokens or money down; turn it off in the client, or keep it at the end of the prompt",
@@ -36,9 +40,10 @@ def graph(arguments: Sequence[str]) -> int:
     """Print a session's graph as a tree. Return the exit status."""
     parser = _parser("myna graph", "Print a session's graph: each result, and below it the inputs of its call.")
     parser.add_argument("session", help="id of the session")
+    parser.add_argument("--fold", action="store_true", help="print each form as one line, without its calls")
     options = parser.parse_args(arguments)
     path = f"/sessions/{urllib.parse.quote(options.session, safe='')}/graph"
-    return _print(options, path, graph_as_text)
+    return _print(options, path, functools.partial(graph_as_text, fold=options.fold))
 
 
 def programs(arguments: Sequence[str]) -> int:
@@ -133,38 +138,90 @@ def _clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def graph_as_text(graph: Mapping[str, Any]) -> str:
-    """Return a tree for each variable that no call reads. A variable that was printed before is not unfolded again."""
-    calls = {call["id"]: call for call in graph["calls"]}
-    variables = {variable["name"]: variable for variable in graph["variables"]}
-    read = {name for call in calls.values() for name in call["inputs"]}
-    lines: list[str] = []
-    seen: set[str] = set()
-    for name in variables:
-        if name not in read:
-            lines += _tree(name, variables, calls, seen)
+def graph_as_text(graph: Mapping[str, Any], *, fold: bool = False) -> str:
+    """Return a tree for each variable that no call reads. A variable that was printed before is not unfolded again, and
+    neither is a form. The calls of a form are below it. `fold`: leave them out."""
+    tree = _Tree(graph, fold=fold)
+    lines = [line for name in tree.roots for line in tree.lines(name)]
     return "\n".join(lines) if lines else "the session is empty"
 
 
-def _tree(root: str, variables: Mapping[str, Any], calls: Mapping[str, Any], seen: set[str]) -> Iterator[str]:
-    """Yield the lines of a tree, depth first. It has its own stack: chains may exceed Python's recursion limit."""
-    stack = [(root, "", "")]
-    while stack:
-        name, before, below = stack.pop()
-        variable = variables.get(name)
-        producer = calls.get(variable["producer"]) if variable else None
-        is_repeated = name in seen
-        seen.add(name)
-        yield f"{before}{name}  {_state(variable, producer)}{'  (see above)' if is_repeated and producer else ''}"
-        if producer is None or is_repeated:
-            continue
-        inputs = producer["inputs"]
-        for index, source in reversed(list(enumerate(inputs))):
-            last = index == len(inputs) - 1
-            stack.append((source, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  ")))
+class _Tree:
+    """The variables of a graph, each with the inputs of its call below it."""
+
+    def __init__(self, graph: Mapping[str, Any], *, fold: bool) -> None:
+        self._calls = {call["id"]: call for call in graph["calls"]}
+        self._variables = {variable["name"]: variable for variable in graph["variables"]}
+        self._fold = fold
+        self._children: dict[str, list[Mapping[str, Any]]] = {}
+        """Calls that a form has added, by the id of the form's call."""
+        for call in self._calls.values():
+            if call.get("parent") is not None:
+                self._children.setdefault(call["parent"], []).append(call)
+        self._seen: set[str] = set()
+        """Names of variables that were printed, and ids of forms."""
+
+    @property
+    def roots(self) -> list[str]:
+        """Names of the variables that no call reads."""
+        read = {name for call in self._calls.values() for name in call["inputs"]}
+        return [name for name in self._variables if name not in read]
+
+    def lines(self, root: str) -> Iterator[str]:
+        """Yield the lines of a tree, depth first. It has its own stack: chains may exceed Python's recursion limit."""
+        stack = [(root, "", "")]
+        while stack:
+            name, before, below = stack.pop()
+            variable = self._variables.get(name)
+            producer = self._calls.get(variable["producer"]) if variable else None
+            is_repeated = name in self._seen
+            self._seen.add(name)
+            if producer is not None and producer.get("form") is not None:
+                is_repeated = is_repeated or producer["id"] in self._seen
+                self._seen.add(producer["id"])
+            state = _state(variable, producer, () if producer is None else self._children.get(producer["id"], ()))
+            yield f"{before}{name}  {state}{'  (see above)' if is_repeated and producer else ''}"
+            if producer is None or is_repeated:
+                continue
+            inputs = self._inputs_of(producer)
+            for index, source in reversed(list(enumerate(inputs))):
+                last = index == len(inputs) - 1
+                stack.append((source, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  ")))
+
+    def _inputs_of(self, call: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of a call's inputs. A form reads the calls that it has added, too."""
+        if not self._fold:
+            return list(call["inputs"])
+        added = {child["output"] for child in self._children.get(call["id"], ())}
+        added |= {slot for child in self._children.get(call["id"], ()) for slot in child.get("slots", ())}
+        return [name for name in call["inputs"] if name not in added]
 
 
-def _state(variable: Mapping[str, Any] | None, producer: Mapping[str, Any] | None) -> str:
+def _form(call: Mapping[str, Any], children: Sequence[Mapping[str, Any]]) -> str:
+    """Return the kind and the progress of a form; "" for other calls."""
+    form = call.get("form")
+    if form is None:
+        return ""
+    if call.get("tool"):
+        return f"{form} {call['tool'] if call['tool'].isprintable() else _quoted(call['tool'])}"
+    states = Counter(child["state"] for child in children)
+    broken = "".join(f", {states[state]} {state}" for state in ("failed", "cancelled") if states[state])
+    progress = f"{states['done']} of {len(children)} done{broken}"
+    if form == "agent":
+        turns = sum(bool(child["model"]) for child in children)
+        progress = f"{_plural(turns, 'answer')}, {_plural(len(children) - turns, 'tool call')}, {progress}"
+    return f"{form}: {progress}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _state(
+    variable: Mapping[str, Any] | None, producer: Mapping[str, Any] | None, children: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return the state of a variable and of the call that produces it. `children`: calls that the call's form has
+    added."""
     if variable is None:
         return "deleted"
     words = [variable["state"]]
@@ -172,9 +229,11 @@ def _state(variable: Mapping[str, Any] | None, producer: Mapping[str, Any] | Non
         words.append(f"{variable['error']['code']}: {variable['error']['message']}")
     if producer is None:
         return "  ".join([*words, "set by a client" if variable["state"] == "ready" else ""]).rstrip()
+    words.append(_form(producer, children))
     words.append(f"{producer['id']} {producer['state']}")
-    if producer["waiting_on"]:
-        words.append(f"waits for {', '.join(producer['waiting_on'])}")
+    if missing := producer["waiting_on"]:
+        more = f" and {len(missing) - _MAX_MISSING} more" if len(missing) > _MAX_MISSING else ""
+        words.append(f"waits for {', '.join(missing[:_MAX_MISSING])}{more}")
     times = " ".join(f"{what} {seconds:.2f} s" for what, seconds in _times(producer))
     return "  ".join(filter(None, [*words, times, _prompt(producer)]))
 

@@ -317,6 +317,12 @@ class Call:
         return usage.prompt, usage.cached, usage.completion
 
     @property
+    def has_run_tool(self) -> bool:
+        """Whether the call has begun to run a tool, also before a restart. The result of an identical call is no run."""
+        is_tool = isinstance(self.spec.form, ToolRun) and self.leader is None
+        return is_tool and (self.was_running or self.times.started is not None)
+
+    @property
     def waits_for(self) -> "WaitCause | None":
         """Cause of the wait for the next token; None if the call has ended. It costs the same for all calls."""
         if self.awaits is not None:

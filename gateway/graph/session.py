@@ -481,7 +481,8 @@ class Session:
         return bool(unfinished) and all(call.waiting_on for call in unfinished)
 
     def usage(self) -> dict[str, int]:
-        """Return the session's token counts, and the numbers of done calls that were run and that were shared.
+        """Return the session's token counts, the numbers of done calls that were run and that were shared, and the
+        number of runs of tools.
 
         A shared call is a follower. It adds no tokens, because its leader generated them.
         """
@@ -499,6 +500,7 @@ class Session:
             "calls_shared": sum(
                 call.leader is not None and call.state is CallState.DONE for call in self.calls.values()
             ),
+            "tool_calls": sum(call.has_run_tool for call in self.calls.values()),
         }
 
     # ends

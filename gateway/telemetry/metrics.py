@@ -121,6 +121,8 @@ def observe(call: Call) -> None:
     """Count a call that has ended."""
     sums, usage, times = _sums, call.usage, call.times
     sums.ended[call.state] += 1
+    if call.spec.form is not None:
+        return  # its usage is the sum of calls that are counted themselves
     sums.prompt += usage.prompt
     sums.cached += usage.cached
     sums.completion += usage.completion

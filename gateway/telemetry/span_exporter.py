@@ -22,7 +22,7 @@ from gateway.runtime.executors import offload
 from gateway.telemetry.metrics import count_spans
 from gateway.telemetry.request_span import RequestSpan
 from gateway.telemetry.span_texts import DecodeTokens, text_attributes
-from gateway.telemetry.spans import encode_spans
+from gateway.telemetry.spans import encode_spans, trace_of
 
 log = logging.getLogger("myna.tracing")
 
@@ -70,7 +70,8 @@ class SpanExporter:
 
     def observe(self, call: Call) -> None:
         """Enqueue the spans of a call that has ended, unless its request says that its trace is not recorded."""
-        if call.trace is not None and not call.trace.sampled:
+        trace = trace_of(call)
+        if trace is not None and not trace.sampled:
             return
         if self._has_room():
             texts = "" if self._decode is None else text_attributes(call, self._decode)

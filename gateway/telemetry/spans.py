@@ -4,6 +4,9 @@ A session is a trace, or the call joins the trace that its request names. A call
 outputs it read. It has a child for each phase: each time that it waited or worked. If a call had several attempts, its
 children are the attempts, and the phases are theirs.
 
+A form is a span that contains the spans of the calls that it adds. It has no token counts: those calls have them. A tool
+has a child span for its run.
+
 Attributes have the names of the semantic conventions for generative AI (opentelemetry.io/docs/specs/semconv/gen-ai).
 The project's own names begin with `myna.`.
 """
@@ -14,6 +17,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from gateway.graph.call import Call, FailedAttempt, Times
+from gateway.graph.forms.form import Agent, Form, ToolRun, form_name
 from gateway.graph.trace_context import TraceContext
 from gateway.telemetry.otlp_json import (
     INTERNAL,
@@ -40,14 +44,34 @@ _SAMPLING = {
 
 def context_of(call: Call) -> TraceContext:
     """Return the position of a call's span. It depends only on the call, so that other spans can link to it."""
-    trace_id = call.trace.trace_id if call.trace is not None else _session_trace(call)
-    return TraceContext(trace_id, blake2b(call.id.encode(), digest_size=8).hexdigest())
+    trace = trace_of(call)
+    trace_id = trace.trace_id if trace is not None else _session_trace(call)
+    return TraceContext(trace_id, _own_id(call))
+
+
+def trace_of(call: Call) -> TraceContext | None:
+    """Return the span that a call joined by its request. A call that a form has added is in the trace of the form."""
+    outer: Call | None = call
+    while outer is not None and outer.trace is None:
+        outer = _form_of(outer)
+    return None if outer is None else outer.trace
+
+
+def _form_of(call: Call) -> Call | None:
+    """Return the call whose form added this one; None if no form did."""
+    origin = call.spec.origin
+    return None if origin is None else call.session.calls.get(origin.call)
+
+
+def _own_id(call: Call) -> str:
+    return blake2b(call.id.encode(), digest_size=8).hexdigest()
 
 
 def traceparent_of(call: Call) -> str:
     """Return the header that makes the requests for a call parts of its span, or of the span of the current attempt if
     an attempt has failed before."""
-    context, sampled = context_of(call), call.trace is None or call.trace.sampled
+    context, trace = context_of(call), trace_of(call)
+    sampled = trace is None or trace.sampled
     if not call.failed_attempts:
         return context._replace(sampled=sampled).traceparent
     span_id = _span_id(int(context.span_id, 16) + _ATTEMPT_IDS * (1 + len(call.failed_attempts)))
@@ -67,16 +91,21 @@ def encode_spans(call: Call, texts: str = "") -> list[str]:
     """
     context, times = context_of(call), call.times
     end = max(times.created, times.created if times.finished is None else times.finished)
-    operation = "text_completion" if call.spec.prompt_field == "prompt" else "chat"
-    parent = "" if call.trace is None else f'"parentSpanId":"{call.trace.span_id}",'
+    form, outer = call.spec.form, _form_of(call)
+    parent_id = call.trace.span_id if call.trace is not None else None if outer is None else _own_id(outer)
+    parent = "" if parent_id is None else f'"parentSpanId":"{parent_id}",'
+    name, kind, attributes = _describe(call) if form is None else _describe_form(call, form)
     status = "" if call.failure is None else f",{error_status(call.failure.code)}"
     links, texts = _links(call), f",{texts}" if texts else ""
     spans = [
         f'{{"traceId":"{context.trace_id}","spanId":"{context.span_id}",{parent}'
-        f'"name":{quote(f"{operation} {call.spec.model}")},"kind":{SERVER},{interval(times.created, end)},'
-        f'"attributes":[{_attributes(call, operation)}{texts}]{links}{status}}}'
+        f'"name":{quote(name)},"kind":{kind},{interval(times.created, end)},'
+        f'"attributes":[{attributes}{texts}]{links}{status}}}'
     ]
-    if call.failed_attempts:
+    if form is not None:
+        if isinstance(form, ToolRun):
+            _add_tool_run(spans, call, form, context, end)
+    elif call.failed_attempts:
         _add_attempts(spans, call, context, end)
     else:
         _add_phases(spans, context, times, end)
@@ -95,6 +124,33 @@ def _add_phases(spans: list[str], parent: TraceContext, times: Times, end: float
         if stop > start:
             span_id = f"{(number + index) % 2**64 or 1:016x}"
             spans.append(f'{head}{span_id}{parent_field}{name}","kind":{INTERNAL},{interval(start, stop)}}}')
+
+
+def _add_tool_run(spans: list[str], call: Call, form: ToolRun, parent: TraceContext, end: float) -> None:
+    """Add a span for the wait for the arguments, and one for the run of the tool."""
+    times = call.times
+    started = times.started if call.has_run_tool else None
+    # as in `_phases`, a call that has not begun has only waited
+    waited = Times(times.created, queued=end if started is None else started)
+    _add_phases(spans, parent, waited, end if started is None else started)
+    if started is None:
+        return
+    pieces = [
+        text_attribute("gen_ai.operation.name", "execute_tool"),
+        text_attribute("gen_ai.tool.name", form.name),
+        text_attribute("gen_ai.tool.type", "extension"),
+        _id_attribute("gen_ai.tool.call.id", call.id),
+        text_attribute("myna.tool.server", form.server),
+    ]
+    status = ""
+    if call.failure is not None:
+        pieces.append(text_attribute("error.type", call.failure.code))
+        status = f",{error_status(call.failure.code)}"
+    spans.append(
+        f'{{"traceId":"{parent.trace_id}","spanId":"{_span_id(int(parent.span_id, 16) + _ATTEMPT_IDS)}",'
+        f'"parentSpanId":"{parent.span_id}","name":{quote(f"execute_tool {form.name}")},"kind":{INTERNAL},'
+        f'{interval(started, end)},"attributes":[{",".join(pieces)}]{status}}}'
+    )
 
 
 def _add_attempts(spans: list[str], call: Call, parent: TraceContext, end: float) -> None:
@@ -152,7 +208,9 @@ def _phases(times: Times, end: float) -> Iterator[tuple[str, float, float]]:
 
 def _links(call: Call) -> str:
     producers = {
-        variable.producer.id: variable.producer for variable in call.inputs.values() if variable.producer is not None
+        variable.producer.id: variable.producer
+        for variable in call.inputs.values()
+        if variable.producer is not None and _form_of(variable.producer) is not call  # those are in the call's span
     }
     if call.leader is not None:
         producers[call.leader.id] = call.leader
@@ -161,6 +219,29 @@ def _links(call: Call) -> str:
     contexts = [context_of(producer) for producer in producers.values()]
     links = ",".join(f'{{"traceId":"{context.trace_id}","spanId":"{context.span_id}"}}' for context in contexts)
     return f',"links":[{links}]'
+
+
+def _describe(call: Call) -> tuple[str, int, str]:
+    """Return the name, the kind and the attributes of a call's span."""
+    operation = "text_completion" if call.spec.prompt_field == "prompt" else "chat"
+    return f"{operation} {call.spec.model}", SERVER, _attributes(call, operation)
+
+
+def _describe_form(call: Call, form: Form) -> tuple[str, int, str]:
+    """Return the name, the kind and the attributes of the span of a form."""
+    name = form_name(form)
+    pieces = [text_attribute("myna.form", name)]
+    if isinstance(form, ToolRun):
+        name = f"tool {form.server}/{form.name}"
+    elif isinstance(form, Agent):
+        name = "invoke_agent"
+        pieces.append(text_attribute("gen_ai.operation.name", name))
+        pieces.append(text_attribute("gen_ai.provider.name", "myna"))
+        pieces.append(text_attribute("gen_ai.request.model", form.model))
+    pieces.append(_id_attribute("myna.call.id", call.id))
+    pieces.append(text_attribute("myna.call.state", call.state.value))
+    pieces += _session_attributes(call)
+    return name, INTERNAL, ",".join(pieces)
 
 
 def _attributes(call: Call, operation: str) -> str:
@@ -173,22 +254,34 @@ def _attributes(call: Call, operation: str) -> str:
         f'{{"key":"myna.call.id","value":{{"stringValue":"{call.id}"}}}},'
         f'{{"key":"myna.call.state","value":{{"stringValue":"{call.state.value}"}}}}',
     ]
-    if call.session.id:
-        pieces.append(text_attribute("gen_ai.conversation.id", call.session.id))
-        pieces.append(text_attribute("myna.output", call.output.name))
-    elif call.program is not None:
-        pieces.append(text_attribute("gen_ai.conversation.id", call.program.program_id))
+    pieces += _session_attributes(call)
     if usage.reasoning:
         pieces.append(number_attribute("gen_ai.usage.reasoning.output_tokens", usage.reasoning))
-    if call.leader is not None:
-        pieces.append(text_attribute("myna.shared_with", call.leader.id))
-    if call.failure is not None:
-        pieces.append(text_attribute("error.type", call.failure.code))
     if spec.slots:
         for name, value in spec.slots[-1].sampling.specified.items():
             if name in _SAMPLING and value is not None:
                 pieces.append(number_attribute(_SAMPLING[name], value))
     return ",".join(pieces)
+
+
+def _id_attribute(key: str, id: str) -> str:
+    """Return an attribute whose value is the id of a call, which needs no escapes."""
+    return f'{{"key":"{key}","value":{{"stringValue":"{id}"}}}}'
+
+
+def _session_attributes(call: Call) -> list[str]:
+    """Return the attributes of a call of any kind: its place in a session or program, and its error."""
+    pieces = []
+    if call.session.id:
+        pieces.append(text_attribute("gen_ai.conversation.id", call.session.id))
+        pieces.append(text_attribute("myna.output", call.output.name))
+    elif call.program is not None:
+        pieces.append(text_attribute("gen_ai.conversation.id", call.program.program_id))
+    if call.leader is not None:
+        pieces.append(text_attribute("myna.shared_with", call.leader.id))
+    if call.failure is not None:
+        pieces.append(text_attribute("error.type", call.failure.code))
+    return pieces
 
 
 @lru_cache(1_000)

@@ -6,7 +6,7 @@ export const CAUSES = [
   {
     key: "tool",
     name: "tool or client",
-    help: "waits for a value that a client sets, such as the result of a tool",
+    help: "a tool runs, or a client has to set a value, such as the result of a tool",
   },
   { key: "queue", name: "queue", help: "waits for an engine, or for room in its steps" },
   { key: "memory", name: "memory", help: "waits for memory of the engine's KV cache" },
@@ -26,7 +26,9 @@ export function causeName(key) {
   return NAMES.get(key) ?? key;
 }
 
-const FINAL = new Set(["done", "failed", "cancelled", "ready", "deleted"]);
+const FINAL = new Set(["done", "failed", "cancelled", "ready", "skipped", "deleted"]);
+
+const RUNNING = new Set(["prefill", "decode", "running", "streaming"]);
 
 /** Return whether a call or a variable in this state never changes again. */
 export function isFinal(state) {
@@ -37,8 +39,8 @@ export function isFinal(state) {
 export function stateKind(state) {
   if (state === "done" || state === "ready") return "done";
   if (state === "failed") return "failed";
-  if (state === "cancelled" || state === "deleted") return "cancelled";
-  if (state === "prefill" || state === "decode" || state === "streaming") return "running";
+  if (state === "cancelled" || state === "skipped" || state === "deleted") return "cancelled";
+  if (RUNNING.has(state)) return "running";
   return "waiting";
 }
 

@@ -9,6 +9,8 @@ import { layersOf } from "./graph_model.js";
 
 export const NODE_WIDTH = 176;
 export const NODE_HEIGHT = 54;
+/** Height of a folded form, which has one line more. */
+export const FORM_HEIGHT = 72;
 const LANE_HEIGHT = 8;
 const GAP_X = 72;
 const GAP_Y = 18;
@@ -26,12 +28,16 @@ const MAX_LANES = 600;
  * @returns {{ width: number, height: number, places: Map<string, Place>, layers: string[][],
  *   lanes: Map<string, Place[]> }} `lanes`: the places that edges from a node pass, by the node, from left to right.
  *
- * @typedef {{ x: number, y: number, layer: number, row: number }} Place `row`: its place among the nodes of its layer.
+ * @typedef {{ x: number, y: number, height: number, layer: number, row: number }} Place `row`: its place among the nodes of its layer.
  */
 export function layoutGraph(graph) {
   const layerOf = layersOf(graph.nodes);
   const layers = [];
-  for (const [id, layer] of layerOf) (layers[layer] ??= []).push({ id, lane: null, from: [], to: [] });
+  for (const [id, layer] of layerOf) {
+    const { form = null, isFolded = false } = graph.nodes.get(id);
+    const height = form !== null && isFolded ? FORM_HEIGHT : NODE_HEIGHT;
+    (layers[layer] ??= []).push({ id, lane: null, height, from: [], to: [] });
+  }
   const items = new Map(layers.flat().map((item) => [item.id, item]));
   addLanes(graph, layerOf, layers, items);
   orderLayers(layers);
@@ -49,7 +55,7 @@ function addLanes(graph, layerOf, layers, items) {
     const chain = [items.get(node.id)];
     const first = layerOf.get(node.id);
     for (let layer = first + 1; hasLanes && layer < lastLayer(node.id); layer += 1) {
-      const lane = { id: `lane ${layer} ${node.id}`, lane: node.id, from: [], to: [] };
+      const lane = { id: `lane ${layer} ${node.id}`, lane: node.id, height: LANE_HEIGHT, from: [], to: [] };
       layers[layer].push(lane);
       connect(chain[chain.length - 1], lane);
       chain.push(lane);
@@ -87,8 +93,7 @@ function mean(items) {
 }
 
 function placeLayers(layers) {
-  const heightOf = (item) => (item.lane === null ? NODE_HEIGHT : LANE_HEIGHT);
-  const heights = layers.map((layer) => layer.reduce((sum, item) => sum + heightOf(item) + GAP_Y, -GAP_Y));
+  const heights = layers.map((layer) => layer.reduce((sum, item) => sum + item.height + GAP_Y, -GAP_Y));
   const tallest = heights.reduce((most, height) => Math.max(most, height), NODE_HEIGHT);
   const places = new Map();
   const lanes = new Map();
@@ -98,13 +103,13 @@ function placeLayers(layers) {
     let row = 0;
     for (const item of layer) {
       if (item.lane === null) {
-        places.set(item.id, { x, y, layer: index, row });
+        places.set(item.id, { x, y, height: item.height, layer: index, row });
         row += 1;
       } else {
         if (!lanes.has(item.lane)) lanes.set(item.lane, []);
         lanes.get(item.lane).push({ x, y: y + LANE_HEIGHT / 2, layer: index, row });
       }
-      y += heightOf(item) + GAP_Y;
+      y += item.height + GAP_Y;
     }
   });
   return {
@@ -143,7 +148,8 @@ function firstRow(layout, layer, top) {
   let high = layer.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (layout.places.get(layer[middle]).y + NODE_HEIGHT < top) low = middle + 1;
+    const place = layout.places.get(layer[middle]);
+    if (place.y + place.height < top) low = middle + 1;
     else high = middle;
   }
   return low;
@@ -158,7 +164,7 @@ export function edgesIn(layout, edges, view) {
     if (from.x + NODE_WIDTH > view.right || to.x < view.left) continue;
     const isOneStep = to.layer - from.layer <= 1; // a lane may lead outside the space between the ends
     if (isOneStep && Math.min(from.y, to.y) > view.bottom) continue;
-    if (isOneStep && Math.max(from.y, to.y) + NODE_HEIGHT < view.top) continue;
+    if (isOneStep && Math.max(from.y + from.height, to.y + to.height) < view.top) continue;
     found.push(edge);
     if (found.length === MAX_EDGES) break;
   }
@@ -169,7 +175,7 @@ export function edgesIn(layout, edges, view) {
 export function edgePath(layout, { from, to }) {
   const begin = layout.places.get(from);
   const end = layout.places.get(to);
-  let [x, y] = [begin.x + NODE_WIDTH, begin.y + NODE_HEIGHT / 2];
+  let [x, y] = [begin.x + NODE_WIDTH, begin.y + begin.height / 2];
   let path = `M${x} ${y}`;
   const curve = (nextX, nextY) => {
     const bend = Math.max(24, (nextX - x) / 2);
@@ -181,6 +187,6 @@ export function edgePath(layout, { from, to }) {
     [x, y] = [lane.x + NODE_WIDTH, lane.y];
     path += `L${x} ${y}`;
   }
-  curve(end.x, end.y + NODE_HEIGHT / 2);
+  curve(end.x, end.y + end.height / 2);
   return path;
 }

@@ -5,45 +5,92 @@
  */
 
 import { isFinal, stateKind } from "./causes.js";
+import { outlineOf } from "./forms.js";
 
 /** Smallest number of similar calls that are folded. */
 const SMALLEST_GROUP = 3;
+/** Largest number of inputs of a form to which its first calls are connected. */
+const MOST_ENTRIES = 3;
 /** Number of rounds in which calls are compared by their neighbours. */
 const ROUNDS = 3;
 
 /**
  * Return the nodes and edges between single calls, and variables that no call produces.
  *
+ * A form comes after the calls that it adds, because it reads them. Those that read no other call follow the inputs of
+ * the form: the list of a map is what its elements were made of.
+ *
  * @param {{ calls: Map<string, any>, variables: Map<string, any> }} state
- * @returns {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }}
+ * @returns {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }} Nodes with `form` (the form of the call,
+ *   if it has added calls, or null) and `inside` (the id of the form that has added the call, or null).
  */
 export function callGraph(state) {
   const nodes = new Map();
   const makers = new Map();
+  const { forms, inside } = outlineOf(state);
   for (const call of state.calls.values()) {
-    nodes.set(call.id, { id: call.id, call, variable: null, title: call.output, from: [], to: [] });
+    const found = forms.get(call.id);
+    const form = found !== undefined && found.children.length > 0 ? found : null;
+    const place = { form, inside: inside.get(call.id) ?? null };
+    nodes.set(call.id, { id: call.id, call, variable: null, ...place, title: call.output, from: [], to: [] });
     makers.set(call.output, call.id);
     for (const slot of call.slots) makers.set(slot, call.id);
   }
   const edges = [];
+  const connect = (from, to) => {
+    edges.push({ from, to });
+    nodes.get(from).to.push(to);
+    nodes.get(to).from.push(from);
+  };
   for (const call of state.calls.values()) {
     const sources = new Set();
+    const added = inside.get(call.id);
+    if (added !== undefined && forms.get(added).call.form === "agent") {
+      // the second tool call of the first answer is `answer@1.1`, and reads no variable
+      const answer = makers.get(call.output.replace(/\.[0-9]{1,6}$/, ""));
+      if (answer !== undefined && answer !== added && answer !== call.id && inside.get(answer) === added)
+        sources.add(answer);
+    }
     for (const name of call.inputs) {
       let source = makers.get(name);
       if (source === undefined) {
         source = `variable ${name}`;
         makers.set(name, source);
         const variable = state.variables.get(name) ?? { name, state: "deleted", error: null };
-        nodes.set(source, { id: source, call: null, variable, title: name, from: [], to: [] });
+        const place = { form: null, inside: null };
+        nodes.set(source, { id: source, call: null, variable, ...place, title: name, from: [], to: [] });
       }
-      if (source === call.id || sources.has(source)) continue;
-      sources.add(source);
-      edges.push({ from: source, to: call.id });
-      nodes.get(source).to.push(call.id);
-      nodes.get(call.id).from.push(source);
+      if (source !== call.id) sources.add(source);
     }
+    for (const child of forms.get(call.id)?.children ?? []) sources.add(child.id);
+    for (const source of sources) connect(source, call.id);
+  }
+  const entries = new Map();
+  for (const [id, form] of inside) {
+    if (nodes.get(id).from.some((source) => !isInside(source, id, inside))) continue;
+    if (!entries.has(form)) entries.set(form, entriesOf(form, nodes, inside));
+    for (const source of entries.get(form)) connect(source, id);
   }
   return { nodes, edges };
+}
+
+/** Return whether a node is a call of a form, or of a form inside that. */
+function isInside(id, form, inside) {
+  for (let outer = inside.get(id); outer !== undefined; outer = inside.get(outer)) if (outer === form) return true;
+  return false;
+}
+
+/** Return the first inputs of a form, or of the form around it, from outside. */
+function entriesOf(form, nodes, inside) {
+  for (let outer = form; outer !== undefined; outer = inside.get(outer)) {
+    const found = [];
+    for (const source of nodes.get(outer).from) {
+      if (!isInside(source, outer, inside)) found.push(source);
+      if (found.length === MOST_ENTRIES) break;
+    }
+    if (found.length > 0) return found;
+  }
+  return [];
 }
 
 /**
@@ -76,7 +123,8 @@ export function namePattern(name) {
 }
 
 /**
- * Return the groups of like nodes: the same layer, model and pattern of the name, and neighbours that are alike.
+ * Return the groups of like nodes: the same layer, model and pattern of the name, and neighbours that are alike. Nodes
+ * inside of a form are in no group: a reader who unfolds the form wants to see them.
  *
  * @param {Map<string, any>} nodes
  * @param {Map<string, number>} layers
@@ -86,8 +134,9 @@ export function groupsOf(nodes, layers) {
   let colours = new Map();
   const intern = interner();
   for (const node of nodes.values()) {
-    const kind = node.call === null ? "variable" : `call ${node.call.model}`;
-    colours.set(node.id, intern(`${layers.get(node.id)} ${kind} ${namePattern(node.title)}`));
+    const kind = node.call === null ? "variable" : `call ${node.call.model} ${node.call.form} ${node.call.tool}`;
+    const single = node.inside === null && !node.isUnfolded ? "" : `single ${node.id}`;
+    colours.set(node.id, intern(`${layers.get(node.id)} ${kind} ${namePattern(node.title)} ${single}`));
   }
   for (let round = 0; round < ROUNDS; round += 1) {
     const finer = new Map();
@@ -131,60 +180,106 @@ function distinct(ids, colours) {
 }
 
 /**
- * Return the graph to draw: groups are one node each, unless they are unfolded.
+ * Return the graph to draw: forms and groups are one node each, unless they are unfolded.
  *
  * @param {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }} graph
- * @param {(key: string) => boolean} isUnfolded
- * @returns {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }} Nodes with `ids`, `group` (the key of
- *   the group that a node can be folded into, or null), `title` and `states` (numbers of calls by kind of state).
+ * @param {(key: string, isSmall: boolean) => boolean} isUnfolded `isSmall`: whether a form has few calls.
+ * @returns {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }} Nodes with `ids` (of the calls and
+ *   variables that they stand for), `count` (number of like nodes in a folded group), `group` (the key of the group that
+ *   a node can be folded into, or null), `form` and `inside` as in `callGraph`, `title`, `isFolded`, `isUnfolded` (it is
+ *   a form that is unfolded) and `states` (numbers of calls by kind of state).
  */
 export function foldedGraph(graph, isUnfolded) {
-  const layers = layersOf(graph.nodes);
+  return foldGroups(foldForms(graph, isUnfolded), isUnfolded);
+}
+
+/** Return the graph with one node for each folded form, in place of the form and all calls inside. */
+function foldForms(graph, isUnfolded) {
   const nodes = new Map();
   const owner = new Map();
-  for (const { key, ids } of groupsOf(graph.nodes, layers)) {
-    const isFolded = ids.length > 1 && !isUnfolded(key);
-    for (const part of isFolded ? [ids] : ids.map((id) => [id])) {
-      const id = isFolded ? key : part[0];
-      const first = graph.nodes.get(part[0]);
-      const title = isFolded ? namePattern(first.title) : first.title;
-      const states = statesOf(part, graph.nodes);
-      const group = ids.length > 1 ? key : null;
-      nodes.set(id, {
-        id,
-        ids: part,
-        group,
-        isFolded,
-        title,
-        states,
-        call: first.call,
-        variable: first.variable,
-        from: [],
-        to: [],
-      });
-      for (const member of part) owner.set(member, id);
+  for (const node of graph.nodes.values()) {
+    // a form comes before its calls
+    const outer = node.inside === null ? node.inside : owner.get(node.inside);
+    if (outer !== null && nodes.get(outer).isFolded) {
+      owner.set(node.id, outer);
+      nodes.get(outer).ids.push(node.id);
+      continue;
     }
+    const isOpen = node.form !== null && isUnfolded(node.form.key, node.form.isSmall);
+    owner.set(node.id, node.id);
+    nodes.set(node.id, {
+      ...node,
+      ids: [node.id],
+      count: 1,
+      isFolded: node.form !== null && !isOpen,
+      isUnfolded: isOpen,
+      from: [],
+      to: [],
+    });
   }
-  const edges = [];
+  const edges = joinEdges(graph.edges, owner, nodes);
+  return { nodes, edges };
+}
+
+/** Return the edges between the owners of their ends, each once, and add them to the owners. */
+function joinEdges(edges, owner, nodes) {
+  const joined = [];
   const seen = new Set();
-  for (const edge of graph.edges) {
+  for (const edge of edges) {
     const from = owner.get(edge.from);
     const to = owner.get(edge.to);
     const key = `${from}\n${to}`;
     if (from === to || seen.has(key)) continue;
     seen.add(key);
-    edges.push({ from, to });
+    joined.push({ from, to });
     nodes.get(from).to.push(to);
     nodes.get(to).from.push(from);
   }
+  return joined;
+}
+
+/** Return the graph with one node for each folded group of like nodes. */
+function foldGroups(graph, isUnfolded) {
+  const layers = layersOf(graph.nodes);
+  const nodes = new Map();
+  const owner = new Map();
+  for (const { key, ids } of groupsOf(graph.nodes, layers)) {
+    const group = ids.length > 1 ? key : null;
+    if (group !== null && !isUnfolded(key, false)) {
+      const members = ids.map((id) => graph.nodes.get(id));
+      const [first] = members;
+      nodes.set(key, {
+        ...first,
+        id: key,
+        ids: members.flatMap((member) => member.ids),
+        count: ids.length,
+        group,
+        form: null,
+        isFolded: true,
+        title: namePattern(first.title),
+        states: statesOf(members),
+        from: [],
+        to: [],
+      });
+      for (const id of ids) owner.set(id, key);
+      continue;
+    }
+    for (const id of ids) {
+      const node = graph.nodes.get(id);
+      nodes.set(id, { ...node, group, states: statesOf([node]), from: [], to: [] });
+      owner.set(id, id);
+    }
+  }
+  const edges = joinEdges(graph.edges, owner, nodes);
   return { nodes, edges };
 }
 
-function statesOf(ids, nodes) {
+/** Return the numbers of calls by kind of state. A form counts with the calls inside. */
+function statesOf(members) {
   const states = { waiting: 0, running: 0, done: 0, failed: 0, cancelled: 0 };
-  for (const id of ids) {
-    const { call, variable } = nodes.get(id);
-    states[stateKind((call ?? variable).state)] += 1;
+  for (const { call, variable, form, isFolded } of members) {
+    if (form !== null && isFolded) for (const kind of Object.keys(states)) states[kind] += form.states[kind];
+    else states[stateKind((call ?? variable).state)] += 1;
   }
   return states;
 }

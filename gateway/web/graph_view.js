@@ -1,12 +1,13 @@
-/** The graph: calls as nodes, similar calls folded into one node, the critical path marked. */
+/** The graph: calls as nodes, forms and similar calls folded into one node each, the critical path marked. */
 
-import { SIGNS, causeName, stateKind } from "./causes.js";
+import { SIGNS, causeName, isFinal, stateKind } from "./causes.js";
 import { fill, h, oncePerFrame, setAttribute, setText, svg } from "./dom.js";
-import { duration, label, plural } from "./format.js";
-import { NODE_HEIGHT, NODE_WIDTH, edgePath, edgesIn, layoutGraph, nodesIn } from "./graph_layout.js";
+import { compact, duration, label, plural } from "./format.js";
+import { Folding, formKind, formProgress, formSummary } from "./forms.js";
+import { NODE_WIDTH, edgePath, edgesIn, layoutGraph, nodesIn } from "./graph_layout.js";
 import { callGraph, criticalPath, foldedGraph } from "./graph_model.js";
 import { toolButton } from "./legend.js";
-import { ownSeconds } from "./timeline_layout.js";
+import { ownSeconds, wholeSeconds } from "./timeline_layout.js";
 
 const KINDS = ["done", "running", "waiting", "failed", "cancelled"];
 /** Part of the time that rebuilding a changing graph may take. */
@@ -19,7 +20,7 @@ const ZOOMS = [0.35, 0.5, 0.7, 1, 1.3];
  * @param {{ now: () => number, select: (target: { kind: string, key: string }) => void }} context
  */
 export function graphView({ now, select }) {
-  const unfolded = new Set();
+  const folding = new Folding();
   let zoom = 3;
   let state = null;
   let drawnVersion = -1;
@@ -54,8 +55,8 @@ export function graphView({ now, select }) {
     ),
     h(
       "div",
-      { class: "buttons", role: "group", "aria-label": "Groups" },
-      toolButton("Fold all", "Fold similar calls into one node", () => foldAll(true)),
+      { class: "buttons", role: "group", "aria-label": "Forms and groups" },
+      toolButton("Fold all", "Fold forms and similar calls into one node each", () => foldAll(true)),
       toolButton("Unfold all", "Show each call as a node", () => foldAll(false)),
     ),
     h(
@@ -80,11 +81,11 @@ export function graphView({ now, select }) {
   const rebuild = () => {
     const calls = callGraph(state);
     path = criticalPath(calls.nodes);
-    graph = foldedGraph(calls, (key) => unfolded.has(key) || unfolded.has("all"));
+    graph = foldedGraph(calls, (key, isSmall) => folding.isUnfolded(key, isSmall));
+    for (const node of graph.nodes.values()) node.isCritical = node.ids.some((id) => path.has(id));
     pathEdges = edgesOfPath(path, graph.nodes);
     layout = layoutGraph(graph);
-    const folded = [...graph.nodes.values()].filter((node) => node.isFolded).length;
-    setText(note, folded === 0 ? "" : `${plural(folded, "group")} of similar calls folded`);
+    setText(note, foldedText([...graph.nodes.values()].filter((node) => node.isFolded)));
     drawnVersion = state.version;
   };
   /** Rebuild the graph now, or later if rebuilds take too much of the time: a large graph changes in every frame. */
@@ -121,7 +122,6 @@ export function graphView({ now, select }) {
     drawEdges(edgesIn(layout, graph.edges, view));
   };
   const draw = oncePerFrame(drawNow);
-  const isCritical = (node) => node.ids.some((id) => path.has(id));
   const drawNodes = (ids) => {
     const shown = new Set(ids);
     if (active === null || !graph.nodes.has(active)) active = ids[0] ?? null;
@@ -139,7 +139,7 @@ export function graphView({ now, select }) {
         nodes.set(id, node);
         nodeLayer.append(node.element);
       }
-      node.update(graph.nodes.get(id), layout.places.get(id), isCritical(graph.nodes.get(id)), now());
+      node.update(graph.nodes.get(id), layout.places.get(id), now());
       setAttribute(node.element, "tabindex", id === active ? 0 : -1);
     }
   };
@@ -167,7 +167,11 @@ export function graphView({ now, select }) {
   };
   const createNode = (id) => {
     const view = nodeElement();
-    view.element.addEventListener("click", () => openNode(id));
+    view.element.addEventListener("click", (event) => {
+      const isToggle = event.target.closest(".node-toggle") !== null;
+      if (isToggle && graph.nodes.get(id)?.isUnfolded) foldForm(graph.nodes.get(id));
+      else openNode(id);
+    });
     view.element.addEventListener("focus", () => {
       active = id;
     });
@@ -178,17 +182,34 @@ export function graphView({ now, select }) {
     if (node === undefined) return;
     active = id;
     if (node.isFolded) {
-      unfolded.add(node.group);
-      drawnVersion = -1;
-      active = node.ids[0];
-      drawNow();
-      focusNode(node.ids[0]);
+      const [first] = node.form === null ? node.ids : node.form.children.map((child) => child.id);
+      folding.set(node.form?.key ?? node.group, true);
+      redraw();
+      focusNode(graph.nodes.has(first) ? first : id);
     } else if (node.call !== null) select({ kind: "call", key: id });
     else select({ kind: "variable", key: node.variable.name });
   };
+  const redraw = () => {
+    drawnVersion = -1;
+    drawNow();
+  };
+  const foldForm = ({ id, form }) => {
+    folding.set(form.key, false);
+    active = id;
+    redraw();
+    focusNode(id);
+  };
+  /** Fold what a node belongs to: the form that it is, its group, or the form that it is inside of. */
+  const foldAround = (node) => {
+    if (node.isUnfolded) foldForm(node);
+    else if (node.group !== null && (!node.isFolded || node.form !== null)) {
+      folding.set(node.group, false);
+      redraw();
+      focusNode(node.group);
+    } else if (node.inside !== null) foldForm(graph.nodes.get(node.inside));
+  };
   const foldAll = (isFolded) => {
-    unfolded.clear();
-    if (!isFolded) unfolded.add("all");
+    folding.setAll(!isFolded);
     drawnVersion = -1;
     isPlaced = false;
     draw();
@@ -215,7 +236,7 @@ export function graphView({ now, select }) {
     active = id;
     const scale = ZOOMS[zoom];
     const [x, y] = [place.x * scale, place.y * scale];
-    const [width, height] = [NODE_WIDTH * scale, NODE_HEIGHT * scale];
+    const [width, height] = [NODE_WIDTH * scale, place.height * scale];
     if (x < scroller.scrollLeft) scroller.scrollLeft = x - 12;
     if (x + width > scroller.scrollLeft + scroller.clientWidth)
       scroller.scrollLeft = x + width - scroller.clientWidth + 12;
@@ -236,14 +257,9 @@ export function graphView({ now, select }) {
     } else if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
       openNode(active);
-    } else if (event.key === "f" && node.group !== null && !node.isFolded) {
+    } else if (event.key === "f") {
       event.preventDefault();
-      unfolded.delete("all");
-      unfolded.delete(node.group);
-      active = node.group;
-      drawnVersion = -1;
-      drawNow();
-      focusNode(node.group);
+      foldAround(node);
     }
   });
   const resize = new ResizeObserver(draw);
@@ -284,43 +300,88 @@ function neighbour(key, node, layout) {
   return undefined;
 }
 
+function foldedText(nodes) {
+  const forms = nodes.filter((node) => node.form !== null).length;
+  const groups = nodes.length - forms;
+  const parts = [forms > 0 && plural(forms, "form"), groups > 0 && `${plural(groups, "group")} of similar calls`];
+  const text = parts.filter(Boolean).join(" and ");
+  return text === "" ? "" : `${text} folded`;
+}
+
 function nodeElement() {
-  const box = svg("rect", { class: "node-box", width: NODE_WIDTH, height: NODE_HEIGHT, rx: 9 });
+  const box = svg("rect", { class: "node-box", width: NODE_WIDTH, rx: 9 });
   const back = svg("rect", {
     class: "node-back",
     x: 4,
     y: -4,
     width: NODE_WIDTH,
-    height: NODE_HEIGHT,
     rx: 9,
   });
   const sign = svg("text", { class: "node-sign", x: 12, y: 22 });
   const title = svg("text", { class: "node-title", x: 30, y: 22 });
   const detail = svg("text", { class: "node-detail", x: 12, y: 41 });
+  const more = svg("text", { class: "node-detail", x: 12, y: 58 });
+  const arrow = svg("text", { class: "node-arrow", x: NODE_WIDTH - 20, y: 22 });
+  const area = svg("rect", { class: "node-area", x: NODE_WIDTH - 30, width: 30, height: 30 });
+  const toggle = svg("g", { class: "node-toggle" }, area, arrow);
   const bar = svg("g", { class: "node-bar" });
   const tip = svg("title");
-  const element = svg("g", { class: "node", role: "button" }, tip, back, box, sign, title, detail, bar);
+  const parts = [tip, back, box, sign, title, detail, more, toggle, bar];
+  const element = svg("g", { class: "node", role: "button" }, ...parts);
   let drawn = "";
-  const update = (node, place, onPath, now) => {
+  const update = (node, place, now) => {
     setAttribute(element, "transform", `translate(${place.x} ${place.y})`);
-    const kind = worstKind(node.states);
-    const text = node.isFolded ? `${label(node.title, 14)} ×${node.ids.length}` : label(node.title, 19);
-    const second = node.isFolded ? groupText(node) : detailText(node, now);
-    const key = `${kind} ${onPath} ${text} ${second} ${node.isFolded}`;
+    const kind = node.form === null ? worstKind(node.states) : formKind(node.form);
+    const lines = linesOf(node, now);
+    const summary = node.form === null ? "" : formSummary(node.form, causeName);
+    const { isCritical: onPath, isFolded, isUnfolded } = node;
+    const key = `${kind} ${onPath} ${lines.join("\n")} ${isFolded} ${isUnfolded} ${summary} ${place.height}`;
     if (key === drawn) return;
     drawn = key;
-    const shape = node.isFolded ? "folded" : node.call === null ? "variable" : "call";
-    setAttribute(element, "class", `node ${shape} state-${kind}${onPath ? " critical" : ""}`);
+    const shape = isFolded ? "folded" : node.call === null ? "variable" : "call";
+    const form = node.form === null ? "" : " form";
+    setAttribute(element, "class", `node ${shape}${form} state-${kind}${onPath ? " critical" : ""}`);
+    for (const part of [box, back]) setAttribute(part, "height", place.height);
     setText(sign, SIGNS[kind]);
-    setText(title, text);
-    setText(detail, second);
+    [title, detail, more].forEach((part, index) => setText(part, lines[index] ?? ""));
+    setText(arrow, isUnfolded ? "▾" : isFolded ? "▸" : "");
+    setAttribute(element, "aria-expanded", isFolded ? "false" : isUnfolded ? "true" : null);
     const rest = onPath ? ", on the critical path" : "";
-    const act = node.isFolded ? `, ${plural(node.ids.length, "similar call")}, press Enter to unfold` : "";
-    setAttribute(element, "aria-label", `${label(node.title, 60)}: ${second}${act}${rest}`);
-    setText(tip, `${label(node.title, 100)}\n${second}`);
-    fill(bar, ...(node.isFolded ? barParts(node) : []));
+    setAttribute(element, "aria-label", `${nodeName(node)}: ${sentence(node, summary, lines)}${rest}`);
+    setText(tip, `${nodeName(node)}\n${summary || lines.slice(1).join("\n")}`);
+    fill(bar, ...(isFolded ? barParts(node, place.height) : []));
   };
   return { element, update };
+}
+
+/** Return the texts of a node: its title, then details. */
+function linesOf(node, now) {
+  const { call, form } = node;
+  if (node.count > 1) {
+    const title = call?.tool ?? node.title;
+    return [`${label(title, 12)} ×${node.count}`, groupText(node)];
+  }
+  if (form !== null) {
+    const title = label(`${call.form} ${node.title}`, 17);
+    const time = duration(wholeSeconds(call, now));
+    const cause = isFinal(call.state) || form.cause === null ? time : causeName(form.cause);
+    if (node.isUnfolded) return [title, label(`${formProgress(form)} · ${cause}`, 28)];
+    return [title, label(formProgress(form), 28), label(`${compact(form.tokens)} tokens · ${cause}`, 28)];
+  }
+  return [label(call?.tool ?? node.title, 19), detailText(node, now)];
+}
+
+/** Return the name of a node for screen readers and tooltips. */
+function nodeName({ call, form, title, count }) {
+  if (count === 1 && form !== null) return label(`${title}, ${call.form}`, 80);
+  if (count === 1 && call?.tool) return label(`${title}, tool ${call.tool}`, 100);
+  return label(title, 60);
+}
+
+function sentence(node, summary, lines) {
+  if (node.form !== null) return `${summary}, press ${node.isFolded ? "Enter to unfold" : "F to fold"}`;
+  if (node.isFolded) return `${lines[1]}, ${plural(node.count, "similar call")}, press Enter to unfold`;
+  return lines[1];
 }
 
 /** Return the kind of state that a node shows: failures first, then unfinished calls. */
@@ -337,6 +398,10 @@ function groupText(node) {
 function detailText(node, now) {
   if (node.call === null) return `set by a client, ${label(node.variable.state, 12)}`;
   const { call } = node;
+  if (call.form !== null && call.form !== "tool") {
+    const seconds = duration(wholeSeconds(call, now)); // a form that has added no calls yet
+    return `${label(call.form, 8)} · ${label(call.error?.code ?? call.state, 12)} · ${seconds}`;
+  }
   const kind = stateKind(call.state);
   if (kind === "failed") return label(call.error?.code ?? "failed", 27);
   if (kind === "done" || kind === "cancelled")
@@ -346,12 +411,13 @@ function detailText(node, now) {
   return `${call.waitsFor === null ? label(call.state, 12) : causeName(call.waitsFor)} · ${duration(seconds)}`;
 }
 
-function barParts(node) {
+function barParts(node, height) {
   const width = NODE_WIDTH - 24;
+  const total = KINDS.reduce((sum, kind) => sum + node.states[kind], 0);
   let left = 12;
   return KINDS.filter((kind) => node.states[kind] > 0).map((kind) => {
-    const part = (width * node.states[kind]) / node.ids.length;
-    const piece = svg("rect", { class: `bar-${kind}`, x: left, y: NODE_HEIGHT - 7, width: part, height: 3 });
+    const part = (width * node.states[kind]) / total;
+    const piece = svg("rect", { class: `bar-${kind}`, x: left, y: height - 7, width: part, height: 3 });
     left += part;
     return piece;
   });

@@ -9,6 +9,7 @@
  */
 
 import { isFinal, stateKind } from "./causes.js";
+import { isForm } from "./forms.js";
 import { cleanCall, cleanError, cleanList, cleanNumber, cleanText, cleanVariable } from "./clean.js";
 
 /** Largest number of calls and of variables that the page holds. The server's limits are 10,000 and 20,000. */
@@ -163,7 +164,8 @@ function applyCall(state, id, change) {
       state.dropped += 1;
       return false;
     }
-    call = { ...cleanCall({ id: key, output: change.output, created: change.at }), hasDetails: false };
+    const { output, form, parent, at: created } = change;
+    call = { ...cleanCall({ id: key, output, form, parent, created }), hasDetails: false };
     state.calls.set(key, call);
   } else if (call.eventId >= id) return false; // a snapshot included it
   call.state = cleanText(change.state, call.state);
@@ -186,6 +188,7 @@ const CAUSE_OF = new Map([
   ["queued", "queue"],
   ["prefill", "prompt"],
   ["decode", "answer"],
+  ["running", "tool"],
 ]);
 
 function applyVariable(state, id, change) {
@@ -214,6 +217,7 @@ function applyVariable(state, id, change) {
 export function summarize(state) {
   const summary = {
     total: 0,
+    tools: 0,
     waiting: 0,
     running: 0,
     done: 0,
@@ -225,8 +229,10 @@ export function summarize(state) {
   };
   for (const call of state.calls.values()) {
     summary.total += 1;
+    if (call.form === "tool") summary.tools += 1;
     summary[stateKind(call.state)] += 1;
-    if (call.sharedWith === null) {
+    // the tokens of a form are those of its calls
+    if (call.sharedWith === null && !isForm(call)) {
       summary.prompt += call.promptTokens;
       summary.cached += call.cachedTokens;
       summary.completion += call.completionTokens;

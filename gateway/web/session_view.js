@@ -216,6 +216,7 @@ export function figuresOf(state, summary, session, now) {
     ["Waiting", count(summary.waiting)],
     ["Failed", summary.failed > 0 ? count(summary.failed) : null],
     ["Cancelled", summary.cancelled > 0 ? count(summary.cancelled) : null],
+    ["Tool calls", summary.tools > 0 ? count(summary.tools) : null],
     ["Time", range === null ? null : duration(range.end - range.begin)],
     ["Prompt tokens", compact(tokens.prompt)],
     ["Cached", tokens.prompt > 0 ? percent(tokens.cached / tokens.prompt) : null],

@@ -54,9 +54,42 @@ export function rangeOf(calls, now) {
 export function ownSeconds(call, now) {
   let seconds = 0;
   for (const { cause, begin, end } of phasesOf(call, now)) {
-    if (cause !== "inputs" && cause !== "tool") seconds += end - begin;
+    if (cause !== "inputs" && (cause !== "tool" || call.form === "tool")) seconds += end - begin;
   }
   return seconds;
+}
+
+/** Return for how long a call exists, in seconds, up to its end. */
+export function wholeSeconds(call, now) {
+  return call.created === null ? 0 : Math.max(0, (call.finished ?? now) - call.created);
+}
+
+/**
+ * Return the rows of the timeline: each call, and below a form that is unfolded its calls.
+ *
+ * @param {Iterable<any>} calls In the order in which they joined.
+ * @param {ReturnType<typeof import("./forms.js").formsOf>} outline
+ * @param {(key: string, isSmall: boolean) => boolean} isUnfolded
+ * @returns {{ call: any, level: number, form: any, isFolded: boolean }[]} `form`: null if the call has no calls inside.
+ */
+export function timelineRows(calls, { forms, inside }, isUnfolded) {
+  const rows = [];
+  const stack = [];
+  for (const outer of calls) {
+    if (inside.has(outer.id)) continue; // its form has a row
+    stack.push({ call: outer, level: 1 });
+    while (stack.length > 0) {
+      const { call, level } = stack.pop();
+      const form = forms.get(call.id);
+      const hasCalls = form !== undefined && form.children.length > 0;
+      const isFolded = hasCalls && !isUnfolded(form.key, form.isSmall);
+      rows.push({ call, level, form: hasCalls ? form : null, isFolded });
+      if (!hasCalls || isFolded) continue;
+      for (let index = form.children.length - 1; index >= 0; index -= 1)
+        stack.push({ call: form.children[index], level: level + 1 });
+    }
+  }
+  return rows;
 }
 
 /**
@@ -100,7 +133,8 @@ export function selectCalls(calls, filter, kindOf, now) {
 }
 
 function matches(call, text) {
-  return [call.output, call.id, call.model, call.engine ?? "", call.error?.code ?? ""].some((field) =>
+  const { output, id, model, engine, error, form, tool } = call;
+  return [output, id, model, engine ?? "", error?.code ?? "", form ?? "", tool ?? ""].some((field) =>
     field.toLowerCase().includes(text),
   );
 }

@@ -7,7 +7,7 @@ import { compact, cost, count, label } from "./format.js";
 
 const INTERVAL = 10_000;
 const MOST_KEYS = 200;
-const COLUMNS = ["Key", "Calls", "Prompt tokens", "Cached", "Completion", "Reasoning", "Cost"];
+const COLUMNS = ["Key", "Calls", "Tool calls", "Prompt tokens", "Cached", "Completion", "Reasoning", "Cost"];
 
 /** Return the rows of an answer of `/v1/usage`, the largest cost first. */
 export function usageRows(answer) {
@@ -16,6 +16,7 @@ export function usageRows(answer) {
     .map((row) => ({
       key: cleanText(row.key, "unknown"),
       calls: cleanNumber(row.calls, 0),
+      tools: cleanNumber(row.tool_calls, 0),
       prompt: cleanNumber(row.prompt_tokens, 0),
       cached: cleanNumber(row.cached_tokens, 0),
       completion: cleanNumber(row.completion_tokens, 0),
@@ -82,6 +83,7 @@ export function usagePanel(api) {
 function usageRow(row) {
   const cells = [
     count(row.calls),
+    count(row.tools),
     compact(row.prompt),
     compact(row.cached),
     compact(row.completion),

@@ -4,6 +4,7 @@ import { CAUSES, causeName, isFinal, missName } from "./causes.js";
 import { fill, h, setText } from "./dom.js";
 import { confirmed } from "./dialogs.js";
 import { clock, compact, cost, count, duration, label, plural } from "./format.js";
+import { formSummary, isForm, outlineOf } from "./forms.js";
 import { stateBadge } from "./legend.js";
 import { causeChain, producersOf } from "./session_state.js";
 import { phasesOf } from "./timeline_layout.js";
@@ -194,6 +195,8 @@ export function valuePanel(context) {
     const follows = (call.links ?? [])
       .filter(({ from }) => state.calls.has(from)) // others are forgotten, or in another program
       .map((follow) => ["call", follow.from, followText(follow, state.calls.get(follow.from))]);
+    const outer = call.parent === null ? undefined : state.calls.get(call.parent);
+    const { form, inputs } = readsOf(call);
     return [
       [
         "Waits for",
@@ -201,7 +204,9 @@ export function valuePanel(context) {
           ? null
           : `${causeName(call.waitsFor)}${call.why === null ? "" : `: ${label(call.why, 400)}`}`,
       ],
-      ["Model", call.model === "" ? "none: a template" : label(call.model, 100)],
+      ["Form", call.form === null ? null : formText(call)],
+      ["Part of", outer === undefined ? null : link("call", outer.id, outer.output)],
+      ["Model", modelText(call)],
       ["Engine", call.engine === null ? null : label(call.engine, 100)],
       [
         "Same as",
@@ -229,9 +234,22 @@ export function valuePanel(context) {
       ["Finish", call.finishReason === null ? null : label(call.finishReason, 40)],
       ["Cost", call.cost === null ? null : cost(call.cost)],
       ["Slots", call.slots.length === 0 ? null : links(call.slots.map((name) => ["variable", name, name]))],
-      ["Reads", call.inputs.length === 0 ? null : links(call.inputs.map((name) => ["variable", name, name]))],
+      ["Calls", form === null ? null : links(form.children.map(({ id, output }) => ["call", id, output]))],
+      ["Reads", inputs.length === 0 ? null : links(inputs.map((name) => ["variable", name, name]))],
       ["Id", label(call.id, 80)],
     ];
+  };
+  /** Return the form of a call, and the inputs of the call without the results of the form's calls. */
+  const readsOf = (call) => {
+    const found = isForm(call) ? outlineOf(state).forms.get(call.id) : undefined;
+    if (found === undefined || found.children.length === 0) return { form: null, inputs: call.inputs };
+    const added = new Set(found.children.flatMap((child) => [child.output, ...child.slots]));
+    return { form: found, inputs: call.inputs.filter((name) => !added.has(name)) };
+  };
+  const formText = (call) => {
+    if (call.tool !== null) return `tool ${label(call.tool, 100)}`;
+    const { form } = readsOf(call);
+    return form === null ? label(call.form, 40) : `${label(call.form, 40)}: ${formSummary(form, causeName)}`;
   };
   const link = (kind, key, text) =>
     h(
@@ -317,4 +335,9 @@ export function valuePanel(context) {
       return target;
     },
   };
+}
+
+function modelText(call) {
+  if (call.model !== "") return label(call.model, 100);
+  return call.form === null ? "none: a template" : null;
 }

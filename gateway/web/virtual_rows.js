@@ -19,7 +19,7 @@ export function rowsInView({ scrollTop, height, rowHeight, rows }) {
 }
 
 /**
- * Grid of rows. The keyboard moves the active row; Enter opens it. The focus stays on the grid, and
+ * Grid of rows, or a tree of rows that can be folded. The keyboard moves the active row; Enter opens it. The focus stays on the grid, and
  * `aria-activedescendant` names the row, because a row may leave the document while it is active.
  */
 export class VirtualRows {
@@ -36,17 +36,26 @@ export class VirtualRows {
    * @param {HTMLElement} options.head Content of the head, with the role `row`.
    * @param {() => { element: HTMLElement, update: (item: any, index: number) => void }} options.createRow
    * @param {(item: any) => void} options.onOpen Called for Enter, Space and clicks.
+   * @param {((item: any, isUnfolded: boolean | null) => void) | null} [options.onToggle] Makes the grid a tree. Called for
+   *   clicks on an element of the class `row-toggle` with null, and for the keys Right with true and Left with false.
    * @param {(item: any) => string} options.keyOf Key by which an item stays active while the items change.
    */
-  constructor({ name, head, createRow, onOpen, keyOf }) {
+  constructor({ name, head, createRow, onOpen, onToggle = null, keyOf }) {
     this.createRow = createRow;
     this.onOpen = onOpen;
+    this.onToggle = onToggle;
     this.keyOf = keyOf;
     this.body = h("div", { class: "rows-body", role: "rowgroup" });
     setAttribute(head, "aria-rowindex", 1);
     this.element = h(
       "div",
-      { class: "rows", role: "grid", tabindex: 0, "aria-label": name, "aria-rowcount": 1 },
+      {
+        class: "rows",
+        role: onToggle === null ? "grid" : "treegrid",
+        tabindex: 0,
+        "aria-label": name,
+        "aria-rowcount": 1,
+      },
       h("div", { class: "rows-head", role: "rowgroup" }, head),
       this.body,
     );
@@ -136,9 +145,11 @@ export class VirtualRows {
   #newRow() {
     const row = this.createRow();
     setAttribute(row.element, "role", "row");
-    row.element.addEventListener("click", () => {
+    row.element.addEventListener("click", (event) => {
       this.#active = row.index;
-      this.onOpen(this.#items[row.index]);
+      const item = this.#items[row.index];
+      if (this.onToggle !== null && event.target.closest(".row-toggle") !== null) this.onToggle(item, null);
+      else this.onOpen(item);
       this.draw();
     });
     this.body.append(row.element);
@@ -168,6 +179,10 @@ export class VirtualRows {
       event.preventDefault();
       const next = this.#active < 0 ? 0 : this.#active + steps[event.key];
       this.#move(Math.max(0, Math.min(this.#items.length - 1, next)));
+    } else if (this.onToggle !== null && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
+      event.preventDefault();
+      if (this.#items[this.#active] !== undefined)
+        this.onToggle(this.#items[this.#active], event.key === "ArrowRight");
     } else if ((event.key === "Enter" || event.key === " ") && this.#items[this.#active] !== undefined) {
       event.preventDefault();
       this.onOpen(this.#items[this.#active]);

@@ -17,6 +17,7 @@ from gateway.accounts.ledger.usage_query import LedgerError, UsageQuery, UsageSu
 from gateway.accounts.prices import Prices
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallState
+from gateway.graph.forms.form import ToolRun
 from gateway.graph.ids import new_id
 from gateway.runtime.fair_gate import FairGate
 
@@ -93,16 +94,17 @@ class Ledger:
         self._task = asyncio.create_task(self._run(), name="ledger")
 
     def observe(self, call: Call) -> CallSpend:
-        """Record a call that has ended, and return its row. Call it once for each call, before its answer ends."""
+        """Record a call of a model or a tool that has ended, and return its row. Call it once for each call, before its
+        answer ends."""
         prompt, cached, completion = call.spent_tokens
-        tenant = call.session.tenant
+        tenant, form = call.session.tenant, call.spec.form
         spend = CallSpend(
             call.id,
             call.times.finished or time.time(),
             key_id_of(tenant),
             call.session.id or (call.program.program_id if call.program is not None else ""),
             call.model or call.spec.model,
-            call.engine or "",
+            f"{form.server}/{form.name}" if isinstance(form, ToolRun) else call.engine or "",
             call.state,
             prompt,
             cached,
@@ -111,6 +113,7 @@ class Ledger:
             call.lost_tokens,
             self.prices.cost_of_call(call),
             self.tags_of(tenant),
+            int(call.has_run_tool),
         )
         self.record(spend)
         return spend

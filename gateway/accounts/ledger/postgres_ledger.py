@@ -27,15 +27,24 @@ CREATE TABLE IF NOT EXISTS myna_spend (
     reasoning bigint NOT NULL,
     lost bigint NOT NULL,
     cost double precision NOT NULL,
-    tags text NOT NULL
+    tags text NOT NULL,
+    tool_calls bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS myna_spend_time ON myna_spend (ended);
 CREATE INDEX IF NOT EXISTS myna_spend_key ON myna_spend (key, ended);
 """
+_HAS_TOOL_CALLS = """
+SELECT EXISTS (
+    SELECT FROM pg_attribute
+    WHERE attrelid = 'myna_spend'::regclass AND attname = 'tool_calls' AND NOT attisdropped
+)
+"""
+_ADD_TOOL_CALLS = "ALTER TABLE myna_spend ADD COLUMN tool_calls bigint NOT NULL DEFAULT 0"
+"""Change of a table of an earlier version. PostgreSQL changes no row. Gateways of that version can still add rows."""
 _INSERT = """
 INSERT INTO myna_spend SELECT * FROM unnest(
     $1::text[], $2::float8[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::float8[], $14::text[]
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::float8[], $14::text[], $15::bigint[]
 ) ON CONFLICT (id) DO NOTHING
 """
 _GROUP_COLUMNS = {
@@ -56,10 +65,13 @@ class PostgresLedger:
 
     @classmethod
     async def open(cls, storage: "PostgresStorage") -> "PostgresLedger":
-        """Return the storage; create its table if there is none. Raises LedgerError."""
+        """Return the storage; create its table if there is none, and add the columns that a table of
+        an earlier version lacks. Raises LedgerError."""
         ledger = cls(storage)
         async with ledger._errors(), storage.schema_transaction() as connection:
             await connection.execute(_CREATE)
+            if not await connection.fetchval(_HAS_TOOL_CALLS):  # the change locks the table, also if it is not needed
+                await connection.execute(_ADD_TOOL_CALLS)
         return ledger
 
     async def insert(self, rows: Iterable[CallSpend]) -> None:

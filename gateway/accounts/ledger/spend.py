@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 
 class CallSpend(NamedTuple):
-    """A row of the ledger: the spend of one call, or of one request that was passed on to an upstream server.
+    """A row of the ledger: the spend of one call of a model or a tool, or of one request that was passed on to an
+    upstream server.
 
     `id`: the call's id; a row is stored once for each id. `ended`: seconds of the Unix clock. `key`: id of the API key,
     never the key; see `key_id_of`. `session`: if the call has none that can be named, the id of its program at the time
     of its end; empty if it has neither. `prompt` includes `cached`, and `completion` includes `reasoning`. `lost`:
     completion tokens of attempts whose engine was lost; they are in no answer and cost nothing. A call that an
     identical one serves has no tokens and costs nothing: the other call's row has them. `cost`: in the currency of the
-    prices.
+    prices. `tool_calls`: 1 if a tool was run; then `model` is empty, and `engine` is the tool's server and name.
     """
 
     id: str
@@ -29,6 +30,7 @@ class CallSpend(NamedTuple):
     lost: int
     cost: float
     tags: Sequence[str] = ()
+    tool_calls: int = 0
 
     @property
     def tokens(self) -> int:
@@ -47,8 +49,9 @@ def storable_text(text: str) -> str:
 
 def storable_row(spend: CallSpend) -> tuple[Any, ...]:
     """Return the columns of a row for a database. The tags are one text, with a line each."""
-    values = (*spend[:-1], "\n".join(spend.tags) if spend.tags else "")
-    if f"{spend.session}{spend.model}{spend.engine}{values[-1]}".isascii() and "\0" not in spend.session + values[-1]:
+    tags = "\n".join(spend.tags) if spend.tags else ""
+    values = spend._replace(tags=tags)
+    if f"{spend.session}{spend.model}{spend.engine}{tags}".isascii() and "\0" not in spend.session + tags + spend.engine:
         return values  # most rows: names of models and engines are the operator's
     return tuple(storable_text(value) if isinstance(value, str) else value for value in values)
 

@@ -56,7 +56,8 @@ class SpendLog:
         try:
             line = _encode(spend) + b"\n"
         except UnicodeEncodeError:
-            line = _encode((*storable_row(spend)[:-1], [storable_text(tag) for tag in spend.tags])) + b"\n"
+            tags = [storable_text(tag) for tag in spend.tags]
+            line = _encode(CallSpend(*storable_row(spend))._replace(tags=tags)) + b"\n"
         if self._unwritten or not self._write(line):
             if len(self._unwritten) >= _MAX_KEPT:
                 log.error("the spend of call %s is lost: %s cannot be written", spend.id, self._path)
@@ -113,7 +114,7 @@ class SpendLog:
 
 def _is_storable(row: CallSpend) -> bool:
     """Return whether a database can store the numbers of a row. One that cannot be stored would block all others."""
-    counts = (row.prompt, row.cached, row.completion, row.reasoning, row.lost)
+    counts = (row.prompt, row.cached, row.completion, row.reasoning, row.lost, row.tool_calls)
     return all(0 <= count < _MAX_COUNT for count in counts) and math.isfinite(row.ended) and math.isfinite(row.cost)
 
 

@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS spend (
     reasoning INTEGER NOT NULL,
     lost INTEGER NOT NULL,
     cost REAL NOT NULL,
-    tags TEXT NOT NULL
+    tags TEXT NOT NULL,
+    tool_calls INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS spend_time ON spend (ended);
 CREATE INDEX IF NOT EXISTS spend_key ON spend (key, ended);
@@ -48,6 +49,8 @@ CREATE TRIGGER IF NOT EXISTS spend_day AFTER INSERT ON spend BEGIN
 END;
 """
 """`spend_days`: sums of each key and day since 1970, which stay when old rows are deleted, and are fast to add up."""
+_ADD_TOOL_CALLS = "ALTER TABLE spend ADD COLUMN tool_calls INTEGER NOT NULL DEFAULT 0"
+"""Change of a file of an earlier version. It takes the same time for all files: SQLite changes no row."""
 _MAX_IN_MEMORY = 200_000
 """Number of rows of a ledger in memory, about 300 bytes each."""
 _BOUND = f"""
@@ -55,7 +58,7 @@ CREATE TRIGGER spend_bound AFTER INSERT ON spend BEGIN
     DELETE FROM spend WHERE rowid <= new.rowid - {_MAX_IN_MEMORY};
 END;
 """
-_INSERT = f"INSERT INTO spend VALUES ({', '.join('?' * 14)}) ON CONFLICT (id) DO NOTHING"
+_INSERT = f"INSERT INTO spend VALUES ({', '.join('?' * 15)}) ON CONFLICT (id) DO NOTHING"
 _TOTALS = """
 SELECT coalesce(sum(tokens), 0), coalesce(sum(cost), 0.0) FROM (
     SELECT tokens, cost FROM spend_days WHERE key = :key AND day >= :day
@@ -83,6 +86,7 @@ class SqliteLedger:
         try:
             self._writer = _connect(path)
             self._writer.executescript(_CREATE if path is not None else _CREATE + _BOUND)
+            _migrate(self._writer)
             self._reader, self._reading = self._writer, self._writing
             if path is not None:
                 path.chmod(0o600)  # a file of an earlier version
@@ -166,6 +170,15 @@ class SqliteLedger:
             return await asyncio.get_running_loop().run_in_executor(thread, work)
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger cannot be used: {error}") from error
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Add the columns that a file of an earlier version lacks."""
+    connection.execute("BEGIN IMMEDIATE")  # another process may open the file at the same time
+    with connection:
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(spend)")}
+        if "tool_calls" not in columns:
+            connection.execute(_ADD_TOOL_CALLS)
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:

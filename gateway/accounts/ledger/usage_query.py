@@ -27,7 +27,8 @@ class UsageQuery:
 
 
 class UsageSum(NamedTuple):
-    """Sums of one combination. `groups`: its values in the order of the query's groups."""
+    """Sums of one combination. `groups`: its values in the order of the query's groups. `calls`: without those of
+    tools."""
 
     groups: Sequence[str]
     calls: int
@@ -36,12 +37,14 @@ class UsageSum(NamedTuple):
     completion: int
     reasoning: int
     lost: int
+    tool_calls: int
     cost: float
 
 
 SUMS = (
-    "count(*), coalesce(sum(prompt), 0), coalesce(sum(cached), 0), coalesce(sum(completion), 0), "
-    "coalesce(sum(reasoning), 0), coalesce(sum(lost), 0), coalesce(sum(cost), 0.0)"
+    "count(*) FILTER (WHERE tool_calls = 0), coalesce(sum(prompt), 0), coalesce(sum(cached), 0), "
+    "coalesce(sum(completion), 0), coalesce(sum(reasoning), 0), coalesce(sum(lost), 0), "
+    "coalesce(sum(tool_calls), 0), coalesce(sum(cost), 0.0)"
 )
 """Columns of a sum, in SQL."""
 

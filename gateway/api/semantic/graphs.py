@@ -41,7 +41,7 @@ from gateway.api.subscription import subscribed
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
 from gateway.graph.events import CallChanged, VariableChanged
-from gateway.graph.forms.form import form_name
+from gateway.graph.forms.form import ToolRun, form_name
 from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.session import Addition, Session, VariableSpec
 from gateway.graph.variable import Variable
@@ -49,13 +49,15 @@ from gateway.http.json_body import read_json, validate
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.query_params import choice_param, int_param
+from gateway.http.query_params import choice_param, int_param, parse_bool
 from gateway.http.sse import EventStream, named_event
 from gateway.runtime.json_codec import encode_json
 from gateway.scheduler.objective import objectives_of
 
 routes = web.RouteTableDef()
 
+_MAX_REASONS = 20
+"""Maximum number of missing inputs that the reason of a wait names: a map may wait for thousands."""
 _BATCH = 20
 """Number of pieces of a document that are read before other requests get a turn."""
 
@@ -229,6 +231,10 @@ def _with_children(calls: Sequence[Call]) -> Iterator[Call]:
     others={"text/plain": None, "text/vnd.graphviz": None},
     query={
         "format": {"type": "string", "enum": ["json", "mermaid", "dot"]},
+        "fold": {
+            "type": "boolean",
+            "description": "in a diagram, draw each form as one node instead of a box around its calls",
+        },
         "values": {"type": "string", "enum": ["full", "none"]},
         "after": {"type": "integer", "minimum": 0},
     },
@@ -238,17 +244,22 @@ async def graph(request: web.Request) -> web.StreamResponse:
     """Return the calls, the variables and the edges between them; as JSON, or as text for mermaid or Graphviz.
 
     With `after`, only those that changed after the event of this id. With `values=none`, values of variables are null.
+    With `fold`, a diagram has one node for each form; the JSON has all calls.
     """
     session = session_of(request)
     form = choice_param(request, "format", ("json", "mermaid", "dot"))
     has_values = choice_param(request, "values", ("full", "none")) == "full"
     after = int_param(request, "after", 0, minimum=0)
-    return await send_graph(request, form, _graph_pieces(session, request.app[SERVICES], after, has_values=has_values))
+    fold = parse_bool(request.query.get("fold"), "fold", param="fold")
+    pieces = _graph_pieces(session, request.app[SERVICES], after, has_values=has_values)
+    return await send_graph(request, form, pieces, fold=fold)
 
 
-async def send_graph(request: web.Request, form: str, pieces: Iterator[bytes]) -> web.StreamResponse:
+async def send_graph(
+    request: web.Request, form: str, pieces: Iterator[bytes], *, fold: bool = False
+) -> web.StreamResponse:
     """Answer with a GraphObject, of which `pieces` is the JSON; with another `form`, as text for mermaid or Graphviz.
-    Other requests get turns while the graph is read."""
+    Other requests get turns while the graph is read. `fold`: see `mermaid`."""
     if form == "json":
         return await stream_json(request, pieces)
     document = bytearray()
@@ -256,15 +267,15 @@ async def send_graph(request: web.Request, form: str, pieces: Iterator[bytes]) -
         document += piece
         if number % _BATCH == 0:
             await asyncio.sleep(0)
-    return await asyncio.to_thread(_draw, bytes(document), form)
+    return await asyncio.to_thread(_draw, bytes(document), form, fold=fold)
 
 
-def _draw(document: bytes, form: str) -> web.Response:
+def _draw(document: bytes, form: str, *, fold: bool) -> web.Response:
     """Return a GraphObject as text for mermaid or Graphviz."""
     graph = json.loads(document)  # `decode_json` has limits for what clients send
     if form == "mermaid":
-        return web.Response(text=mermaid(graph))
-    return web.Response(text=dot(graph), content_type="text/vnd.graphviz")
+        return web.Response(text=mermaid(graph, fold=fold))
+    return web.Response(text=dot(graph, fold=fold), content_type="text/vnd.graphviz")
 
 
 def _graph_pieces(session: Session, services: Services, after: int, *, has_values: bool) -> Iterator[bytes]:
@@ -320,6 +331,7 @@ def _call_object(call: Call, services: Services, objective: Objective, spent: di
         "output": call.output.name,
         "slots": list(call.slots),
         "form": None if call.spec.form is None else form_name(call.spec.form),
+        "tool": tool_label(call),
         "parent": None if call.spec.origin is None else call.spec.origin.call,
         "shared_with": call.leader.id if call.leader else None,
         "objective": objective,
@@ -344,6 +356,12 @@ def _call_object(call: Call, services: Services, objective: Objective, spent: di
     return described
 
 
+def tool_label(call: Call) -> str | None:
+    """Return the server and the name of the tool that the call runs; None if it runs none."""
+    form = call.spec.form
+    return f"{form.server}/{form.name}" if isinstance(form, ToolRun) else None
+
+
 def missed_tokens(usage: Usage) -> dict[str, int]:
     """Return the tokens of the prompt that were not in the cache, by reason. They do not reveal that the
     prompt of another API key had the same tokens."""
@@ -355,7 +373,8 @@ def missed_tokens(usage: Usage) -> dict[str, int]:
 def blocking_reason(call: Call) -> str | None:
     """Return the reason why the call does not generate its next token; None if there is none."""
     if waiting := [call.inputs[name] for name in call.waiting_on]:
-        return "; ".join(map(_missing_input, waiting))
+        more = f"; and {len(waiting) - _MAX_REASONS} more" if len(waiting) > _MAX_REASONS else ""
+        return "; ".join(map(_missing_input, waiting[:_MAX_REASONS])) + more
     if call.leader is not None and not call.state.is_final:
         return f"coalesced with the identical call {call.leader.id}, which is {call.leader.state}"
     match call.state:
@@ -363,6 +382,8 @@ def blocking_reason(call: Call) -> str | None:
             return "queued: no engine has accepted it yet"
         case CallState.PREFILL:
             return f"engine {call.engine} is prefilling its prompt, or prompts with a higher priority"
+        case CallState.RUNNING:
+            return f"tool {tool_label(call)} is running"
     return None
 
 

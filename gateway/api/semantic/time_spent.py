@@ -9,14 +9,15 @@ from gateway.graph.session import Session
 from gateway.graph.variable import Variable
 
 PHASES = ("inputs", "tool", "queue", "memory", "prompt", "answer")
-"""Phases of a call: waiting for values of other calls, for values that a client sets, for an engine and room in its
-steps, for memory; prefill; decoding."""
+"""Phases of a call: waiting for values of other calls, for values that a client sets, or for a tool that it
+runs, for an engine and room in its steps, for memory; prefill; decoding."""
 
 _SPENT_ON = {
     CallState.WAITING: "inputs",
     CallState.QUEUED: "queue",
     CallState.PREFILL: "prompt",
     CallState.DECODE: "answer",
+    CallState.RUNNING: "tool",
 }
 
 
@@ -39,8 +40,9 @@ def time_spent(session: Session, calls: Collection[Call]) -> dict[str, dict[str,
             spent[call.id][_SPENT_ON[previous]] += max(0.0, changed - began)
     for call in calls:
         phases = spent[call.id]
-        phases["tool"] = min(phases["inputs"], _client_wait(call, final_times, now))
-        phases["inputs"] -= phases["tool"]
+        client = min(phases["inputs"], _client_wait(call, final_times, now))
+        phases["inputs"] -= client
+        phases["tool"] += client
         # the engine reports how long the prompt waited for a step and for memory
         phases["memory"] = min(phases["prompt"], call.times.starved)
         queued = min(phases["prompt"] - phases["memory"], call.times.held)

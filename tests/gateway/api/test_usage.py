@@ -55,6 +55,7 @@ async def test_a_call_is_recorded_with_tokens_and_cost() -> None:
             "key": "",
             "session": program["id"],
             "calls": 1,
+            "tool_calls": 0,
             "cost": 0,
             "prompt_tokens": 1_000_000,
             "cached_tokens": 400_000,

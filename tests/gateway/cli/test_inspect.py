@@ -111,6 +111,62 @@ def test_a_long_chain_needs_no_recursion() -> None:
     assert lines[-1].strip().startswith("└─ v0  ready")
 
 
+def form_graph() -> dict[str, Any]:
+    """Return a map over a list with an agent for each element. A branch has two outputs."""
+    agents = [f"all.{index}" for index in range(2)]
+    calls = [call("c_list", []), call("c_map", ["list", *agents], form="map", state="waiting", waiting_on=["all.1"])]
+    for index, name in enumerate(agents):
+        inputs = [f"{name}@1", f"{name}@1.0"]
+        calls += [
+            call(f"c_agent{index}", inputs, parent="c_map", form="agent", output=name, model=""),
+            call(f"c_turn{index}", [], parent=f"c_agent{index}", output=f"{name}@1", model="m"),
+            call(
+                f"c_tool{index}",
+                [],
+                parent=f"c_agent{index}",
+                output=f"{name}@1.0",
+                model="",
+                form="tool",
+                tool="files/read\x1b[2J" if index else "files/read",
+                state="failed" if index else "done",
+            ),
+        ]
+    calls.append(call("c_if", ["list"], form="if"))
+    makers = {"list": "c_list", "all": "c_map", "yes": "c_if", "no": "c_if"}
+    makers |= {each["output"]: each["id"] for each in calls if "output" in each}
+    return {"calls": calls, "variables": [variable(name, id) for name, id in makers.items()]}
+
+
+def test_forms_are_trees_with_their_calls() -> None:
+    lines = [line.split("  inputs ")[0] for line in graph_as_text(form_graph()).splitlines()]
+    assert lines == [
+        "all  ready  map: 2 of 2 done  c_map waiting  waits for all.1",
+        "├─ list  ready  c_list done",
+        "├─ all.0  ready  agent: 1 answer, 1 tool call, 2 of 2 done  c_agent0 done",
+        "│  ├─ all.0@1  ready  c_turn0 done",
+        "│  └─ all.0@1.0  ready  tool files/read  c_tool0 done",
+        "└─ all.1  ready  agent: 1 answer, 1 tool call, 1 of 2 done, 1 failed  c_agent1 done",
+        "   ├─ all.1@1  ready  c_turn1 done",
+        '   └─ all.1@1.0  ready  tool "files/read\\u001b[2J"  c_tool1 failed',
+        "yes  ready  if: 0 of 0 done  c_if done",
+        "└─ list  ready  c_list done",
+        "no  ready  if: 0 of 0 done  c_if done",
+    ]
+
+
+def test_folded_forms_are_one_line_each() -> None:
+    lines = graph_as_text(form_graph(), fold=True).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["all", "└─ list", "yes", "└─ list", "no"]
+
+
+def test_a_call_that_waits_for_many_values_is_one_short_line() -> None:
+    names = [f"v{index}" for index in range(1_000)]
+    waits = call("call_1", [], state="waiting", waiting_on=names)
+    text = graph_as_text({"calls": [waits], "variables": [variable("a", "call_1")]})
+    assert "v9 and 990 more" in text
+    assert len(text) < 300
+
+
 def test_an_empty_session() -> None:
     assert graph_as_text({"calls": [], "variables": []}) == "the session is empty"
 

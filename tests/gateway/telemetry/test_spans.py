@@ -9,6 +9,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from engine.sampling_params import SamplingParams
 from gateway.graph.call import Call, CallSpec, CallState, FailedAttempt, Times
 from gateway.graph.errors import Failure
+from gateway.graph.forms.form import Agent, Map, Origin, ToolRun
 from gateway.graph.references import Reference
 from gateway.graph.segments import Characters, Input, Slot
 from gateway.graph.session import Session
@@ -231,3 +232,106 @@ def test_texts_are_further_attributes() -> None:
     (text,) = [msgspec.json.decode(span) for span in encode_spans(call, '{"key":"k","value":{"stringValue":"v"}}')][:1]
     assert attributes(text)["k"] == "v"
     assert attributes(text)["myna.call.id"] == call.id
+
+
+def template(output: str, origin: Origin | None = None, reads: str = "") -> CallSpec:
+    parts: list[str | Input] = [Input(Reference(reads), "x")] if reads else ["text"]
+    return CallSpec(model="", parts=parts, output=output, origin=origin)
+
+
+def test_a_form_contains_the_spans_of_its_calls() -> None:
+    session = Session("s", "tenant", 1000.0, 60.0, clock=lambda: 1001.0)
+    form = Map(Input(Reference("list"), "x"), "item", template("body"), 10)
+    listed, mapped, reader = session.add_all(
+        [template("list"), CallSpec(model="", form=form, output="all"), template("end", reads="all")]
+    ).calls
+    inner = Agent("m", "{}", "p", (), 3)
+    (agent,) = session.add_all(
+        [CallSpec(model="", form=inner, output="all.0", origin=Origin(mapped.id, "0"))]
+    ).calls
+    turn, tool = session.add_all(
+        [
+            CallSpec(model="m", segments=[Slot(None, SAMPLING)], output="all.0@1", origin=Origin(agent.id, "1")),
+            CallSpec(model="", form=ToolRun("f", "read", "{}"), output="all.0@1.0", origin=Origin(agent.id, "1.0")),
+        ]
+    ).calls
+    calls = [listed, mapped, reader, agent, turn, tool]
+    for call in calls:
+        end(call)
+    spans = {call.output.name: exported(call) for call in calls}
+    ids = {name: found[0]["spanId"] for name, found in spans.items()}
+    assert len({found[0]["traceId"] for found in spans.values()}) == 1
+    assert spans["all"][0]["name"] == "map"
+    assert attributes(spans["all"][0]) == {
+        "myna.form": "map",
+        "myna.call.id": mapped.id,
+        "myna.call.state": "done",
+        "gen_ai.conversation.id": "s",
+        "myna.output": "all",
+    }
+    assert spans["all.0"][0]["name"] == attributes(spans["all.0"][0])["gen_ai.operation.name"] == "invoke_agent"
+    assert attributes(spans["all.0"][0])["gen_ai.request.model"] == "m"
+    assert spans["all.0"][0]["parentSpanId"] == ids["all"]
+    assert spans["all.0@1"][0]["parentSpanId"] == spans["all.0@1.0"][0]["parentSpanId"] == ids["all.0"]
+    assert [link["spanId"] for link in spans["all"][0]["links"]] == [ids["list"]], "a form's own calls are inside it"
+    assert [link["spanId"] for link in spans["end"][0]["links"]] == [ids["all"]]
+    assert len(spans["all"]) == len(spans["all.0"]) == 1, "a form has no phases: its calls have them"
+    assert not any("usage" in key for name in ("all", "all.0") for key in attributes(spans[name][0]))
+
+
+def tool_call(**fields: Any) -> Call:
+    """Return a call of a tool that has run from 1002.5 to 1007."""
+    session = Session("s", "tenant", 1000.0, 60.0, clock=lambda: 1001.0)
+    spec = CallSpec(model="", form=ToolRun("files", 'read "x"', "{}"), output="text")
+    (call,) = session.add_all([spec]).calls
+    call.times.started, call.times.finished, call.state = 1002.5, 1007.0, CallState.DONE
+    for name, value in fields.items():
+        setattr(call, name, value)
+    return call
+
+
+def test_a_run_of_a_tool_is_a_span() -> None:
+    call = tool_call()
+    span, wait, run = exported(call)
+    assert (span["name"], span["kind"], attributes(span)["myna.form"]) == ('tool files/read "x"', 1, "tool")
+    assert (wait["name"], *seconds(wait)) == ("wait for inputs", 1001.0, 1002.5)
+    assert (run["name"], *seconds(run)) == ('execute_tool read "x"', 1002.5, 1007.0)
+    assert attributes(run) == {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": 'read "x"',
+        "gen_ai.tool.type": "extension",
+        "gen_ai.tool.call.id": call.id,
+        "myna.tool.server": "files",
+    }
+    assert {wait["parentSpanId"], run["parentSpanId"]} == {span["spanId"]}
+    assert len({span["spanId"], wait["spanId"], run["spanId"]}) == 3
+
+
+def test_a_run_of_a_tool_that_failed() -> None:
+    failure = Failure("tool_timeout", "secret", "call")
+    span, _, run = exported(tool_call(state=CallState.FAILED, failure=failure))
+    assert span["status"] == run["status"] == {"code": 2, "message": "tool_timeout"}
+    assert attributes(run)["error.type"] == "tool_timeout"
+
+
+def test_a_tool_that_did_not_run() -> None:
+    refused = exported(tool_call(times=Times(1001.0, finished=1007.0), state=CallState.FAILED))
+    assert [(span["name"], *seconds(span)) for span in refused[1:]] == [("wait for inputs", 1001.0, 1007.0)]
+    other = tool_call()
+    shared = exported(tool_call(leader=other))
+    assert [span["name"] for span in shared[1:]] == ["wait for inputs"]
+    assert shared[0]["links"][0]["spanId"] == context_of(other).span_id
+
+
+def test_calls_of_a_form_join_the_trace_of_its_request() -> None:
+    session = Session("s", "tenant", 1000.0, 60.0)
+    form = CallSpec(model="", form=Agent("m", "{}", "p", (), 3), output="answer")
+    (agent,) = session.add_all([form]).calls
+    (turn,) = session.add_all([template("answer@1", Origin(agent.id, "1"))]).calls
+    agent.trace = TraceContext("1" * 32, "2" * 16, sampled=False)
+    for call in (agent, turn):
+        end(call)
+    outer, inner = exported(agent)[0], exported(turn)[0]
+    assert (outer["traceId"], outer["parentSpanId"]) == ("1" * 32, "2" * 16)
+    assert (inner["traceId"], inner["parentSpanId"]) == ("1" * 32, outer["spanId"])
+    assert traceparent_of(turn).endswith("-00")

@@ -19,6 +19,7 @@ from gateway.accounts.ledger.usage_query import LedgerError, UsageQuery, UsageSu
 from gateway.accounts.prices import Price, Prices
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallState, Times, Usage
+from gateway.graph.forms.form import ToolRun
 from tests.gateway.accounts.spends import spend
 
 PRICES = Prices({"m": Price(1.0, 0.5, 4.0)})
@@ -43,7 +44,7 @@ class SlowStorage(SqliteLedger):
 
 
 def ended(id: str = "call_1", **fields: Any) -> Call:
-    session, spec = SimpleNamespace(tenant="key_t", id="s"), SimpleNamespace(model="m")
+    session, spec = SimpleNamespace(tenant="key_t", id="s"), SimpleNamespace(model="m", form=None)
     call = Call(
         id, cast(Any, spec), {}, {}, cast(Any, None), Times(1.0, started=2.0, finished=50.0), cast(Any, session), 0
     )
@@ -59,7 +60,7 @@ async def test_a_call_has_one_row_with_tokens_and_cost(ledger_storage: LedgerSto
     ledger.observe(ended())
     ledger.observe(ended(lost_tokens=9))  # the same call, as after a crash
     query = UsageQuery(("key", "session", "model", "day"), 0, 1e12)
-    expected = UsageSum(("key_t", "s", "m", "1970-01-01"), 1, 2_000_000, 1_000_000, 3_000_000, 7, 0, 13.5)
+    expected = UsageSum(("key_t", "s", "m", "1970-01-01"), 1, 2_000_000, 1_000_000, 3_000_000, 7, 0, 0, 13.5)
     assert [UsageSum(tuple(row.groups), *row[1:]) for row in await ledger.sums(query)] == [expected]
     assert await ledger.totals("key_t", 50.0) == (5_000_000, 13.5)
     assert await ledger.totals("key_t", 50.5) == (0, 0.0)
@@ -71,6 +72,23 @@ async def test_shared_calls_are_counted_once(ledger_storage: LedgerStorage) -> N
     ledger.observe(ended("second", leader=ended("first")))
     (total,) = await ledger.sums(ALWAYS)
     assert (total.calls, total.prompt, total.cost) == (2, 2_000_000, 13.5)
+
+
+async def test_runs_of_tools_are_counted_once_and_apart(ledger_storage: LedgerStorage) -> None:
+    spec = SimpleNamespace(model="", form=ToolRun("files", "read", "{}"))
+    ledger = Ledger(ledger_storage, PRICES, None, 1e9)
+    ledger.observe(ended())
+    for fields in ({}, {"was_running": True, "times": Times(1.0, finished=50.0)}):
+        tool = ended("tool", spec=spec, usage=Usage(), **fields)
+        assert tool.has_run_tool
+        assert ledger.observe(tool).engine == "files/read"  # the second time after a crash
+    assert not ended("refused", spec=spec, times=Times(1.0, finished=50.0)).has_run_tool
+    assert not ended("shared", spec=spec, leader=ended()).has_run_tool
+    rows = await ledger.sums(UsageQuery(("key", "session", "day", "model"), 0, 1e12))
+    assert [(row.groups[3], row.calls, row.tool_calls, row.prompt) for row in rows] == [
+        ("", 0, 1, 0),
+        ("m", 1, 0, 2_000_000),
+    ]
 
 
 async def test_queries_take_turns_between_tenants() -> None:

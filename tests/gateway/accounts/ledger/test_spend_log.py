@@ -63,6 +63,15 @@ def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
     log.close()
 
 
+def test_rows_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(json.dumps(spend("old")[:14]) + "\n")
+    log = SpendLog(tmp_path / "log")
+    log.append(spend("new", tool_calls=1))
+    assert log.rotate()
+    assert [(row.id, row.tool_calls) for row in log.read_rotated()] == [("old", 0), ("new", 1)]
+    log.close()
+
+
 def test_damaged_rows_are_skipped_with_one_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     damaged = [
         spend("huge", prompt=2**63),

@@ -1,11 +1,14 @@
 """gateway/accounts/ledger/sqlite_ledger.py: files of the ledger. tests/gateway/accounts/ledger/test_ledger.py tests its answers."""
 
+import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from gateway.accounts.ledger import sqlite_ledger
+from gateway.accounts.ledger.spend import storable_row
 from gateway.accounts.ledger.sqlite_ledger import SqliteLedger
 from gateway.accounts.ledger.usage_query import LedgerError, UsageQuery
 from tests.gateway.accounts.spends import spend
@@ -24,6 +27,29 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no database, but long enough to be one" * 100)
     with pytest.raises(LedgerError, match="cannot be used"):
         SqliteLedger(tmp_path / "file")
+
+
+async def test_a_file_of_an_earlier_version_gets_the_new_columns(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    columns = "id TEXT PRIMARY KEY, ended REAL NOT NULL, " + ", ".join(
+        f"{name} {kind} NOT NULL"
+        for kind, names in (
+            ("TEXT", ("key", "session", "model", "engine", "state")),
+            ("INTEGER", ("prompt", "cached", "completion", "reasoning", "lost")),
+            ("REAL", ("cost",)),
+            ("TEXT", ("tags",)),
+        )
+        for name in names
+    )
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute(f"CREATE TABLE spend ({columns})")
+        old.execute(f"INSERT INTO spend VALUES ({', '.join('?' * 14)})", storable_row(spend("old"))[:14])
+    for number in range(2):
+        ledger = SqliteLedger(path)
+        await ledger.insert([spend("old"), spend(f"new{number}", tool_calls=1, prompt=0)])
+        (total,) = await ledger.sums(UsageQuery((), 0, 1e12))
+        assert (total.calls, total.tool_calls, total.prompt) == (1, number + 1, 10)
+        await ledger.close()
 
 
 async def test_a_long_query_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
