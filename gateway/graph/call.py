@@ -1,5 +1,6 @@
 """A call: one model request, as the segments of its prompt and the variables that it produces."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -253,6 +254,8 @@ class Call:
     """Digest that is equal for identical calls, if the call may serve them."""
     children: "dict[str, Call]" = field(default_factory=dict)
     """Calls that this call's form has added, by their place in the form."""
+    adoption: "asyncio.Event | None" = None
+    """Event that is set when the form adds a call, while a client waits for one."""
     was_running: bool = False
     """Whether the call was in the state `running` before a restart."""
     leader: "Call | None" = None
@@ -331,10 +334,28 @@ class Call:
         """Read the outputs of a call that this call's form has added."""
         assert child.spec.origin is not None, "only a form adds calls"
         self.children[child.spec.origin.place] = child
+        if self.adoption is not None:
+            self.adoption.set()
         for variable in child.outputs:
             self.inputs[variable.name] = variable
             variable.consumers.append(self)
             variable.unfinished_consumers += not self.state.is_final
+
+    async def until_child(self, place: str) -> "Call | None":
+        """Wait for the call at a place of this call's form, and return it; None if the form ends without it."""
+        while place not in self.children and not self.output.state.is_final:
+            if self.adoption is None or self.adoption.is_set():
+                self.adoption = asyncio.Event()
+            waits = [
+                asyncio.ensure_future(self.adoption.wait()),
+                asyncio.ensure_future(self.output.wait_final()),
+            ]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        return self.children.get(place)
 
     def follow(self, leader: "Call") -> None:
         """Let an identical call serve this one."""

@@ -1,8 +1,10 @@
 """Create responses, for HTTP and for WebSockets."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from aiohttp import web
+from pydantic import ValidationError
 
 from compat.openai.responses import ResponseRequest
 from gateway.api import pipeline
@@ -10,18 +12,31 @@ from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.program_tracker import RequestFacts
 from gateway.api.responses.background import BACKGROUND
-from gateway.api.responses.conversations import LocalTurns, Turn
+from gateway.api.responses.builder import ResponseBuilder, encode_events
+from gateway.api.responses.conversations import LocalTurns, Turn, new_response_id
 from gateway.api.responses.item_references import resolve_references
+from gateway.api.responses.mcp_history import USED_APPROVALS
+from gateway.api.responses.mcp_setup import (
+    ListingFailed,
+    McpAgentBuilder,
+    McpSetup,
+    functions_of,
+    open_servers,
+    setup_of,
+)
 from gateway.api.schema_checks import answer_checker_of
+from gateway.api.semantic.agent_prompts import AgentNames
 from gateway.api.semantic.extension import find_agent_session
 from gateway.api.serializers.responses import ResponseSerializer
 from gateway.api.services import normalizes_prompt
-from gateway.errors import RequestError
+from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import CallSpec
+from gateway.graph.errors import Failure
 from gateway.http.json_body import json_response, reserve_bytes, validate_async
 from gateway.http.middleware.auth import TENANT
 from gateway.http.sse import EventStream
 from gateway.http.warnings import add_warning
+from gateway.runtime.executors import offload
 
 _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
 """Paths of fields that are elsewhere in a chat completion."""
@@ -29,7 +44,9 @@ _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"
 
 @dataclass(frozen=True)
 class ResponseCall:
-    """The call for a response, before it is submitted. `raw`: body of the request, with references replaced."""
+    """The call for a response, before it is submitted. `raw`: body of the request, with references replaced. `spec`: the
+    call for the first answer of the model. `agent`: the call that runs it with the tools of MCP servers, and `setup`:
+    these servers, if the request has any. `failed`: the server that could not list its tools."""
 
     target: pipeline.Target
     body: ResponseRequest
@@ -38,6 +55,9 @@ class ResponseCall:
     spec: CallSpec
     facts: RequestFacts | None
     """Facts of the request about its program; None if the gateway looks for no programs."""
+    agent: CallSpec | None = None
+    setup: McpSetup | None = None
+    failed: ListingFailed | None = None
 
 
 async def build_call(
@@ -73,10 +93,32 @@ async def build_call(
         except ValueError as error:
             message = f"tools of earlier turns: {error}"
             raise RequestError(400, message, code="invalid_value", param="tools") from None
-    chat = body.chat.model_copy(update={"messages": messages})
+    references: Container[str] = scope.references
+    agent = setup = failed = None
+    if body.mcp_tools:
+        _check_semantic(body)
+        try:
+            opened = await open_servers(services.tools, body, request[TENANT])
+        except ListingFailed as error:
+            failed, opened = error, []
+        setup = setup_of(opened, turn.mcp)
+        if failed is None:
+            try:
+                body = body.with_mcp_functions(functions_of(opened))
+            except ValueError as error:
+                message = f"tools: {_message_of(error)}"
+                raise RequestError(400, message, code="invalid_value", param="tools") from None
+            agent = McpAgentBuilder(body, opened, setup)
+            chat = agent.chat(messages, references)
+            references = AgentNames(agent.prefix)
+    elif turn.mcp.pending:
+        message = "the request approves a call, but names no MCP server in tools"
+        raise RequestError(400, message, code="unknown_tool", param="tools")
+    if agent is None:
+        chat = body.chat.model_copy(update={"messages": messages})
     builder = ChatSpecBuilder(
         chat,
-        scope.references,
+        references,
         scope.is_deferred,
         field="input",
         places=places,
@@ -91,7 +133,21 @@ async def build_call(
         raise
     add_warning(request, builder.warning)
     facts = builder.facts(body.prompt_cache_key, body.user, tool_call_parser_factory(body.chat, model))
-    return ResponseCall(target, body, raw, turn, spec, facts)
+    agent_spec = None if agent is None else await offload(lambda: agent.spec(spec, chat), length)
+    return ResponseCall(target, body, raw, turn, spec, facts, agent_spec, setup, failed)
+
+
+def _check_semantic(body: ResponseRequest) -> None:
+    """Raise RequestError if the request has fields of the extension that an agent's answers cannot have."""
+    for name in ("slots", "transform", "each"):
+        if body.semantic is not None and getattr(body.semantic, name):
+            message = f"a response with MCP servers has no {name}"
+            raise RequestError(400, message, code="unsupported_with_semantic", param=f"semantic.{name}")
+
+
+def _message_of(error: ValueError) -> str:
+    """Return the message of an error of validation."""
+    return str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
 
 
 async def create_response(
@@ -106,8 +162,17 @@ async def create_response(
     default, the answer to the request. `local`: responses that only this WebSocket can continue."""
     call = await build_call(request, body, raw, local)
     target, body, model, scope = call.target, call.body, call.target.model, call.target.scope
+    if call.failed is not None:
+        if not body.is_streamed or body.background:
+            raise call.failed
+        return await (stream or EventStream(request)).end(_failed_listing(call, call.failed), done=False)
+    spec = call.agent or call.spec
+    if call.setup is not None:
+        request.app[USED_APPROVALS].use(request[TENANT], call.setup.pending)
     if body.background:
-        running = await request.app[BACKGROUND].start(call.raw, body, target, call.turn, call.spec, call.facts)
+        running = await request.app[BACKGROUND].start(
+            call.raw, body, target, call.turn, spec, call.facts, call.setup
+        )
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
     parser_factory = tool_call_parser_factory(body.chat, model)
     checker = answer_checker_of(
@@ -117,7 +182,17 @@ async def create_response(
         scope.session.tenant,
         checks_inputs=model.is_passthrough,
     )
-    serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local)
+    serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local, call.setup)
     return await pipeline.respond(
-        target, [call.spec], serializer, streamed=body.is_streamed, stream=stream, facts=call.facts
+        target, [spec], serializer, streamed=body.is_streamed, stream=stream, facts=call.facts
     )
+
+
+def _failed_listing(call: ResponseCall, error: ListingFailed) -> bytes:
+    """Return the events of a response that fails because a server cannot list its tools."""
+    builder = ResponseBuilder(
+        call.body, call.target.model, call.target.scope, None, new_response_id(), checker=None, is_stored=False
+    )
+    events = [*builder.open(), *builder.add_failed_listing(error.label, error.reason)]
+    response = builder.fail(FailedCall(Failure(error.code or "tool_unavailable", str(error))))
+    return encode_events([*events, builder.build_last_event(response)])

@@ -30,11 +30,11 @@ class RequestAgentPrompts:
         self, form: Agent, history: Sequence[Mapping[str, Any]], tenant: str, *, has_tools: bool
     ) -> CallSpec:
         """See `AgentPrompts.turn`."""
-        request = json.loads(form.body)
-        if form.tools and not has_tools:
+        request = agent_request(form, is_first=not history)
+        if request.get("tools") and not has_tools:
             request["tool_choice"] = "none"
         request["messages"] += history
-        names = _Names(form.prefix)
+        names = AgentNames(form.prefix)
         try:
             body = ChatCompletionRequest.model_validate(request)
             models = self._models_of(tenant)
@@ -47,9 +47,11 @@ class RequestAgentPrompts:
         except (RequestError, GraphError) as error:
             raise TurnRefused(error.code or "invalid_value", str(error)) from error
 
-    async def answer(self, form: Agent, text: str, finish_reason: str | None, tenant: str) -> AgentAnswer:
+    async def answer(
+        self, form: Agent, text: str, finish_reason: str | None, tenant: str, *, is_first: bool
+    ) -> AgentAnswer:
         """See `AgentPrompts.answer`."""
-        body = ChatCompletionRequest.model_validate(json.loads(form.body))
+        body = ChatCompletionRequest.model_validate(agent_request(form, is_first=is_first))
         try:
             model = await self._models_of(tenant).get(form.model)
         except RequestError as error:
@@ -61,7 +63,16 @@ class RequestAgentPrompts:
         return AgentAnswer(content, found)
 
 
-class _Names:
+def agent_request(form: Agent, *, is_first: bool) -> dict[str, Any]:
+    """Return the chat completion of an agent's answer, without the messages of its turns. Only the first answer has to
+    call a tool: an agent whose every answer calls one never ends."""
+    request: dict[str, Any] = json.loads(form.body)
+    if not is_first and request.get("tool_choice") not in (None, "none"):
+        request["tool_choice"] = "auto"
+    return request
+
+
+class AgentNames:
     """Names that begin with an agent's prefix."""
 
     def __init__(self, prefix: str) -> None:

@@ -1,0 +1,211 @@
+"""gateway/api/responses/mcp_setup.py: responses with MCP servers, with a real MCP server and the real openai client."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import APIStatusError, AsyncOpenAI
+
+from tests.fakes.in_process_gateway import gateway_before
+from tests.fakes.scripted_server import ScriptedServer, says
+from tests.gateway.api.semantic.test_tool_forms import asks_for
+
+_SERVER = Path(__file__).parents[3] / "fakes" / "tool_server.py"
+OPEN = {"type": "mcp", "server_label": "t", "require_approval": "never"}
+
+
+class McpGateway:
+    """A gateway with the MCP server `t`, an openai client of it, and the upstream server."""
+
+    def __init__(self, client: AsyncOpenAI, server: ScriptedServer, counter: Path, unfinished: Any) -> None:
+        self.client = client
+        self.server = server
+        self.counter = counter
+        self.unfinished = unfinished
+
+    async def create(self, **fields: Any) -> Any:
+        body: dict[str, Any] = {"model": "fake", "input": "1+2?", "tools": [OPEN], **fields}
+        return await self.client.responses.create(**body)
+
+
+@pytest.fixture
+async def mcp(tmp_path: Path) -> AsyncIterator[McpGateway]:
+    counter = tmp_path / "count"
+    settings = {
+        "servers": {
+            "t": {
+                "command": [sys.executable, str(_SERVER)],
+                "env": {"COUNTER": str(counter)},
+                "tools": ["add", "count", "fail", "put", "markup", "large"],
+                "result_bytes": 1000,
+            }
+        }
+    }
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps(settings))
+    async with ScriptedServer() as server, gateway_before(server, tool_servers=path) as (http, unfinished):
+        async with AsyncOpenAI(base_url=str(http.make_url("/v1")), api_key="k", max_retries=0) as client:
+            yield McpGateway(client, server, counter, unfinished)
+
+
+def kinds(response: Any) -> list[str]:
+    return [item.type for item in response.output]
+
+
+async def test_tools_run_until_the_model_answers(mcp: McpGateway) -> None:
+    mcp.server.script = [
+        asks_for(("t__add", '{"a": 1, "b": 2}'), ("t__put", '{"text": "<<x>>"}'), text="Let me see."),
+        asks_for(("t__fail", "{}"), ("t__add", '{"a": 1}')),
+        says("It is 3."),
+    ]
+    response = await mcp.create()
+    listed, said, *calls, answer = response.output
+    assert (listed.type, listed.server_label, listed.error) == ("mcp_list_tools", "t", None)
+    assert {tool.name for tool in listed.tools} == {"add", "count", "fail", "put", "markup", "large"}
+    assert (said.content[0].text, answer.content[0].text) == ("Let me see.", "It is 3.")
+    assert [(call.type, call.server_label, call.name, call.output, call.status) for call in calls] == [
+        ("mcp_call", "t", "add", "3", "completed"),
+        ("mcp_call", "t", "put", "stored 5", "completed"),
+        ("mcp_call", "t", "fail", None, "failed"),
+        ("mcp_call", "t", "add", None, "failed"),
+    ]
+    failed, refused = (call.error for call in calls[2:])
+    assert failed.type == "mcp_tool_execution_error"
+    assert failed.content[0]["text"].startswith("tool t/fail failed: ")
+    assert (refused.type, "the property \"b\" is missing" in refused.message) == ("mcp_protocol_error", True)
+    assert [message["content"] for message in mcp.server.asked[1]["messages"][-2:]] == ["3", "stored 5"]
+    assert (response.status, mcp.unfinished()) == ("completed", 0)
+    assert response.tools[0].server_label == "t"
+
+
+async def test_events(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__add", '{"a": 1, "b": 2}'), ("t__fail", "{}")), says("3!")]
+    events = [event async for event in await mcp.create(stream=True)]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [(event.type.removeprefix("response."), getattr(event, "output_index", None)) for event in events] == [
+        ("created", None),
+        ("in_progress", None),
+        ("output_item.added", 0),
+        ("mcp_list_tools.in_progress", 0),
+        ("mcp_list_tools.completed", 0),
+        ("output_item.done", 0),
+        ("output_item.added", 1),
+        ("mcp_call.in_progress", 1),
+        ("mcp_call_arguments.delta", 1),
+        ("mcp_call_arguments.done", 1),
+        ("output_item.added", 2),
+        ("mcp_call.in_progress", 2),
+        ("mcp_call_arguments.delta", 2),
+        ("mcp_call_arguments.done", 2),
+        ("mcp_call.completed", 1),
+        ("output_item.done", 1),
+        ("mcp_call.failed", 2),
+        ("output_item.done", 2),
+        ("output_item.added", 3),
+        ("content_part.added", 3),
+        ("output_text.delta", 3),
+        ("output_text.done", 3),
+        ("content_part.done", 3),
+        ("output_item.done", 3),
+        ("completed", None),
+    ]
+    final = events[-1].response
+    assert [event.item for event in events if event.type == "response.output_item.done"] == final.output
+    assert next(event.arguments for event in events if "arguments.done" in event.type) == '{"a": 1, "b": 2}'
+    async with mcp.client.responses.with_streaming_response.retrieve(final.id, stream=True) as replayed:
+        text = await replayed.text()
+    again = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
+    assert set(again) == {event.type for event in events}
+
+
+async def test_a_client_approves_a_call(mcp: McpGateway) -> None:
+    tools = [{**OPEN, "require_approval": {"never": {"tool_names": ["add"]}}}]
+    mcp.server.script = [
+        asks_for(("t__add", '{"a": 1, "b": 2}'), ("t__count", "{}"), ("t__put", '{"text": "a"}')),
+        says("counted."),
+    ]
+    first = await mcp.create(tools=tools)
+    assert kinds(first) == ["mcp_list_tools", "mcp_call", "mcp_approval_request", "mcp_approval_request"]
+    assert not mcp.counter.exists(), "nothing runs without an approval"
+    count, put = first.output[2:]
+    assert (count.name, count.arguments, count.server_label) == ("count", "{}", "t")
+    answers = [
+        {"type": "mcp_approval_response", "approval_request_id": count.id, "approve": True},
+        {"type": "mcp_approval_response", "approval_request_id": put.id, "approve": False, "reason": "too long"},
+        {"role": "user", "content": "go on"},
+    ]
+    second = await mcp.create(tools=tools, input=answers, previous_response_id=first.id)
+    assert kinds(second) == ["mcp_call", "message"], "the tools are not listed again"
+    assert (second.output[0].output, second.output[0].approval_request_id) == ("counted", count.id)
+    assert mcp.counter.read_text() == "begin\nend\n"
+    seen = [(message["role"], message.get("content")) for message in mcp.server.asked[1]["messages"]]
+    assert seen == [
+        ("user", "1+2?"),
+        ("assistant", None),
+        ("tool", "3"),
+        ("assistant", None),
+        ("tool", "counted"),
+        ("tool", "error: the user did not approve this call: too long"),
+        ("user", "go on"),
+    ]
+    third = await mcp.create(tools=tools, input="thanks", previous_response_id=second.id)
+    assert [message.get("content") for message in mcp.server.asked[2]["messages"]][4:] == [
+        "counted",
+        "error: the user did not approve this call: too long",
+        "go on",
+        "counted.",
+        "thanks",
+    ]
+    assert kinds(third) == ["message"]
+    await refused(mcp, 400, "approval_already_answered", tools=tools, input=answers[:1], previous_response_id=third.id)
+    await refused(mcp, 409, "approval_already_answered", tools=tools, input=answers, previous_response_id=first.id)
+    other = await mcp.create(input="x")
+    await refused(mcp, 400, "approval_request_not_found", tools=tools, input=answers, previous_response_id=other.id)
+    assert mcp.counter.read_text() == "begin\nend\n"
+
+
+async def refused(mcp: McpGateway, status: int, code: str | None, **fields: Any) -> Any:
+    with pytest.raises(APIStatusError) as caught:
+        await mcp.create(**fields)
+    error = caught.value
+    assert (error.status_code, error.code) == (status, code), error.message
+    return error
+
+
+async def test_functions_of_the_client_end_the_response(mcp: McpGateway) -> None:
+    look = {"type": "function", "name": "add", "parameters": {"type": "object", "properties": {}}, "strict": False}
+    mcp.server.script = [asks_for(("add", "{}"), ("t__add", '{"a": 1, "b": 2}')), says("done")]
+    first = await mcp.create(tools=[OPEN, look])
+    assert kinds(first) == ["mcp_list_tools", "function_call", "mcp_call"]
+    assert (first.output[1].name, first.output[2].output) == ("add", "3")
+    result = {"type": "function_call_output", "call_id": first.output[1].call_id, "output": "seen"}
+    second = await mcp.create(tools=[OPEN, look], input=[result], previous_response_id=first.id)
+    assert kinds(second) == ["message"]
+    assert len(mcp.server.asked) == 2
+
+
+async def test_a_response_in_the_background(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__add", '{"a": 1, "b": 2}')), says("3")]
+    response = await mcp.create(background=True)
+    async with asyncio.timeout(30):
+        while response.status in ("queued", "in_progress"):
+            await asyncio.sleep(0.02)
+            response = await mcp.client.responses.retrieve(response.id)
+    assert (response.status, kinds(response)) == ("completed", ["mcp_list_tools", "mcp_call", "message"])
+    assert response.output[1].output == "3"
+
+
+async def test_max_tool_calls(mcp: McpGateway) -> None:
+    mcp.server.script = [
+        asks_for(("t__add", '{"a": 1, "b": 2}')),
+        asks_for(("t__add", '{"a": 2, "b": 2}'), ("t__add", '{"a": 3, "b": 2}')),
+        says("enough"),
+    ]
+    response = await mcp.create(max_tool_calls=2)
+    assert kinds(response) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
+    assert mcp.server.asked[2]["messages"][-1]["content"] == "error: the maximum number of tool calls is reached"
+    assert "tools" in mcp.server.asked[1] and "tools" not in mcp.server.asked[2]
