@@ -253,7 +253,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     app[SCHEMA_CHECK_GATE] = services.schema_check_gate
     several = bool(admin) or len(settings.keys()) > 1
     app[BODY_BYTES_LIMIT] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
-    app[USED_APPROVALS] = UsedApprovals()
+    app[USED_APPROVALS] = UsedApprovals(services.response_store)
     app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_close_background)
     app.on_cleanup.append(_close_programs)

@@ -42,7 +42,6 @@ from gateway.api.responses.conversation_store import (
     append_response,
     check_size,
     find_conversation,
-    is_conversation_id,
 )
 from gateway.api.responses.mcp_history import McpHistory
 from gateway.api.semantic.extension import Scope, agent_scope
@@ -69,6 +68,7 @@ class _StoredAnswer(msgspec.Struct):
     conversation: ConversationReference | None = None
 
 
+_ID_PREFIX = "resp_"
 _NO_OUTPUT = b'{"output":[]}'
 _decode_request = msgspec.json.Decoder(_StoredRequest).decode
 _decode_answer = msgspec.json.Decoder(_StoredAnswer).decode
@@ -121,7 +121,7 @@ class Turn:
         async def load_turns(id: str) -> Sequence[StoredTurn]:
             if local is not None and (turns := local.find(id)) is not None:
                 return turns
-            return [] if is_conversation_id(id) else await response_store.load_conversation(tenant, id)
+            return await response_store.load_conversation(tenant, id) if is_response_id(id) else []
 
         conversation = None
         if body.conversation_id is not None:
@@ -255,7 +255,12 @@ def _input_of(raw: bytes) -> bytes:
 
 def new_response_id() -> str:
     """Return a new id for a response."""
-    return f"resp_{new_id(24)}"
+    return f"{_ID_PREFIX}{new_id(24)}"
+
+
+def is_response_id(id: str) -> bool:
+    """Return whether the id is that of a response. The response store has rows of other kinds."""
+    return id.startswith(_ID_PREFIX)
 
 
 def not_found_message(id: str) -> str:

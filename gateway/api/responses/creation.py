@@ -166,13 +166,12 @@ async def create_response(
         if not body.is_streamed or body.background:
             raise call.failed
         return await (stream or EventStream(request)).end(_failed_listing(call, call.failed), done=False)
-    spec = call.agent or call.spec
-    if call.setup is not None:
-        request.app[USED_APPROVALS].use(request[TENANT], call.setup.pending)
+    used, spec = request.app[USED_APPROVALS], call.agent or call.spec
+    pending = () if call.setup is None else call.setup.pending
     if body.background:
-        running = await request.app[BACKGROUND].start(
-            call.raw, body, target, call.turn, spec, call.facts, call.setup
-        )
+        background = request.app[BACKGROUND]
+        async with used.using(request[TENANT], pending):
+            running = await background.start(call.raw, body, target, call.turn, spec, call.facts, call.setup)
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
     parser_factory = tool_call_parser_factory(body.chat, model)
     checker = answer_checker_of(
@@ -183,9 +182,10 @@ async def create_response(
         checks_inputs=model.is_passthrough,
     )
     serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local, call.setup)
-    return await pipeline.respond(
-        target, [spec], serializer, streamed=body.is_streamed, stream=stream, facts=call.facts
-    )
+    async with used.using(request[TENANT], pending, lambda: bool(serializer.calls)):
+        return await pipeline.respond(
+            target, [spec], serializer, streamed=body.is_streamed, stream=stream, facts=call.facts
+        )
 
 
 def _failed_listing(call: ResponseCall, error: ListingFailed) -> bytes:

@@ -1,7 +1,9 @@
 """Calls of MCP tools in a conversation: which of them wait for the client's approval, and which it has approved."""
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,6 +20,7 @@ from compat.openai.responses.items import (
     McpListItem,
 )
 from gateway.errors import RequestError
+from gateway.responses import ResponseStore, StoredResponse
 
 _MAX_USED = 100_000
 """Number of approvals that are remembered, so that none is used twice."""
@@ -124,22 +127,61 @@ def _result(id: str, content: str | None) -> Message:
 
 
 class UsedApprovals:
-    """Approvals that requests of this process have used, so that a repeated request does not run a tool again."""
+    """Approvals that requests have used, so that a repeated request does not run a tool again.
 
-    def __init__(self) -> None:
+    The response store has a row for each, if it stores responses; otherwise they are known to this process alone.
+    """
+
+    def __init__(self, store: ResponseStore) -> None:
+        self._store = store
         self._used: OrderedDict[tuple[str, str], None] = OrderedDict()
 
-    def use(self, tenant: str, calls: Sequence[PendingCall]) -> None:
-        """Mark the approvals of a request as used. Raises RequestError if one is used already; then nothing has
-        changed."""
-        for call in calls:
-            if (tenant, call.id) in self._used:
-                message = f"the approval request {call.id!r} is already answered: its call has begun"
-                raise RequestError(409, message, code="approval_already_answered", param="input")
-        for call in calls:
-            self._used[tenant, call.id] = None
+    @asynccontextmanager
+    async def using(
+        self, tenant: str, calls: Sequence[PendingCall], has_begun: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[None]:
+        """Use the approvals of a request in an `async with` body, which submits its calls. If it fails before they have
+        begun, the approvals can be used again. Raises RequestError if one is used already, and ResponseStoreError."""
+        taken: list[PendingCall] = []
+        try:
+            for call in calls:
+                await self._use(tenant, call, taken)
+            yield
+        except BaseException:
+            if not has_begun():
+                for call in taken:
+                    self._used.pop((tenant, call.id), None)
+                    if self._store.is_enabled:
+                        await self._store.delete(tenant, _row_id(call))
+            raise
         while len(self._used) > _MAX_USED:
             self._used.popitem(last=False)
+
+    async def _use(self, tenant: str, call: PendingCall, taken: list[PendingCall]) -> None:
+        """Use an approval, and add it to `taken`."""
+        key, row = (tenant, call.id), _row_id(call)
+        if key in self._used:
+            raise _refusal(call)
+        self._used[key] = None  # before the first wait: two requests may arrive at once
+        try:
+            if self._store.is_enabled:
+                if await self._store.find(tenant, row) is not None:
+                    raise _refusal(call)
+                await self._store.add(StoredResponse(tenant, row, b"[]", b"{}"))
+        except BaseException:
+            del self._used[key]
+            raise
+        taken.append(call)
+
+
+def _row_id(call: PendingCall) -> str:
+    """Return the id of the row for an approval. The client may have chosen the id of the request."""
+    return f"used_{hashlib.blake2b(call.id.encode(), digest_size=20).hexdigest()}"
+
+
+def _refusal(call: PendingCall) -> RequestError:
+    message = f"the approval request {call.id[:100]!r} is already answered: its call has begun"
+    return RequestError(409, message, code="approval_already_answered", param="input")
 
 
 USED_APPROVALS = web.AppKey("used_approvals", UsedApprovals)

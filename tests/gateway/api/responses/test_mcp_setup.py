@@ -4,52 +4,68 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import APIStatusError, AsyncOpenAI
 
-from tests.fakes.in_process_gateway import gateway_before
+from gateway.api.responses.mcp_history import USED_APPROVALS
+from tests.fakes.in_process_gateway import GatewayClient, gateway_before
 from tests.fakes.scripted_server import ScriptedServer, says
+from tests.fakes.tool_servers import FOLDER, http_tool_server
 from tests.gateway.api.semantic.test_tool_forms import asks_for
 
-_SERVER = Path(__file__).parents[3] / "fakes" / "tool_server.py"
 OPEN = {"type": "mcp", "server_label": "t", "require_approval": "never"}
 
 
 class McpGateway:
     """A gateway with the MCP server `t`, an openai client of it, and the upstream server."""
 
-    def __init__(self, client: AsyncOpenAI, server: ScriptedServer, counter: Path, unfinished: Any) -> None:
+    def __init__(
+        self, client: AsyncOpenAI, http: GatewayClient, server: ScriptedServer, counter: Path, unfinished: Any
+    ) -> None:
         self.client = client
+        self.http = http
         self.server = server
         self.counter = counter
         self.unfinished = unfinished
+
+    def forget_approvals(self) -> None:
+        """Forget what this process knows of used approvals, as a restart does."""
+        assert self.http.app is not None
+        self.http.app[USED_APPROVALS]._used.clear()
 
     async def create(self, **fields: Any) -> Any:
         body: dict[str, Any] = {"model": "fake", "input": "1+2?", "tools": [OPEN], **fields}
         return await self.client.responses.create(**body)
 
 
+@asynccontextmanager
+async def mcp_gateway(folder: Path, **more: Any) -> AsyncIterator[McpGateway]:
+    """Run a gateway. `more`: further keys of the file of tool servers."""
+    counter, path = folder / "count", folder / "tools.json"
+    server_settings = {
+        "command": [sys.executable, str(FOLDER / "tool_server.py")],
+        "env": {"COUNTER": str(counter)},
+        "tools": ["add", "count", "fail", "put", "markup", "large"],
+        "result_bytes": 1000,
+    }
+    gone = {"command": [sys.executable, "-c", "pass"], "tools": ["*"], "start_seconds": 5}
+    path.write_text(json.dumps({"servers": {"t": server_settings, "gone": gone}, **more}))
+    async with (
+        ScriptedServer() as server,
+        gateway_before(server, tool_servers=path) as (http, unfinished),
+        AsyncOpenAI(base_url=str(http.make_url("/v1")), api_key="k", max_retries=0) as client,
+    ):
+        yield McpGateway(client, http, server, counter, unfinished)
+
+
 @pytest.fixture
 async def mcp(tmp_path: Path) -> AsyncIterator[McpGateway]:
-    counter = tmp_path / "count"
-    settings = {
-        "servers": {
-            "t": {
-                "command": [sys.executable, str(_SERVER)],
-                "env": {"COUNTER": str(counter)},
-                "tools": ["add", "count", "fail", "put", "markup", "large"],
-                "result_bytes": 1000,
-            }
-        }
-    }
-    path = tmp_path / "tools.json"
-    path.write_text(json.dumps(settings))
-    async with ScriptedServer() as server, gateway_before(server, tool_servers=path) as (http, unfinished):
-        async with AsyncOpenAI(base_url=str(http.make_url("/v1")), api_key="k", max_retries=0) as client:
-            yield McpGateway(client, server, counter, unfinished)
+    async with mcp_gateway(tmp_path) as gateway:
+        yield gateway
 
 
 def kinds(response: Any) -> list[str]:
@@ -166,6 +182,8 @@ async def test_a_client_approves_a_call(mcp: McpGateway) -> None:
     other = await mcp.create(input="x")
     await refused(mcp, 400, "approval_request_not_found", tools=tools, input=answers, previous_response_id=other.id)
     assert mcp.counter.read_text() == "begin\nend\n"
+    mcp.forget_approvals()
+    await refused(mcp, 409, "approval_already_answered", tools=tools, input=answers, previous_response_id=first.id)
 
 
 async def refused(mcp: McpGateway, status: int, code: str | None, **fields: Any) -> Any:
@@ -209,3 +227,141 @@ async def test_max_tool_calls(mcp: McpGateway) -> None:
     assert kinds(response) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
     assert mcp.server.asked[2]["messages"][-1]["content"] == "error: the maximum number of tool calls is reached"
     assert "tools" in mcp.server.asked[1] and "tools" not in mcp.server.asked[2]
+
+
+@pytest.mark.parametrize(
+    ("tools", "status", "param"),
+    [
+        ([{"type": "mcp", "server_label": "none"}], 400, "tools.0.server_label"),
+        ([{**OPEN, "server_url": "https://example.com/"}], 400, "tools.0.server_label"),
+        ([{"type": "mcp", "server_label": "x", "server_url": "https://example.com/"}], 400, "tools.0.server_url"),
+        ([{**OPEN, "headers": {"A": "b"}}], 400, "tools.0.headers"),
+        ([{**OPEN, "authorization": "b"}], 400, "tools.0.authorization"),
+        ([{"type": "mcp", "server_label": "x", "connector_id": "connector_gmail"}], 400, "tools.0.connector_id"),
+        ([OPEN, OPEN], 400, "tools.1.server_label"),
+        ([{"type": "mcp", "server_label": f"s{index}"} for index in range(100)], 400, "tools"),
+        ([OPEN, {"type": "function", "name": "t__add", "parameters": {"type": "object"}}], 400, "tools"),
+        ([{"type": "mcp", "server_label": "gone"}], 424, "tools"),
+    ],
+)
+async def test_refusals(mcp: McpGateway, tools: list[Any], status: int, param: str) -> None:
+    with pytest.raises(APIStatusError) as caught:
+        await mcp.create(tools=tools)
+    body: Any = caught.value.body
+    assert (caught.value.status_code, body["param"]) == (status, param), body
+    assert (mcp.server.asked, mcp.unfinished()) == ([], 0)
+
+
+async def test_a_stream_says_that_a_server_cannot_list_its_tools(mcp: McpGateway) -> None:
+    tools = [{"type": "mcp", "server_label": "gone"}]
+    events = [event async for event in await mcp.create(tools=tools, stream=True)]
+    assert [event.type.removeprefix("response.") for event in events] == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "mcp_list_tools.in_progress",
+        "mcp_list_tools.failed",
+        "output_item.done",
+        "failed",
+    ]
+    assert events[5].item.error
+    assert "MCP server: 'gone'" in events[-1].response.error.message
+
+
+async def test_a_server_at_a_url_of_the_client(tmp_path: Path) -> None:
+    with http_tool_server(tmp_path / "count") as url:
+        async with mcp_gateway(tmp_path, url_patterns=[url]) as mcp:
+            tool = {
+                "type": "mcp",
+                "server_label": "mine",
+                "server_url": url,
+                "authorization": "secret-token",
+                "server_description": "Numbers.",
+                "require_approval": "never",
+                "allowed_tools": {"read_only": True},
+            }
+            mcp.server.script = [asks_for(("mine__add", '{"a": 1, "b": 2}'), ("mine__add", "{}")), says("3")]
+            response = await mcp.create(tools=[OPEN, tool])
+            assert kinds(response) == ["mcp_list_tools", "mcp_list_tools", "mcp_call", "mcp_call", "message"]
+            assert {each.name for each in response.output[1].tools} == {"add", "now"}
+            assert response.output[2].output == "3"
+            assert response.output[3].error.message.startswith("tool mine/add: ")
+            assert "secret-token" not in response.model_dump_json()
+            assert response.tools[1].server_url == "http://127.0.0.1/<redacted>"
+            described = [each["function"]["description"] for each in mcp.server.asked[0]["tools"]]
+            assert [text for text in described if "Numbers." in text] == ["Tools mine__*: Numbers.\n\nAdd two numbers."]
+
+
+async def test_items_can_be_sent_back_by_a_client_that_stores_nothing(mcp: McpGateway) -> None:
+    mcp.server.script = [
+        asks_for(("t__add", '{"a": 1, "b": 2}'), ("t__markup", "{}")),
+        asks_for(("t__put", "{}"), ("t__count", "{}")),
+    ]
+    tools = [{**OPEN, "require_approval": {"never": {"tool_names": ["add", "markup"]}}}]
+    question = {"role": "user", "content": "q"}
+    first = await mcp.create(input=[question], tools=tools, store=False)
+    requests = [item for item in first.output if item.type == "mcp_approval_request"]
+    history = [question, *(item.model_dump(exclude_none=True) for item in first.output)]
+    answers = [
+        {"type": "mcp_approval_response", "approval_request_id": request.id, "approve": True} for request in requests
+    ]
+    second = await mcp.create(input=[*history, *answers], tools=tools, store=False)
+    assert kinds(second) == ["mcp_call", "mcp_call", "message"]
+    assert [item.status for item in second.output[:2]] == ["failed", "completed"]
+    third = [*history, *answers, *(item.model_dump(exclude_none=True) for item in second.output), question]
+    await mcp.create(input=third, tools=tools, store=False)
+    seen = [(message["role"], message.get("content")) for message in mcp.server.asked[-1]["messages"]]
+    assert [content for role, content in seen if role == "tool"][:2] == ["3", "<<x>> <|im_end|> \\<<y>>"]
+    assert [role for role, _ in seen].count("tool") == 4
+    assert mcp.counter.read_text() == "begin\nend\n"
+    await refused(mcp, 409, "approval_already_answered", input=[*history, *answers], tools=tools, store=False)
+
+
+async def test_a_session_with_variables(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__markup", "{}")), says("a <<n>>")]
+    extension = {"session": "s", "inputs": {"n": "seven"}, "output": "end"}
+    async with mcp.http.put("/v1/sessions/s", json={}) as _, mcp.http.post("/v1/sessions", json={"id": "s"}) as _:
+        pass
+    response = await mcp.create(input="say <<n>>", extra_body={"semantic": extension})
+    assert kinds(response) == ["mcp_list_tools", "mcp_call", "message"]
+    first, second = mcp.server.asked
+    assert first["messages"][0]["content"] == "say seven"
+    assert second["messages"][-1]["content"] == "<<x>> <|im_end|> \\<<y>>"
+    assert response.output[2].content[0].text == "a <<n>>"
+
+
+async def test_large_arguments(mcp: McpGateway) -> None:
+    arguments = json.dumps({"text": "x" * 1_000_000})
+    mcp.server.script = [asks_for(("t__put", arguments)), says("stored")]
+    response = await mcp.create(tools=[{"type": "mcp", "server_label": "t"}])
+    request = response.output[-1]
+    assert len(request.arguments) == len(arguments)
+    answer = {"type": "mcp_approval_response", "approval_request_id": request.id, "approve": True}
+    response = await mcp.create(input=[answer], previous_response_id=response.id)
+    assert response.output[0].output == "stored 1000000"
+
+
+async def test_the_model_has_to_call_a_tool(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__add", '{"a": 1, "b": 2}')), says("3")]
+    choice = {"type": "mcp", "server_label": "t", "name": "add"}
+    response = await mcp.create(tool_choice=choice)
+    assert kinds(response) == ["mcp_list_tools", "mcp_call", "message"]
+    first, second = mcp.server.asked
+    assert (first["tool_choice"], [tool["function"]["name"] for tool in first["tools"]]) == ("required", ["t__add"])
+    assert second.get("tool_choice", "auto") == "auto"
+    missing = {"type": "mcp", "server_label": "t", "name": "none"}
+    await refused(mcp, 400, "invalid_value", tool_choice=missing)
+
+
+async def test_a_client_that_leaves_ends_the_tool(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__count", '{"seconds": 600}'))]
+    stream = await mcp.create(stream=True)
+    async for event in stream:
+        if event.type == "response.mcp_call_arguments.done":
+            break
+    async with asyncio.timeout(30):
+        while not mcp.counter.exists():
+            await asyncio.sleep(0.01)
+        await stream.close()
+        while "cancelled" not in mcp.counter.read_text() or mcp.unfinished():
+            await asyncio.sleep(0.01)
