@@ -98,8 +98,8 @@ class AgentRecord(StoredRecord, frozen=True, tag="agent"):
     names: dict[str, str]
     values: dict[str, str]
     on_max: Literal["fail", "answer"]
-    first: list[tuple[str, str, str] | str] = []
-    final: list[str] = []
+    first: tuple[tuple[str, str, str] | str, ...] = ()
+    final: tuple[str, ...] = ()
     max_calls: int | None = None
 
 
@@ -154,7 +154,18 @@ def form_record(form: Form) -> FormRecord:
             known = [(tool.function, tool.server, tool.name) for tool in tools]
             runs = [(run.server, run.name, run.arguments) if isinstance(run, ToolRun) else run for run in first]
             return AgentRecord(
-                model, body, prefix, known, max_turns, parts, names, values, on_max, runs, list(final), max_calls
+                model,
+                body,
+                prefix,
+                known,
+                max_turns,
+                parts,
+                names,
+                values,
+                on_max,
+                tuple(runs),
+                tuple(final),
+                max_calls,
             )
 
 

@@ -471,9 +471,7 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
             case McpCallItem() if item.approval_request_id is not None:  # its request is the call
                 add(_mcp_output(item, item.approval_request_id), f"{path}.output")
                 can_join, reasoning = False, None
-            case (
-                FunctionCallItem() | CustomCallItem() | SearchCallItem() | McpCallItem() | McpApprovalRequestItem()
-            ):
+            case FunctionCallItem() | CustomCallItem() | SearchCallItem() | McpCallItem() | McpApprovalRequestItem():
                 if not can_join:
                     messages.append(Message.model_construct(role="assistant"))
                     paths.append(path)

@@ -298,8 +298,8 @@ class Background:
         facts: RequestFacts | None,
         setup: McpSetup | None = None,
     ) -> BackgroundResponse:
-        """Start the call. `raw`: the body of the request. `setup`: its MCP servers, if it has any. Once this returns, the response will be completed, even after
-        a crash.
+        """Start the call. `raw`: the body of the request. `setup`: its MCP servers, if it has any. Once this returns,
+        the response will be completed, even after a crash.
 
         Raises GraphError or RequestError; then nothing has changed.
         """

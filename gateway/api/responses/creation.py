@@ -44,9 +44,12 @@ _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"
 
 @dataclass(frozen=True)
 class ResponseCall:
-    """The call for a response, before it is submitted. `raw`: body of the request, with references replaced. `spec`: the
-    call for the first answer of the model. `agent`: the call that runs it with the tools of MCP servers, and `setup`:
-    these servers, if the request has any. `failed`: the server that could not list its tools."""
+    """The call for a response, before it is submitted.
+
+    `raw`: body of the request, with references replaced. `spec`: the call for the first answer of the model. `agent`:
+    the call that runs the model and the tools of MCP servers in turn, and `setup`: these servers, if the request has
+    any. `failed`: the server that could not list its tools.
+    """
 
     target: pipeline.Target
     body: ResponseRequest

@@ -87,7 +87,9 @@ async def open_servers(servers: ToolServers, body: ResponseRequest, tenant: str)
         len(encode_json([tool.name, tool.description, tool.input_schema])) for each in found for tool in each.tools
     )
     if size > _MAX_LISTED_BYTES:
-        message = f"the tools of the MCP servers have {size} bytes; at most {_MAX_LISTED_BYTES} are allowed: choose some"
+        message = (
+            f"the tools of the MCP servers have {size} bytes; at most {_MAX_LISTED_BYTES} are allowed: choose some"
+        )
         raise RequestError(400, message, code="too_large", param="tools")
     return found
 
@@ -209,7 +211,9 @@ class McpAgentBuilder:
         if content is None:
             return None
         return [
-            part.model_copy(update={"text": self._rename(part.text, references)}) if isinstance(part, TextPart) else part
+            part.model_copy(update={"text": self._rename(part.text, references)})
+            if isinstance(part, TextPart)
+            else part
             for part in content
         ]
 

@@ -126,10 +126,11 @@ class Agent:
 
     `body`: a chat completion request as JSON, with the descriptions of the tools. Its references have names that begin
     with `prefix`, which no model knows, so that an answer cannot contain a reference. `binding` has these names.
-    `max_turns`: maximum number of the model's answers. `on_max`: whether the form fails if the last of them calls tools,
-    or the model gets no tools for it. `first`: runs of tools before the first answer, with texts in place of those that
-    cannot be run. `final`: functions that the client runs or approves. An answer that calls one is the last; its other
-    calls are run. `max_calls`: maximum number of tool calls. Further calls are not run, and then the model gets no tools.
+    `max_turns`: maximum number of the model's answers. `on_max`: whether the form fails if the last of them calls
+    tools, or the model gets no tools for it. `first`: runs of tools before the first answer, with texts in place of
+    those that cannot be run. `final`: functions that the client runs or approves. An answer that calls one is the last;
+    its other calls are run. `max_calls`: maximum number of tool calls. Further calls are not run, and then the model
+    gets no tools.
     """
 
     model: str
@@ -146,7 +147,8 @@ class Agent:
     max_calls: int | None = None
 
     def has_tools(self, number: int, calls: int) -> bool:
-        """Return whether the model may call tools in answer `number`, from 1 on. `calls`: number of tool calls so far."""
+        """Return whether the model may call tools in answer `number`, from 1 on. `calls`: number of tool calls before
+        it."""
         is_last = number >= self.max_turns and self.on_max == "answer"
         return bool(self.tools or self.final) and not is_last and self.has_room(calls)
 

@@ -70,9 +70,7 @@ async def run_agent(steps: FormSteps, form: Agent, prompts: AgentPrompts) -> Non
             value = await steps.until_final(child)
             answer = AgentAnswer(value.value or "", ())
             if has_tools:
-                answer = await prompts.answer(
-                    form, answer.text, child.finish_reason, tenant, is_first=not history
-                )
+                answer = await prompts.answer(form, answer.text, child.finish_reason, tenant, is_first=not history)
         except TurnRefused as error:
             raise steps.failed(error.code, f"answer {number} of the agent: {error}") from error
         if not answer.calls:

@@ -92,7 +92,7 @@ async def test_tools_run_until_the_model_answers(mcp: McpGateway) -> None:
     failed, refused = (call.error for call in calls[2:])
     assert failed.type == "mcp_tool_execution_error"
     assert failed.content[0]["text"].startswith("tool t/fail failed: ")
-    assert (refused.type, "the property \"b\" is missing" in refused.message) == ("mcp_protocol_error", True)
+    assert (refused.type, 'the property "b" is missing' in refused.message) == ("mcp_protocol_error", True)
     assert [message["content"] for message in mcp.server.asked[1]["messages"][-2:]] == ["3", "stored 5"]
     assert (response.status, mcp.unfinished()) == ("completed", 0)
     assert response.tools[0].server_label == "t"
@@ -226,7 +226,8 @@ async def test_max_tool_calls(mcp: McpGateway) -> None:
     response = await mcp.create(max_tool_calls=2)
     assert kinds(response) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
     assert mcp.server.asked[2]["messages"][-1]["content"] == "error: the maximum number of tool calls is reached"
-    assert "tools" in mcp.server.asked[1] and "tools" not in mcp.server.asked[2]
+    assert "tools" in mcp.server.asked[1]
+    assert "tools" not in mcp.server.asked[2]
 
 
 @pytest.mark.parametrize(
