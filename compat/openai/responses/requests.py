@@ -131,10 +131,11 @@ class ResponseRequest(Generation):
     stream_options: ResponseStreamOptions | None = None
     # run without a waiting client
     background: bool | None = None
-    # hints without effect: the client runs the tool calls, and a prompt that is too long is refused
+    # limits the calls of MCP tools; the client runs those of its own
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    # hints without effect: a prompt that is too long is refused
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: ServiceTier | None = None
-    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     prompt_cache_retention: CacheRetention | None = None
     prompt_cache_options: CacheOptions | None = None
     # accepted and ignored: only OpenAI's own service uses them

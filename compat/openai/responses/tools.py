@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -231,9 +232,13 @@ class McpFilter(Request):
     tool_names: ToolNames | None = None
     read_only: bool | None = None
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.tool_names or ())
+
     def matches(self, name: str, *, is_read_only: bool) -> bool:
         """Return whether the filter selects a tool."""
-        by_name = self.tool_names is None or name in self.tool_names
+        by_name = self.tool_names is None or name in self._names
         return by_name and self.read_only in (None, is_read_only)
 
 
@@ -282,9 +287,12 @@ class McpTool(_ToolHints):
 
     def allows(self, name: str, *, is_read_only: bool) -> bool:
         """Return whether the model may call a tool of the server."""
-        if isinstance(self.allowed_tools, McpFilter):
-            return self.allowed_tools.matches(name, is_read_only=is_read_only)
-        return self.allowed_tools is None or name in self.allowed_tools
+        return self._filter.matches(name, is_read_only=is_read_only)
+
+    @cached_property
+    def _filter(self) -> McpFilter:
+        allowed = self.allowed_tools
+        return allowed if isinstance(allowed, McpFilter) else McpFilter(tool_names=allowed)
 
     def needs_approval(self, name: str, *, is_read_only: bool) -> bool:
         """Return whether the client has to approve each call of a tool."""

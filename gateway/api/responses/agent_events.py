@@ -13,7 +13,10 @@ from gateway.graph.errors import GraphError
 from gateway.graph.forms.form import Agent
 from gateway.graph.variable import Piece, Reader
 from gateway.prompts.served_models import ServedModel
+from gateway.runtime.executors import offload
 
+_LONG = 50_000
+"""Length of an agent's request, in characters, from which it is read in a thread."""
 _RETRY_SECONDS = 1.0
 """Interval between attempts to store that a client reads an answer, in seconds."""
 
@@ -26,7 +29,8 @@ async def agent_events(
     form, items = call.spec.form, builder.agent_items
     assert isinstance(form, Agent)
     yield [*builder.open(), *items.list_tools(), *items.begin_approved()]
-    parsers = _parsers(form, model)
+    size = len(form.body)
+    parsers = _parsers(form, model) if size < _LONG else await offload(lambda: _parsers(form, model), size)
     number = 0
     while True:
         for position in items.running:

@@ -170,8 +170,8 @@ class ResponseBuilder:
 
     def close(self) -> list[Event]:
         """End the last items and return their events. Call `finish` next."""
-        if self.is_agent:
-            return []
+        if self.is_agent:  # `agent_events` has ended the items; here only a reference is open
+            return [*self._items.end()]
         events: list[Event] = (
             [] if self._parser is None else self._add_events(self._parser.finish(cut=self._is_cut_off))
         )

@@ -1,5 +1,6 @@
 """Create responses, for HTTP and for WebSockets."""
 
+import dataclasses
 from collections.abc import Container
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from gateway.api.responses.mcp_setup import (
     ListingFailed,
     McpAgentBuilder,
     McpSetup,
+    OpenServer,
     functions_of,
     open_servers,
     setup_of,
@@ -28,7 +30,7 @@ from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.agent_prompts import AgentNames
 from gateway.api.semantic.extension import find_agent_session
 from gateway.api.serializers.responses import ResponseSerializer
-from gateway.api.services import normalizes_prompt
+from gateway.api.services import SERVICES, normalizes_prompt
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.errors import Failure
@@ -36,7 +38,6 @@ from gateway.http.json_body import json_response, reserve_bytes, validate_async
 from gateway.http.middleware.auth import TENANT
 from gateway.http.sse import EventStream
 from gateway.http.warnings import add_warning
-from gateway.runtime.executors import offload
 
 _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
 """Paths of fields that are elsewhere in a chat completion."""
@@ -97,28 +98,14 @@ async def build_call(
             message = f"tools of earlier turns: {error}"
             raise RequestError(400, message, code="invalid_value", param="tools") from None
     references: Container[str] = scope.references
-    agent = setup = failed = None
-    if body.mcp_tools:
-        _check_semantic(body)
-        try:
-            opened = await open_servers(services.tools, body, request[TENANT])
-        except ListingFailed as error:
-            failed, opened = error, []
-        setup = setup_of(opened, turn.mcp)
-        if failed is None:
-            try:
-                body = body.with_mcp_functions(functions_of(opened))
-            except ValueError as error:
-                message = f"tools: {_message_of(error)}"
-                raise RequestError(400, message, code="invalid_value", param="tools") from None
-            agent = McpAgentBuilder(body, opened, setup)
-            chat = agent.chat(messages, references)
-            references = AgentNames(agent.prefix)
-    elif turn.mcp.pending:
-        message = "the request approves a call, but names no MCP server in tools"
-        raise RequestError(400, message, code="unknown_tool", param="tools")
-    if agent is None:
+    servers = await _servers_of(request, body, turn)
+    size = turn.size
+    if servers is None:
         chat = body.chat.model_copy(update={"messages": messages})
+    else:
+        body, size = servers.body, size + servers.size
+        chat = await pipeline.offload_if_long(lambda: servers.agent.chat(messages, scope.references), size, model)
+        references = AgentNames(servers.agent.prefix)
     builder = ChatSpecBuilder(
         chat,
         references,
@@ -128,7 +115,7 @@ async def build_call(
         normalizes=normalizes_prompt(request),
         has_programs=services.programs is not None,
     )
-    length = len(raw) + sum([message.length for message in messages])
+    length = len(raw) + sum([message.length for message in messages]) + (0 if servers is None else servers.size)
     try:
         spec = await pipeline.build_spec(builder, model, target.fallbacks, length)
     except RequestError as error:
@@ -136,8 +123,46 @@ async def build_call(
         raise
     add_warning(request, builder.warning)
     facts = builder.facts(body.prompt_cache_key, body.user, tool_call_parser_factory(body.chat, model))
-    agent_spec = None if agent is None else await offload(lambda: agent.spec(spec, chat), length)
-    return ResponseCall(target, body, raw, turn, spec, facts, agent_spec, setup, failed)
+    call = ResponseCall(target, body, raw, turn, spec, facts)
+    if servers is None:
+        return call
+    agent_spec = await pipeline.offload_if_long(lambda: servers.agent.spec(spec, chat), length, model)
+    return dataclasses.replace(call, agent=agent_spec, setup=servers.setup, failed=servers.failed)
+
+
+@dataclass(frozen=True)
+class _Servers:
+    """The MCP servers of a request. `body`: the request with their functions. `size`: that of their tools, in bytes."""
+
+    body: ResponseRequest
+    agent: McpAgentBuilder
+    setup: McpSetup
+    size: int
+    failed: ListingFailed | None
+
+
+async def _servers_of(request: web.Request, body: ResponseRequest, turn: Turn) -> _Servers | None:
+    """Return the MCP servers of a request; None if it has none. Raises RequestError."""
+    if not body.mcp_tools:
+        if turn.mcp.pending:
+            message = "the request approves a call of a tool, but has no MCP server in tools"
+            raise RequestError(400, message, code="unknown_tool", param="tools")
+        return None
+    _check_semantic(body)
+    failed, opened = None, list[OpenServer]()
+    try:
+        opened = await open_servers(request.app[SERVICES].tools, body, request[TENANT])
+    except ListingFailed as error:
+        failed = error
+    setup = setup_of(opened, turn.mcp)
+    if failed is None:
+        try:
+            body = body.with_mcp_functions(functions_of(opened))
+        except ValueError as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise RequestError(400, f"tools: {reason}", code="invalid_value", param="tools") from None
+    agent = McpAgentBuilder(body, opened, setup)
+    return _Servers(body, agent, setup, sum(each.size for each in opened), failed)
 
 
 def _check_semantic(body: ResponseRequest) -> None:
@@ -146,11 +171,6 @@ def _check_semantic(body: ResponseRequest) -> None:
         if body.semantic is not None and getattr(body.semantic, name):
             message = f"a response with MCP servers has no {name}"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"semantic.{name}")
-
-
-def _message_of(error: ValueError) -> str:
-    """Return the message of an error of validation."""
-    return str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
 
 
 async def create_response(

@@ -18,7 +18,7 @@ from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.forms.expansion import result_reference
 from gateway.graph.forms.form import Agent, AgentTool, Binding, ToolRun
-from gateway.graph.references import Reference, parse
+from gateway.graph.references import NO_NAME, Reference, parse
 from gateway.graph.segments import Input
 from gateway.prompts.tool_calls.description import Verbatim
 from gateway.runtime.json_codec import decode_json, encode_json
@@ -62,14 +62,21 @@ class ListingFailed(RequestError):
         self.label = label
         self.reason = str(error)
 
+    @property
+    def type(self) -> str:
+        """Return OpenAI's error type."""
+        return "external_connector_error"
+
 
 @dataclass(frozen=True)
 class OpenServer:
-    """An MCP server of a request. `server`: its name among the tool servers. `tools`: tools that the client allows."""
+    """An MCP server of a request. `server`: its name among the tool servers. `tools`: tools that the client allows.
+    `size`: that of their names, descriptions and schemas, in bytes."""
 
     tool: McpTool
     server: str
     tools: Sequence[ToolDescription]
+    size: int
 
 
 async def open_servers(servers: ToolServers, body: ResponseRequest, tenant: str) -> list[OpenServer]:
@@ -83,14 +90,8 @@ async def open_servers(servers: ToolServers, body: ResponseRequest, tenant: str)
         if isinstance(result, BaseException):
             raise result
         found.append(result)
-    size = sum(
-        len(encode_json([tool.name, tool.description, tool.input_schema])) for each in found for tool in each.tools
-    )
-    if size > _MAX_LISTED_BYTES:
-        message = (
-            f"the tools of the MCP servers have {size} bytes; at most {_MAX_LISTED_BYTES} are allowed: choose some"
-        )
-        raise RequestError(400, message, code="too_large", param="tools")
+    if sum(each.size for each in found) > _MAX_LISTED_BYTES:
+        raise _too_large()
     return found
 
 
@@ -113,8 +114,20 @@ async def _open(servers: ToolServers, tool: McpTool, where: str, tenant: str) ->
         raise RequestError(400, f"{field}: {error}", code=error.code, param=field) from error
     except ToolFailed as error:
         raise ListingFailed(tool.server_label, error) from error
-    allowed = [each for each in described if tool.allows(each.name, is_read_only=each.is_read_only)]
-    return OpenServer(tool, server, allowed)
+    allowed = []
+    size = 0
+    for each in described:
+        if tool.allows(each.name, is_read_only=each.is_read_only):
+            allowed.append(each)
+            size += len(encode_json([each.name, each.description, each.input_schema]))
+            if size > _MAX_LISTED_BYTES:
+                raise _too_large()
+    return OpenServer(tool, server, allowed, size)
+
+
+def _too_large() -> RequestError:
+    message = f"the tools of the MCP servers have more than {_MAX_LISTED_BYTES} bytes; choose some with allowed_tools"
+    return RequestError(400, message, code="too_large", param="tools")
 
 
 def functions_of(opened: Sequence[OpenServer]) -> list[FlatTool]:
@@ -201,6 +214,8 @@ class McpAgentBuilder:
 
     def _rename(self, content: Any, references: Container[str]) -> Any:
         """Return the content of a message with names that only this agent knows."""
+        if references is NO_NAME and not isinstance(content, Verbatim):
+            return content
         if isinstance(content, str):
             if isinstance(content, Verbatim):
                 return str(content)

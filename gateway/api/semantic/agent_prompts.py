@@ -16,7 +16,12 @@ from gateway.graph.errors import GraphError
 from gateway.graph.forms.form import Agent
 from gateway.prompts.served_models import ServedModels
 from gateway.prompts.tool_calls.parser import parse_answer
+from gateway.runtime.executors import offload
 from gateway.scheduler.forms.agent_run import AgentAnswer, TurnRefused
+
+_LONG = 50_000
+"""Length of an agent's request, in characters, from which it is checked in a thread."""
+_NO_MESSAGE = {"role": "user", "content": ""}
 
 
 class RequestAgentPrompts:
@@ -36,10 +41,10 @@ class RequestAgentPrompts:
         request["messages"] += history
         names = AgentNames(form.prefix)
         try:
-            body = ChatCompletionRequest.model_validate(request)
+            body = await _validated(request, len(form.body))
             models = self._models_of(tenant)
             model = await models.get(form.model)
-            length = sum([message.length for message in body.messages])
+            length = len(form.body) + sum([message.length for message in body.messages])
             builder = ChatSpecBuilder(body, references=names, deferred=False)
             return await build_spec(builder, model, models.fallbacks_of(model), length)
         except ValidationError as error:
@@ -51,7 +56,8 @@ class RequestAgentPrompts:
         self, form: Agent, text: str, finish_reason: str | None, tenant: str, *, is_first: bool
     ) -> AgentAnswer:
         """See `AgentPrompts.answer`."""
-        body = ChatCompletionRequest.model_validate(agent_request(form, is_first=is_first))
+        request = agent_request(form, is_first=is_first)
+        body = await _validated({**request, "messages": [_NO_MESSAGE]}, len(form.body))
         try:
             model = await self._models_of(tenant).get(form.model)
         except RequestError as error:
@@ -61,6 +67,13 @@ class RequestAgentPrompts:
             return AgentAnswer(text, ())
         content, found = parse_answer(factory(), text, cut=finish_reason == "length")
         return AgentAnswer(content, found)
+
+
+async def _validated(request: Mapping[str, Any], length: int) -> ChatCompletionRequest:
+    """Return a request after its check, which runs in a thread if the request is long."""
+    if length < _LONG:
+        return ChatCompletionRequest.model_validate(request)
+    return await offload(lambda: ChatCompletionRequest.model_validate(request), length)
 
 
 def agent_request(form: Agent, *, is_first: bool) -> dict[str, Any]:

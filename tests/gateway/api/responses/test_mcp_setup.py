@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from openai import APIStatusError, AsyncOpenAI
 
+from gateway.api.responses import mcp_setup
 from gateway.api.responses.mcp_history import USED_APPROVALS
 from tests.fakes.in_process_gateway import GatewayClient, gateway_before
-from tests.fakes.scripted_server import ScriptedServer, says
+from tests.fakes.scripted_server import ScriptedServer, refuses, says
 from tests.fakes.tool_servers import FOLDER, http_tool_server
 from tests.gateway.api.semantic.test_tool_forms import asks_for
 
@@ -43,7 +44,7 @@ class McpGateway:
 
 
 @asynccontextmanager
-async def mcp_gateway(folder: Path, **more: Any) -> AsyncIterator[McpGateway]:
+async def mcp_gateway(folder: Path, api_key: Any = (), **more: Any) -> AsyncIterator[McpGateway]:
     """Run a gateway. `more`: further keys of the file of tool servers."""
     counter, path = folder / "count", folder / "tools.json"
     server_settings = {
@@ -56,7 +57,7 @@ async def mcp_gateway(folder: Path, **more: Any) -> AsyncIterator[McpGateway]:
     path.write_text(json.dumps({"servers": {"t": server_settings, "gone": gone}, **more}))
     async with (
         ScriptedServer() as server,
-        gateway_before(server, tool_servers=path) as (http, unfinished),
+        gateway_before(server, tool_servers=path, api_key=list(api_key)) as (http, unfinished),
         AsyncOpenAI(base_url=str(http.make_url("/v1")), api_key="k", max_retries=0) as client,
     ):
         yield McpGateway(client, http, server, counter, unfinished)
@@ -321,8 +322,8 @@ async def test_items_can_be_sent_back_by_a_client_that_stores_nothing(mcp: McpGa
 async def test_a_session_with_variables(mcp: McpGateway) -> None:
     mcp.server.script = [asks_for(("t__markup", "{}")), says("a <<n>>")]
     extension = {"session": "s", "inputs": {"n": "seven"}, "output": "end"}
-    async with mcp.http.put("/v1/sessions/s", json={}) as _, mcp.http.post("/v1/sessions", json={"id": "s"}) as _:
-        pass
+    async with mcp.http.post("/v1/sessions", json={"id": "s"}) as answer:
+        assert answer.status < 300
     response = await mcp.create(input="say <<n>>", extra_body={"semantic": extension})
     assert kinds(response) == ["mcp_list_tools", "mcp_call", "message"]
     first, second = mcp.server.asked
@@ -366,3 +367,92 @@ async def test_a_client_that_leaves_ends_the_tool(mcp: McpGateway) -> None:
         await stream.close()
         while "cancelled" not in mcp.counter.read_text() or mcp.unfinished():
             await asyncio.sleep(0.01)
+
+
+async def test_a_deferred_response(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__add", '{"a": 1, "b": 2}')), says("3")]
+    async with mcp.http.post("/v1/sessions", json={"id": "s"}) as answer:
+        assert answer.status < 300
+    response = await mcp.create(extra_body={"semantic": {"session": "s", "output": "end", "defer": True}})
+    assert response.output[-1].content[0].text == "<<end>>"
+    async with mcp.http.get("/v1/sessions/s/variables/end?wait=true") as answer:
+        assert (await answer.json())["value"] == "3"
+
+
+async def test_a_conversation(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__count", "{}")), says("counted")]
+    conversation = await mcp.client.conversations.create()
+    tools = [{"type": "mcp", "server_label": "t"}]
+    first = await mcp.create(tools=tools, conversation=conversation.id)
+    assert kinds(first) == ["mcp_list_tools", "mcp_approval_request"]
+    answer = {"type": "mcp_approval_response", "approval_request_id": first.output[1].id, "approve": True}
+    second = await mcp.create(tools=tools, conversation=conversation.id, input=[answer])
+    assert kinds(second) == ["mcp_call", "message"]
+    assert mcp.server.asked[1]["messages"][-1]["content"] == "counted"
+    third = await mcp.create(tools=tools, conversation=conversation.id, input="more")
+    assert kinds(third) == ["message"]
+    assert [message["role"] for message in mcp.server.asked[2]["messages"]] == [
+        *("user", "assistant", "tool", "assistant", "user")
+    ]
+    await refused(mcp, 400, "approval_already_answered", tools=tools, conversation=conversation.id, input=[answer])
+
+
+async def test_an_approval_without_an_answer_is_none(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__count", "{}"))]
+    tools = [{"type": "mcp", "server_label": "t"}]
+    first = await mcp.create(tools=tools)
+    await mcp.create(tools=tools, previous_response_id=first.id, input="Yes, approved!")
+    assert mcp.server.asked[1]["messages"][-2]["content"] == "error: the user did not approve this call"
+    assert not mcp.counter.exists()
+    answer = {"type": "mcp_approval_response", "approval_request_id": first.output[1].id, "approve": True}
+    await refused(mcp, 400, "unknown_tool", tools=[], previous_response_id=first.id, input=[answer])
+    narrow = [{**tools[0], "allowed_tools": ["add"]}]
+    await refused(mcp, 400, "unknown_tool", tools=narrow, previous_response_id=first.id, input=[answer])
+    await mcp.create(tools=tools, previous_response_id=first.id, input=[answer])
+    assert mcp.counter.read_text() == "begin\nend\n", "a refused request does not use an approval"
+
+
+async def test_an_approval_of_another_key(tmp_path: Path) -> None:
+    async with mcp_gateway(tmp_path, api_key=["a", "b"]) as mcp:
+        mcp.server.script = [asks_for(("t__count", "{}"))]
+        tools = [{"type": "mcp", "server_label": "t"}]
+        first = await mcp.client.with_options(api_key="a").responses.create(model="fake", input="x", tools=tools)
+        answer = {"type": "mcp_approval_response", "approval_request_id": first.output[1].id, "approve": True}
+        other = mcp.client.with_options(api_key="b")
+        for continued in ({"previous_response_id": first.id}, {}):
+            with pytest.raises(APIStatusError) as caught:
+                await other.responses.create(model="fake", input=[answer], tools=tools, **continued)
+            assert caught.value.status_code == 400
+        reference = {"type": "item_reference", "id": first.output[1].id}
+        with pytest.raises(APIStatusError) as caught:
+            await other.responses.create(model="fake", input=[reference, answer], tools=tools)
+        assert caught.value.status_code == 404
+        assert not mcp.counter.exists()
+
+
+async def test_two_requests_with_one_approval(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__count", "{}"))]
+    tools = [{"type": "mcp", "server_label": "t"}]
+    first = await mcp.create(tools=tools)
+    answer = {"type": "mcp_approval_response", "approval_request_id": first.output[1].id, "approve": True}
+    again = {"tools": tools, "input": [answer], "previous_response_id": first.id}
+    results = await asyncio.gather(*(mcp.create(**again) for _ in range(5)), return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["ConflictError"] * 4 + ["Response"]
+    assert mcp.counter.read_text() == "begin\nend\n"
+
+
+async def test_a_model_that_never_stops(mcp: McpGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_setup, "MAX_TURNS", 4)
+    mcp.server.always = asks_for(("t__add", '{"a": 1, "b": 2}'))
+    response = await mcp.create()
+    assert kinds(response)[:4] == ["mcp_list_tools", "mcp_call", "mcp_call", "mcp_call"]
+    assert "tools" not in mcp.server.asked[3]
+    assert (len(mcp.server.asked), response.status) == (4, "completed")
+
+
+async def test_a_failure_ends_the_stream(mcp: McpGateway) -> None:
+    mcp.server.script = [asks_for(("t__add", '{"a": 1, "b": 2}')), refuses(400, "too hot")]
+    events = [event async for event in await mcp.create(stream=True)]
+    assert events[-1].type == "response.failed"
+    assert "too hot" in events[-1].response.error.message
+    assert kinds(events[-1].response) == ["mcp_list_tools", "mcp_call"]
