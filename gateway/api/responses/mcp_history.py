@@ -37,7 +37,7 @@ class PendingCall(msgspec.Struct, frozen=True):
 
 @dataclass
 class McpHistory:
-    """What a conversation says of MCP tools.
+    """Calls of MCP tools in a conversation.
 
     `listed`: labels of the servers whose tools are listed. `requests`: calls that wait for an approval, by id.
     `answered`: ids of requests that the client has answered in earlier turns, or whose call was run. `pending`: calls

@@ -34,7 +34,7 @@ _PREFIX_BYTES = 8
 
 
 class McpSetup(msgspec.Struct, frozen=True):
-    """What the items of a response need to know of its MCP servers. It is stored with a response in the background.
+    """The MCP servers of a request, for the items of its response. Stored with a response in the background.
 
     `lists`: tools by server, as new items, whose ids are set later. `functions`: tools that the model may call, by the
     names under which it knows them. `pending`: calls that the client has approved.

@@ -18,7 +18,7 @@ _SERVER = Path(__file__).parents[3] / "fakes" / "tool_server.py"
 
 @pytest.fixture
 async def tool_gateway(tmp_path: Path) -> AsyncIterator[ScriptedGateway]:
-    """A gateway with an MCP server `t`, before a scripted upstream server."""
+    """Run a gateway with an MCP server `t`, before a scripted upstream server."""
     settings = {
         "servers": {
             "t": {
