@@ -23,6 +23,7 @@ from gateway.api.program_tracker import ProgramTracker
 from gateway.api.responses import conversation_routes, derived_routes, socket
 from gateway.api.responses import routes as responses
 from gateway.api.responses.background import BACKGROUND, Background
+from gateway.api.responses.mcp_history import USED_APPROVALS, UsedApprovals
 from gateway.api.semantic import events, graphs, sessions, variables
 from gateway.api.semantic.agent_prompts import RequestAgentPrompts
 from gateway.api.services import SERVICES, Services
@@ -253,6 +254,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     app[SCHEMA_CHECK_GATE] = services.schema_check_gate
     several = bool(admin) or len(settings.keys()) > 1
     app[BODY_BYTES_LIMIT] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
+    app[USED_APPROVALS] = UsedApprovals(services.response_store)
     app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_close_background)
     app.on_cleanup.append(_close_programs)

@@ -9,8 +9,9 @@ Chat completions, completions and responses take all steps. A graph builds its c
 together. Each endpoint brings a `SpecBuilder`, which reads its requests, and a `Serializer`, which writes its answers.
 """
 
+import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -196,12 +197,16 @@ async def respond(
     on_end = None if scope.is_named else scope.session.dissolve  # no other request can name this session
     outputs = [call.output for call in calls]
     with subscribed(scheduler, outputs, after_response=True, on_end=on_end):
-        if scope.is_named or streamed or len(calls) > 1:
+        if scope.is_named or streamed or len(calls) > 1 or specs[0].form is not None:
             await scheduler.start(scope.session, addition)
         else:
             await scheduler.run_inline(calls[0])
         if streamed:
-            return await _stream(stream or EventStream(request, serializer.heartbeat), calls, serializer)
+            stream = stream or EventStream(request, serializer.heartbeat)
+            source = serializer.follow()
+            if source is not None:
+                return await _stream_source(stream, calls, serializer, source)
+            return await _stream(stream, calls, serializer)
         for output in outputs:
             await output.wait_final()
         for call in calls:
@@ -241,3 +246,41 @@ async def _stream(stream: EventStream, calls: Sequence[Call], serializer: Serial
         await stream.write(events)
         events = b""
     return await stream.end(events + await serializer.last_events(), done=serializer.ends_with_done)
+
+
+async def _stream_source(
+    stream: EventStream, calls: Sequence[Call], serializer: Serializer, source: AsyncIterator[bytes]
+) -> web.StreamResponse:
+    """Write the events of calls that add calls; see `Serializer.follow`."""
+    waiting: list[bytes] = []
+    changed = asyncio.Event()
+
+    async def collect() -> None:
+        async for events in source:
+            waiting.append(events)
+            changed.set()
+        for call in calls:
+            await call.output.wait_final()
+
+    collecting = asyncio.create_task(collect(), name="events of an agent")
+    collecting.add_done_callback(lambda _: changed.set())
+    try:
+        while waiting or not collecting.done():
+            await stream.with_heartbeats(changed.wait, serializer.opening_seconds, serializer.opening_events)
+            changed.clear()
+            events = b"".join(waiting)
+            waiting.clear()
+            if events:
+                await stream.write(events)
+        collecting.result()
+        for index, call in enumerate(calls):
+            check_done(call)
+            if (preparing := serializer.prepare_end(index)) is not None:
+                await preparing
+    except FailedCall as error:
+        if not stream.has_started:
+            raise
+        return await stream.end(serializer.error_events(error), done=serializer.ends_with_done)
+    finally:
+        collecting.cancel()
+    return await stream.end(await serializer.last_events(), done=serializer.ends_with_done)

@@ -1,5 +1,6 @@
 """A call: one model request, as the segments of its prompt and the variables that it produces."""
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -258,6 +259,8 @@ class Call:
     """Limits of what the calls that the form adds may use, and the calls that these add."""
     children: "dict[str, Call]" = field(default_factory=dict)
     """Calls that this call's form has added, by their place in the form."""
+    adoption: "asyncio.Event | None" = None
+    """Event that is set when the form adds a call, while a client waits for one."""
     was_running: bool = False
     """Whether the call was in the state `running` before a restart."""
     leader: "Call | None" = None
@@ -318,7 +321,7 @@ class Call:
 
     @property
     def has_run_tool(self) -> bool:
-        """Whether the call has begun to run a tool, also before a restart. The result of an identical call is no run."""
+        """Whether the call has begun to run a tool, also before a restart. A follower runs none."""
         is_tool = isinstance(self.spec.form, ToolRun) and self.leader is None
         return is_tool and (self.was_running or self.times.started is not None)
 
@@ -364,10 +367,28 @@ class Call:
         """Read the outputs of a call that this call's form has added."""
         assert child.spec.origin is not None, "only a form adds calls"
         self.children[child.spec.origin.place] = child
+        if self.adoption is not None:
+            self.adoption.set()
         for variable in child.outputs:
             self.inputs[variable.name] = variable
             variable.consumers.append(self)
             variable.unfinished_consumers += not self.state.is_final
+
+    async def until_child(self, place: str) -> "Call | None":
+        """Wait for the call at a place of this call's form, and return it; None if the form ends without it."""
+        while place not in self.children and not self.output.state.is_final:
+            if self.adoption is None or self.adoption.is_set():
+                self.adoption = asyncio.Event()
+            waits = [
+                asyncio.ensure_future(self.adoption.wait()),
+                asyncio.ensure_future(self.output.wait_final()),
+            ]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        return self.children.get(place)
 
     def follow(self, leader: "Call") -> None:
         """Let an identical call serve this one."""

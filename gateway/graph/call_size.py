@@ -47,8 +47,11 @@ def _form_bytes(form: Form) -> int:
             templates = (*first.values(), *carry.values())
             texts = [part for template in templates for part in template if isinstance(part, str)]
             texts.append(until.operand)
-        case ToolRun(arguments=text, binding=binding) | Agent(body=text, binding=binding):
+        case ToolRun(arguments=text, binding=binding):
             texts = [text, *binding.values.values()]
+        case Agent(body=text, binding=binding, first=first):
+            runs = [run.arguments if isinstance(run, ToolRun) else run for run in first]
+            texts = [text, *binding.values.values(), *runs]
     return sum(map(size_of, texts)) + sum([_FORM_CALL_BYTES + spec_bytes(call) for call in calls])
 
 

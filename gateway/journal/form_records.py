@@ -100,7 +100,10 @@ class AgentRecord(StoredRecord, frozen=True, tag="agent"):
     names: dict[str, str]
     values: dict[str, str]
     on_max: Literal["fail", "answer"]
-    limits: Limits | None
+    limits: Limits | None = None
+    first: tuple[tuple[str, str, str] | str, ...] = ()
+    final: tuple[str, ...] = ()
+    max_calls: int | None = None
 
 
 FormRecord = MapRecord | BranchRecord | RepeatRecord | ToolRecord | AgentRecord
@@ -149,11 +152,26 @@ def form_record(form: Form) -> FormRecord:
             parts = [input_record(part) for part in inputs]
             names, values = dict(binding.names), dict(binding.values)
             return ToolRecord(server, name, arguments, parts, names, values, reports_errors)
-        case Agent(model, body, prefix, tools, max_turns, inputs, binding, on_max, limits):
+        case Agent(model, body, prefix, tools, max_turns, inputs, binding, on_max, limits, first, final, max_calls):
             parts = [input_record(part) for part in inputs]
             names, values = dict(binding.names), dict(binding.values)
             known = [(tool.function, tool.server, tool.name) for tool in tools]
-            return AgentRecord(model, body, prefix, known, max_turns, parts, names, values, on_max, limits)
+            runs = [(run.server, run.name, run.arguments) if isinstance(run, ToolRun) else run for run in first]
+            return AgentRecord(
+                model,
+                body,
+                prefix,
+                known,
+                max_turns,
+                parts,
+                names,
+                values,
+                on_max,
+                limits,
+                tuple(runs),
+                tuple(final),
+                max_calls,
+            )
 
 
 def _condition_record(condition: Condition) -> ConditionRecord:
@@ -199,10 +217,18 @@ def form_of(record: FormRecord) -> Form:
         case ToolRecord(server, name, arguments, inputs, names, values, reports_errors):
             parts = [input_of(part) for part in inputs]
             return ToolRun(server, name, arguments, parts, Binding(names, values), reports_errors)
-        case AgentRecord(model, body, prefix, tools, max_turns, inputs, names, values, on_max, limits):
+        case AgentRecord(
+            model, body, prefix, tools, max_turns, inputs, names, values, on_max, limits, first, final, max_calls
+        ):
             parts = [input_of(part) for part in inputs]
             known = [AgentTool(*tool) for tool in tools]
-            return Agent(model, body, prefix, known, max_turns, parts, Binding(names, values), on_max, limits)
+            runs = [run if isinstance(run, str) else ToolRun(*run, reports_errors=True) for run in first]
+            binding = Binding(names, values)
+            return Agent(model, body, prefix, known, max_turns, parts, binding, on_max, limits, runs, final, max_calls)
+
+
+def _reporting_run(server: str, name: str, arguments: str) -> ToolRun:
+    return ToolRun(server, name, arguments, [], reports_errors=True)
 
 
 def _condition(record: ConditionRecord) -> Condition:

@@ -7,6 +7,10 @@ from compat.openai.responses.events import (
     InputDone,
     ItemEvent,
     ItemEventType,
+    McpArgumentsDelta,
+    McpArgumentsDone,
+    McpEvent,
+    McpEventType,
     PartEvent,
     PartEventType,
     ReasoningDelta,
@@ -30,6 +34,11 @@ from compat.openai.responses.objects import (
     InputTokens,
     InputTokensDetails,
     ItemStatus,
+    McpApprovalRequest,
+    McpCall,
+    McpItem,
+    McpListedTool,
+    McpListTools,
     OutputItem,
     OutputMessage,
     OutputText,
@@ -47,7 +56,7 @@ from compat.openai.responses.objects import (
 )
 from compat.openai.responses.opaque import write_compaction, write_reasoning
 from compat.openai.responses.requests import ResponseRequest
-from compat.openai.responses.tools import FlatTool, ToolKind
+from compat.openai.responses.tools import FlatTool, McpTool, ToolKind
 
 __all__ = [
     "ArgumentsDelta",
@@ -69,6 +78,16 @@ __all__ = [
     "ItemEvent",
     "ItemEventType",
     "ItemStatus",
+    "McpApprovalRequest",
+    "McpArgumentsDelta",
+    "McpArgumentsDone",
+    "McpCall",
+    "McpEvent",
+    "McpEventType",
+    "McpItem",
+    "McpListTools",
+    "McpListedTool",
+    "McpTool",
     "OutputItem",
     "OutputMessage",
     "OutputText",

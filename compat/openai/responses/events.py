@@ -114,3 +114,36 @@ class InputDone(_ItemEvent, frozen=True, kw_only=True):
     type: Literal["response.custom_tool_call_input.done"] = "response.custom_tool_call_input.done"
     item_id: str
     input: str
+
+
+McpEventType = Literal[
+    "response.mcp_list_tools.in_progress",
+    "response.mcp_list_tools.completed",
+    "response.mcp_list_tools.failed",
+    "response.mcp_call.in_progress",
+    "response.mcp_call.completed",
+    "response.mcp_call.failed",
+]
+
+
+class McpEvent(_ItemEvent, frozen=True, kw_only=True):
+    """The beginning or the end of the listing of tools, or of a run of a tool."""
+
+    type: McpEventType
+    item_id: str
+
+
+class McpArgumentsDelta(_ItemEvent, frozen=True, kw_only=True):
+    """More arguments of a tool call that the gateway runs."""
+
+    type: Literal["response.mcp_call_arguments.delta"] = "response.mcp_call_arguments.delta"
+    item_id: str
+    delta: str
+
+
+class McpArgumentsDone(_ItemEvent, frozen=True, kw_only=True):
+    """End of the arguments of a tool call that the gateway runs, with all of them."""
+
+    type: Literal["response.mcp_call_arguments.done"] = "response.mcp_call_arguments.done"
+    item_id: str
+    arguments: str

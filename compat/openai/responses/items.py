@@ -19,7 +19,7 @@ from compat.bounds import BoundedModel
 from compat.openai.base import FIELD_ERROR, Request, field_error
 from compat.openai.messages import MAX_TOOLS, CalledFunction, Message, ToolCall, arguments_of_input
 from compat.openai.responses.opaque import read_compaction, read_reasoning
-from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, flat_name
+from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, flat_name, mcp_name
 
 ItemState = Literal["in_progress", "completed", "incomplete"] | None
 
@@ -242,9 +242,80 @@ class CompactionItem(Request):
         return read_compaction(self.encrypted_content) or ""
 
 
-HostedCallType = Literal[
-    "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_list_tools"
-]
+class McpListItem(BoundedModel):
+    """The tools that an MCP server listed for an earlier response. It is not listed again."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    type: Literal["mcp_list_tools"]
+    server_label: str | None = None
+
+
+class _McpCallFields(Request):
+    """A call of a tool of an MCP server."""
+
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+
+    @property
+    def tool_call(self) -> ToolCall:
+        """The call as the model knows it."""
+        name = mcp_name(self.server_label, self.name)
+        return ToolCall(id=self.id, function=CalledFunction(name=name, arguments=self.arguments))
+
+
+class McpCallItem(_McpCallFields):
+    """A tool call that was run in an earlier response, with its result."""
+
+    type: Literal["mcp_call"]
+    output: str | None = None
+    error: JsonValue = None
+    approval_request_id: str | None = None
+    status: Literal["in_progress", "calling", "completed", "incomplete", "failed"] | None = None
+
+
+class McpApprovalRequestItem(_McpCallFields):
+    """A tool call that an earlier response asked the client to approve."""
+
+    type: Literal["mcp_approval_request"]
+    status: ItemState = None
+
+
+class McpApprovalResponseItem(Request):
+    """The client's decision whether a tool call is run."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str
+    approve: bool
+    reason: str | None = None
+    id: str | None = None
+    status: ItemState = None
+
+    @property
+    def refusal(self) -> str:
+        """The result of the call that the model reads if the client does not approve it."""
+        return f"{NOT_APPROVED}: {self.reason}" if self.reason else NOT_APPROVED
+
+
+NOT_APPROVED = "error: the user did not approve this call"
+
+
+def mcp_result(output: str | None, error: Any) -> str:
+    """Return the result of a tool call as the model reads it."""
+    if error is None:
+        return output or ""
+    if isinstance(error, dict):
+        content = error.get("content")
+        if isinstance(content, list):
+            texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+            return f"error: {' '.join(texts)}"
+        error = error.get("message", "")
+    return f"error: {error}"
+
+
+HostedCallType = Literal["web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"]
 
 
 class HostedCallItem(BoundedModel):
@@ -276,7 +347,8 @@ def _kind(item: Any) -> Any:
 
 _LISTED_TYPES = (
     "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, tool_search_call, "
-    "tool_search_output, additional_tools, reasoning, compaction or item_reference"
+    "tool_search_output, additional_tools, mcp_list_tools, mcp_call, mcp_approval_request, mcp_approval_response, "
+    "reasoning, compaction or item_reference"
 )
 
 
@@ -290,6 +362,10 @@ InputItem = Annotated[
     | Annotated[AdditionalToolsItem, Tag("additional_tools")]
     | Annotated[ReasoningInput, Tag("reasoning")]
     | Annotated[CompactionItem, Tag("compaction")]
+    | Annotated[McpListItem, Tag("mcp_list_tools")]
+    | Annotated[McpCallItem, Tag("mcp_call")]
+    | Annotated[McpApprovalRequestItem, Tag("mcp_approval_request")]
+    | Annotated[McpApprovalResponseItem, Tag("mcp_approval_response")]
     | Annotated[HostedCallItem, Tag("hosted_call")]
     | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(
@@ -326,6 +402,10 @@ _ID_PREFIXES = {
     "additional_tools": "at",
     "reasoning": "rs",
     "compaction": "cmp",
+    "mcp_list_tools": "mcpl",
+    "mcp_call": "mcp",
+    "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
 }
 
 
@@ -348,7 +428,7 @@ def _complete_item(item: Mapping[str, Any], suffix: str) -> dict[str, Any]:
         complete.setdefault("execution", "client")
     if kind == "additional_tools":
         complete.setdefault("role", "developer")
-    if kind in ("compaction", "additional_tools"):
+    if kind in ("compaction", "additional_tools", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response"):
         complete.pop("status", None)
     return complete
 
@@ -366,7 +446,8 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
     """Return the items as messages of a conversation, and the path of each message's content.
 
     `where`: path of the items. Consecutive tool calls become one message, together with the assistant's text before
-    them and with the reasoning. Other reasoning is omitted, as in OpenAI's API.
+    them and with the reasoning. Other reasoning is omitted, as in OpenAI's API. A call that the client has approved has
+    no result here.
     """
     messages: list[Message] = []
     paths: list[str] = []
@@ -380,14 +461,17 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
 
     for index, item in enumerate(items):
         path = f"{where}.{index}"
-        if not isinstance(item, FunctionCallItem | CustomCallItem | SearchCallItem):
+        if not isinstance(item, _ToolCallItem):
             tool_calls = []
         match item:
             case MessageItem():
                 add({"role": item.role, "content": _parts(item.content)}, f"{path}.content")
                 can_join = item.role == "assistant"
                 reasoning = reasoning if can_join else None
-            case FunctionCallItem() | CustomCallItem() | SearchCallItem():
+            case McpCallItem() if item.approval_request_id is not None:  # its request is the call
+                add(_mcp_output(item, item.approval_request_id), f"{path}.output")
+                can_join, reasoning = False, None
+            case FunctionCallItem() | CustomCallItem() | SearchCallItem() | McpCallItem() | McpApprovalRequestItem():
                 if not can_join:
                     messages.append(Message.model_construct(role="assistant"))
                     paths.append(path)
@@ -397,6 +481,13 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
                     messages[-1] = before.model_copy(update=update)
                 tool_calls.append(item.tool_call)
                 can_join, reasoning = True, None
+                if isinstance(item, McpCallItem):
+                    add(_mcp_output(item, item.id), f"{path}.output")
+                    can_join, tool_calls = False, []
+            case McpApprovalResponseItem(approve=False):
+                refusal = {"role": "tool", "content": item.refusal, "tool_call_id": item.approval_request_id}
+                add(refusal, f"{path}.reason")
+                can_join, reasoning = False, None
             case ToolOutputItem():
                 output = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}
                 add(output, f"{path}.output")
@@ -414,6 +505,13 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
             case ItemReference():
                 raise field_error(path, "a reference to an item is possible in the input of a response alone")
     return messages, paths
+
+
+_ToolCallItem = FunctionCallItem | CustomCallItem | SearchCallItem | McpCallItem | McpApprovalRequestItem
+
+
+def _mcp_output(item: McpCallItem, call_id: str) -> dict[str, Any]:
+    return {"role": "tool", "content": mcp_result(item.output, item.error), "tool_call_id": call_id}
 
 
 def _message(content: dict[str, Any], where: str) -> Message:

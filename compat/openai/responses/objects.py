@@ -7,6 +7,7 @@ import msgspec
 from compat.openai.answers import SemanticInfo, TokenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
+McpCallStatus = Literal["in_progress", "calling", "completed", "incomplete", "failed"]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt", "context_length_exceeded"]
 
@@ -87,8 +88,50 @@ class CompactionBody(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"
     encrypted_content: str
 
 
+class McpListedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool of an MCP server that the model may call."""
+
+    name: str
+    description: str | None = None
+    input_schema: Any
+    annotations: Any = None
+
+
+class McpListTools(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="mcp_list_tools"):
+    """The tools of an MCP server. `error`: the reason why the server could not list them."""
+
+    id: str
+    server_label: str
+    tools: list[McpListedTool]
+    error: str | None = None
+
+
+class McpCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="mcp_call"):
+    """A tool call that the gateway has run, with its output or error. `approval_request_id`: id of the approved
+    request, if the client had to approve it."""
+
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+    output: str | None = None
+    error: Any = None
+    approval_request_id: str | None = None
+    status: McpCallStatus
+
+
+class McpApprovalRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="mcp_approval_request"):
+    """A tool call that the gateway runs only if the client approves it."""
+
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+
+
 ToolCallItem = FunctionToolCall | CustomToolCall | ToolSearchCall
-OutputItem = OutputMessage | ToolCallItem | ReasoningItem
+McpItem = McpListTools | McpCall | McpApprovalRequest
+OutputItem = OutputMessage | ToolCallItem | ReasoningItem | McpItem
 
 
 class ResponseError(msgspec.Struct, frozen=True):

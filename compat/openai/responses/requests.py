@@ -18,6 +18,8 @@ from compat.openai.responses.tools import (
     AllowedTools,
     FlatTool,
     HostedTool,
+    McpChoice,
+    McpTool,
     NamedChoice,
     ResponseTool,
     SearchTool,
@@ -91,6 +93,9 @@ class ConversationId(Request):
     id: str
 
 
+MAX_MCP_SERVERS = 16
+"""Maximum number of MCP servers of a request."""
+
 Includable = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",
@@ -126,10 +131,11 @@ class ResponseRequest(Generation):
     stream_options: ResponseStreamOptions | None = None
     # run without a waiting client
     background: bool | None = None
-    # hints without effect: the client runs the tool calls, and a prompt that is too long is refused
+    # limits the calls of MCP tools; the client runs those of its own
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    # hints without effect: a prompt that is too long is refused
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: ServiceTier | None = None
-    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     prompt_cache_retention: CacheRetention | None = None
     prompt_cache_options: CacheOptions | None = None
     # accepted and ignored: only OpenAI's own service uses them
@@ -140,6 +146,8 @@ class ResponseRequest(Generation):
 
     _earlier_tools: Sequence[ResponseTool] = PrivateAttr(())
     """Tools that items of earlier turns have added."""
+    _mcp_functions: Sequence[FlatTool] | None = PrivateAttr(None)
+    """Tools of the request's MCP servers; None until they are listed."""
 
     @model_validator(mode="after")
     def _is_a_chat_completion(self) -> Self:
@@ -157,6 +165,12 @@ class ResponseRequest(Generation):
             raise field_error("conversation", message)
         if self.references:
             return self  # it is checked again once they are replaced by their items
+        labels = [tool.server_label for _, tool in self.mcp_tools]
+        if len(labels) > MAX_MCP_SERVERS:
+            raise field_error("tools", f"at most {MAX_MCP_SERVERS} MCP servers are allowed")
+        for position, (index, tool) in enumerate(self.mcp_tools):
+            if tool.server_label in labels[:position]:
+                raise field_error(f"tools.{index}.server_label", "two MCP servers have the same server_label")
         if not self.messages_with_paths[0] and not self.continues:
             raise field_error("input", "input has no message")
         try:
@@ -209,6 +223,7 @@ class ResponseRequest(Generation):
         name."""
         found = [] if self.input is None or isinstance(self.input, str) else found_tools(self.input)
         tools = flat_tools(self.tools or (), [*self._earlier_tools, *found])
+        tools += self._mcp_functions or ()
         by_name = {tool.flat_name: tool for tool in tools}
         if len(by_name) < len(tools):
             raise field_error("tools", "two tools have the same name")
@@ -221,10 +236,25 @@ class ResponseRequest(Generation):
         many."""
         request = self.model_copy()
         request._earlier_tools = tools
+        return request._with_new_chat()
+
+    def with_mcp_functions(self, functions: Sequence[FlatTool]) -> "ResponseRequest":
+        """Return the request with the tools that its MCP servers have listed. Raises ValueError if there are too many,
+        or if the client has one of the same name."""
+        request = self.model_copy()
+        request._mcp_functions = functions
+        return request._with_new_chat()
+
+    def _with_new_chat(self) -> "ResponseRequest":
         for name in ("flat_tools", "chat"):
-            request.__dict__.pop(name, None)
-        _ = request.chat  # invalid tools must be refused here, not later
-        return request
+            self.__dict__.pop(name, None)
+        _ = self.chat  # invalid tools must be refused here, not later
+        return self
+
+    @property
+    def mcp_tools(self) -> list[tuple[int, McpTool]]:
+        """The MCP servers of the request, with their positions among the tools."""
+        return [(index, tool) for index, tool in enumerate(self.tools or ()) if isinstance(tool, McpTool)]
 
     @property
     def echoed_format(self) -> dict[str, Any]:
@@ -274,6 +304,8 @@ class ResponseRequest(Generation):
         """Tools of the equivalent chat completion, and which of them the model may or must call."""
         tools, choice = list(self.flat_tools.values()), self.tool_choice
         fields: dict[str, Any] = {}
+        if self._mcp_functions is None and self.mcp_tools and choice != "none":
+            choice = None  # it is checked once the tools are known
         match choice:
             case AllowedTools():
                 tools = choice.choose(tools)
@@ -284,6 +316,9 @@ class ResponseRequest(Generation):
                     message = f"the request has no tool {choice.name!r} of the type {choice.type}"
                     raise field_error("tool_choice", message)
                 fields["tool_choice"] = NamedTool(type="function", function=NamedFunction(name=chosen.flat_name))
+            case McpChoice():
+                tools = choice.choose(tools)
+                fields["tool_choice"] = "required"
             case str():
                 fields["tool_choice"] = choice
         if tools:

@@ -6,15 +6,19 @@ exist here and are dropped.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
     JsonValue,
+    StringConstraints,
     Tag,
     model_validator,
 )
@@ -34,7 +38,6 @@ HostedType = Literal[
     "file_search",
     "image_generation",
     "local_shell",
-    "mcp",
     "programmatic_tool_calling",
     "shell",
     "web_search",
@@ -50,6 +53,8 @@ SEARCH_NAME = "tool_search"
 _MAX_NAME = 64
 """Maximum length of a function's name, in characters; OpenAI's limit, which upstream servers check."""
 _DIGEST = 8
+_NOT_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
+_REDACTED = "<redacted>"
 _SEARCH_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"query": {"type": "string", "description": "What the tool should do."}},
@@ -66,6 +71,17 @@ def flat_name(namespace: str | None, name: str) -> str:
     if len(flat) <= _MAX_NAME:
         return flat
     return f"{flat[: _MAX_NAME - _DIGEST - 1]}_{hashlib.sha256(flat.encode()).hexdigest()[:_DIGEST]}"
+
+
+def mcp_name(label: str, name: str) -> str:
+    """Return the name under which the model knows a tool of an MCP server. It has the label, so that the names of
+    servers and clients do not clash. Other characters than those of function names are replaced, and a digest added."""
+    flat = flat_name(label, name)
+    known = _NOT_IN_NAME.sub("_", flat)
+    if known == flat:
+        return flat
+    digest = hashlib.sha256(f"{label}\0{name}".encode()).hexdigest()[:_DIGEST]
+    return f"{known[: _MAX_NAME - _DIGEST - 1]}_{digest}"
 
 
 class _ToolHints(Request):
@@ -207,6 +223,121 @@ class SearchTool(Request):
         )
 
 
+ToolNames = Annotated[list[Annotated[str, StringConstraints(max_length=256)]], Field(max_length=MAX_TOOLS)]
+
+
+class McpFilter(Request):
+    """A choice of the tools of an MCP server: by name, by whether they only read, or both."""
+
+    tool_names: ToolNames | None = None
+    read_only: bool | None = None
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.tool_names or ())
+
+    def matches(self, name: str, *, is_read_only: bool) -> bool:
+        """Return whether the filter selects a tool."""
+        by_name = self.tool_names is None or name in self._names
+        return by_name and self.read_only in (None, is_read_only)
+
+
+class McpApprovals(Request):
+    """Tools that need the client's approval always, and never. `always` goes before `never`, and tools in neither need
+    it."""
+
+    always: McpFilter | None = None
+    never: McpFilter | None = None
+
+
+class McpTool(_ToolHints):
+    """Tools of an MCP server, which the gateway runs for the model: a server that the operator names, or one at a URL
+    that the operator allows. `headers` and `authorization` are sent to this URL alone."""
+
+    type: Literal["mcp"]
+    server_label: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    server_url: str | None = None
+    headers: Annotated[dict[str, str], Field(max_length=100)] | None = None
+    authorization: str | None = None
+    server_description: str | None = None
+    allowed_tools: ToolNames | McpFilter | None = None
+    require_approval: Literal["always", "never"] | McpApprovals | None = None
+    connector_id: str | None = None
+    tunnel_id: str | None = None
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        for field in ("connector_id", "tunnel_id"):
+            if getattr(self, field) is not None:
+                raise field_error(field, f"this server has no {field}; use server_url, or the label of a known server")
+        for field in ("headers", "authorization"):
+            if getattr(self, field) and self.server_url is None:
+                raise field_error(field, f"{field} needs server_url: it is sent to a server of the client alone")
+        if self.authorization and any(name.lower() == "authorization" for name in self.headers or ()):
+            raise field_error("authorization", "only one of authorization and the header Authorization is allowed")
+        return self
+
+    @property
+    def all_headers(self) -> dict[str, str]:
+        """Headers of requests to the server."""
+        headers = dict(self.headers or {})
+        if self.authorization:
+            headers["Authorization"] = f"Bearer {self.authorization}"
+        return headers
+
+    def allows(self, name: str, *, is_read_only: bool) -> bool:
+        """Return whether the model may call a tool of the server."""
+        return self._filter.matches(name, is_read_only=is_read_only)
+
+    @cached_property
+    def _filter(self) -> McpFilter:
+        allowed = self.allowed_tools
+        return allowed if isinstance(allowed, McpFilter) else McpFilter(tool_names=allowed)
+
+    def needs_approval(self, name: str, *, is_read_only: bool) -> bool:
+        """Return whether the client has to approve each call of a tool."""
+        approvals = self.require_approval
+        if not isinstance(approvals, McpApprovals):
+            return approvals != "never"
+        if approvals.always is not None and approvals.always.matches(name, is_read_only=is_read_only):
+            return True
+        never = approvals.never
+        if never is None or (never.tool_names is None and never.read_only is None):
+            return True
+        return not never.matches(name, is_read_only=is_read_only)
+
+    @property
+    def echoed(self) -> dict[str, Any]:
+        """The tool as the response object repeats it, without what may be secret."""
+        fields = {"type", "server_label", "server_description", "allowed_tools", "require_approval"}
+        echoed = self.model_dump(include=fields)
+        return {
+            **echoed,
+            "require_approval": echoed["require_approval"] or "always",
+            "server_url": None if self.server_url is None else _without_path(self.server_url),
+            "headers": None,
+        }
+
+    def flat(self, name: str, description: str, schema: dict[str, Any], introduction: str = "") -> "FlatTool":
+        """Return a tool of the server as the model knows it. `introduction`: description of the server, for its first
+        tool."""
+        if introduction:
+            description = f"Tools {mcp_name(self.server_label, '')}*: {introduction}\n\n{description}".rstrip()
+        function = FunctionDefinition.model_construct(
+            name=mcp_name(self.server_label, name), description=description, parameters=schema, strict=False
+        )
+        return FlatTool("mcp", name, self.server_label, _definition(function))
+
+
+def _without_path(url: str) -> str:
+    """Return a URL without its path and query, which may contain secrets."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname}/{_REDACTED}"
+    except ValueError:
+        return _REDACTED
+
+
 class HostedTool(BoundedModel):
     """A tool that only OpenAI has. It is dropped, with all of its fields."""
 
@@ -222,6 +353,7 @@ def _kind(tool: Any) -> Any:
 
 ResponseTool = Annotated[
     Annotated[FunctionTool, Tag("function")]
+    | Annotated[McpTool, Tag("mcp")]
     | Annotated[CustomTool, Tag("custom")]
     | Annotated[NamespaceTool, Tag("namespace")]
     | Annotated[SearchTool, Tag("tool_search")]
@@ -230,14 +362,14 @@ ResponseTool = Annotated[
         _kind,
         custom_error_type=FIELD_ERROR,
         custom_error_message=(
-            "a tool's type must be function, custom, namespace or tool_search; tools that OpenAI runs, such as "
+            "a tool's type must be function, custom, namespace, tool_search or mcp; tools that OpenAI runs, such as "
             "web_search, are dropped"
         ),
         custom_error_context={"field": "type"},
     ),
 ]
 
-ToolKind = Literal["function", "custom", "tool_search"]
+ToolKind = Literal["function", "custom", "tool_search", "mcp"]
 
 
 @dataclass(frozen=True)
@@ -305,6 +437,26 @@ class NamedChoice(Request):
     namespace: str | None = None
 
 
+class McpChoice(Request):
+    """The MCP server of which the model has to call a tool, and the name of the tool if it has to be that one."""
+
+    type: Literal["mcp"]
+    server_label: str
+    name: str | None = None
+
+    def choose(self, tools: Sequence[FlatTool]) -> list[FlatTool]:
+        """Return the tools among which the model has to choose. Raises an error if there is none."""
+        found = [
+            tool
+            for tool in tools
+            if (tool.kind, tool.namespace) == ("mcp", self.server_label) and self.name in (None, tool.name)
+        ]
+        if not found:
+            name = "" if self.name is None else f" {self.name!r}"
+            raise field_error("tool_choice", f"the MCP server {self.server_label!r} of the request has no tool{name}")
+        return found
+
+
 class HostedChoice(BoundedModel):
     """A tool that only OpenAI has. The model cannot be made to call it."""
 
@@ -322,14 +474,17 @@ class AllowedTool(BoundedModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    type: Literal["function", "custom", "namespace", "tool_search"] | HostedType
+    type: Literal["function", "custom", "namespace", "tool_search", "mcp"] | HostedType
     name: str | None = None
     namespace: str | None = None
+    server_label: str | None = None
 
     @model_validator(mode="after")
     def _has_name(self) -> Self:
         if self.name is None and self.type in ("function", "custom", "namespace"):
             raise field_error("name", f"a tool of type {self.type} needs a name")
+        if self.type == "mcp" and self.server_label is None:
+            raise field_error("server_label", "a tool of type mcp needs a server_label")
         return self
 
     def allows(self, tool: FlatTool) -> bool:
@@ -338,6 +493,8 @@ class AllowedTool(BoundedModel):
             return tool.namespace == self.name
         if self.type == "tool_search":
             return tool.kind == "tool_search"
+        if self.type == "mcp":
+            return tool.kind == "mcp" and tool.namespace == self.server_label and self.name in (None, tool.name)
         return (self.type, self.name) == (tool.kind, tool.name) and self.namespace in (None, tool.namespace)
 
 
@@ -368,12 +525,13 @@ def _kind_of_choice(choice: Any) -> Any:
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("mode")]
     | Annotated[NamedChoice, Tag("named")]
+    | Annotated[McpChoice, Tag("mcp")]
     | Annotated[AllowedTools, Tag("allowed_tools")]
     | Annotated[HostedChoice, Tag("hosted")],
     Discriminator(
         _kind_of_choice,
         custom_error_type="unknown_choice",
-        custom_error_message="tool_choice must be none, auto, required, or an object of type function, custom or "
-        "allowed_tools",
+        custom_error_message="tool_choice must be none, auto, required, or an object of type function, custom, mcp "
+        "or allowed_tools",
     ),
 ]

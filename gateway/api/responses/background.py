@@ -18,6 +18,7 @@ from compat.openai.responses import Response, ResponseRequest
 from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.pipeline import Target, join_program
 from gateway.api.program_tracker import RequestFacts
+from gateway.api.responses.agent_events import agent_events
 from gateway.api.responses.builder import (
     Event,
     ResponseBuilder,
@@ -29,6 +30,7 @@ from gateway.api.responses.builder import (
 )
 from gateway.api.responses.conversation_store import append_response
 from gateway.api.responses.conversations import Turn, new_response_id
+from gateway.api.responses.mcp_setup import McpSetup, without_secrets
 from gateway.api.schema_checks import AnswerChecker, answer_checker_of
 from gateway.api.semantic.extension import Scope
 from gateway.api.services import Services
@@ -55,13 +57,14 @@ _RETRY_SECONDS = 1.0
 
 
 class _ResumeData(msgspec.Struct):
-    """Data stored to resume a response: the body of its request, its call, its time of creation, and whether the
-    client named the session."""
+    """Data stored to resume a response: the body of its request, its call, its time of creation, whether the client
+    named the session, and the MCP servers of the request."""
 
     body: msgspec.Raw
     call: str
     created: int
     named: bool
+    setup: McpSetup | None = None
 
 
 _decode_resume_data = msgspec.json.Decoder(_ResumeData).decode
@@ -78,6 +81,7 @@ class BackgroundResponse:
         builder: ResponseBuilder,
         call: Call,
         scope: Scope,
+        model: ServedModel,
         *,
         is_resumed: bool = False,
     ) -> None:
@@ -94,6 +98,7 @@ class BackgroundResponse:
         self._builder = builder
         self._call = call
         self._scope = scope
+        self._model = model
         self._is_resumed = is_resumed
         self._recording: asyncio.Task[None] | None = None
         self._cancelled = asyncio.Event()
@@ -129,6 +134,9 @@ class BackgroundResponse:
                     self._serialization_failed = True
             if not self._cancelled.is_set() and (checking := self._builder.start_check()) is not None:
                 await checking
+            if self._builder.is_agent and self._recording is None:
+                async for _ in agent_events(self._builder, self._call, self._model, retries=True):
+                    pass
             try:
                 events, response = self._build_final()
             except Exception:
@@ -159,7 +167,7 @@ class BackgroundResponse:
             error = FailedCall(call.failure or Failure("internal_error", "the answer cannot be serialized"))
             events = builder.interrupt()
             return events, builder.fail(error)
-        if self._recording is None:
+        if self._recording is None and not builder.is_agent:
             builder.grow(call.output.value or "", call.output.pieces)
         events = [*builder.open(), *builder.close()]
         return events, builder.finish()
@@ -233,6 +241,10 @@ class BackgroundResponse:
         return self._recording is not None
 
     async def _record(self) -> None:
+        if self._builder.is_agent:
+            async for events in agent_events(self._builder, self._call, self._model, retries=True):
+                self._add_events(events)
+            return
         with self._scope.session.read(self._call.output) as reader:
             while not reader.is_exhausted:
                 try:
@@ -284,9 +296,10 @@ class Background:
         turn: Turn,
         spec: CallSpec,
         facts: RequestFacts | None,
+        setup: McpSetup | None = None,
     ) -> BackgroundResponse:
-        """Start the call. `raw`: the body of the request. Once this returns, the response will be completed, even after
-        a crash.
+        """Start the call. `raw`: the body of the request. `setup`: its MCP servers, if it has any. Once this returns,
+        the response will be completed, even after a crash.
 
         Raises GraphError or RequestError; then nothing has changed.
         """
@@ -308,12 +321,13 @@ class Background:
         (call,) = addition.calls
         join_program(target, addition.calls, facts)
         checker = self._create_checker(body, model, tenant)
-        builder = ResponseBuilder(body, model, scope, call, id, checker=checker, is_stored=True)
+        builder = ResponseBuilder(body, model, scope, call, id, checker=checker, is_stored=True, setup=setup)
         response = builder.build_response("queued")
-        resume_data = _ResumeData(msgspec.Raw(raw), call.id, response.created_at, scope.is_named)
+        kept = raw if setup is None else without_secrets(raw)
+        resume_data = _ResumeData(msgspec.Raw(kept), call.id, response.created_at, scope.is_named, setup)
         row = turn.to_row(response, raw, slots=spec.parts is not None)
         row = dataclasses.replace(row, resume_data=encode_json(resume_data), call_session=scope.session.id)
-        running = BackgroundResponse(self._services, row, builder, call, scope)
+        running = BackgroundResponse(self._services, row, builder, call, scope, model)
         self._add(running)
         # Submission is atomic: a disconnect must not leave a partly submitted response.
         await asyncio.shield(self._spawn(self._submit(running, addition, turn, scope, body.is_streamed)))
@@ -451,8 +465,9 @@ class Background:
             checker=self._create_checker(body, model, row.tenant),
             is_stored=True,
             created=resume_data.created,
+            setup=resume_data.setup,
         )
-        running = BackgroundResponse(self._services, row, builder, call, scope, is_resumed=True)
+        running = BackgroundResponse(self._services, row, builder, call, scope, model, is_resumed=True)
         self._add(running)
         self._spawn(self._run(running))
 

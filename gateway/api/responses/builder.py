@@ -13,6 +13,7 @@ from compat.openai.responses import (
     IncompleteDetails,
     InputTokensDetails,
     ItemStatus,
+    McpListTools,
     OutputTokensDetails,
     ReasoningConfig,
     Response,
@@ -26,14 +27,17 @@ from compat.openai.responses import (
 )
 from gateway.api.openai.chat import forwarded_fields
 from gateway.api.openai.logprobs import token_logprobs
-from gateway.api.openai.tools import tool_call_parser_factory
+from gateway.api.openai.tools import ToolCallParserFactory, tool_call_parser_factory
+from gateway.api.responses.agent_items import AgentItems
 from gateway.api.responses.items import Event as ItemsEvent
-from gateway.api.responses.items import Items, item_events
+from gateway.api.responses.items import Items, item_events, item_id, mcp_events
+from gateway.api.responses.mcp_setup import McpSetup
 from gateway.api.schema_checks import AnswerChecker
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import semantic_field, usage_of
 from gateway.errors import FailedCall
 from gateway.graph.call import Call, Usage
+from gateway.graph.forms.form import Agent
 from gateway.graph.variable import Piece, reasoning_of
 from gateway.http.sse import named_event
 from gateway.prompts.served_models import ServedModel
@@ -60,9 +64,11 @@ class ResponseBuilder:
         checker: AnswerChecker | None,
         is_stored: bool,
         created: int | None = None,
+        setup: McpSetup | None = None,
     ) -> None:
         """`call`: the call for the answer, if there is one. `checker`: checks the answer against the request's schema.
-        `is_stored`: whether the response is stored. `created`: time of creation in Unix seconds; now if left out."""
+        `is_stored`: whether the response is stored. `created`: time of creation in Unix seconds; now if left out.
+        `setup`: MCP servers of the request; then the call is an agent."""
         self.id = id
         self.is_stored = is_stored
         self.conversation = body.conversation_id
@@ -74,8 +80,13 @@ class ResponseBuilder:
         self._calls = [] if call is None else [call]
         self._created = int(time.time()) if created is None else created
         self._numbers = count()
-        self._items = Items(self._numbers, id, body.flat_tools, encrypts=body.includes_encrypted_reasoning)
-        parser_factory = tool_call_parser_factory(body.chat, model)
+        encrypts = body.includes_encrypted_reasoning
+        self._items = Items(self._numbers, id, body.flat_tools, encrypts=encrypts)
+        parser_factory = None
+        if setup is None:
+            parser_factory = tool_call_parser_factory(body.chat, model)
+        elif call is not None and isinstance(call.spec.form, Agent):
+            self._items = AgentItems(self._numbers, id, body.flat_tools, setup, call.spec.form, encrypts=encrypts)
         self._parser = None if parser_factory is None else parser_factory()
         self._pending_logprobs: list[TokenLogprob] = []
         """Log probabilities of tokens whose text is in no event yet."""
@@ -126,8 +137,41 @@ class ResponseBuilder:
                 events += self._items.add(event)
         return events
 
+    @property
+    def is_agent(self) -> bool:
+        """Whether the call is an agent. Its items come from `agent_events`."""
+        return isinstance(self._items, AgentItems)
+
+    @property
+    def agent_items(self) -> AgentItems:
+        """The items of an agent."""
+        assert isinstance(self._items, AgentItems)
+        return self._items
+
+    def add_failed_listing(self, label: str, reason: str) -> list[Event]:
+        """Add the item of a server that could not list its tools."""
+        item = McpListTools(id=item_id("mcpl", self.id, 0), server_label=label, tools=[], error=reason)
+        self._items.done.append(item)
+        return [*mcp_events(item, 0, self._numbers)]
+
+    def begin_answer(self, parser_factory: ToolCallParserFactory | None) -> None:
+        """Begin an answer of the agent. `parser_factory`: None if it has no tool calls."""
+        self._parser = None if parser_factory is None else parser_factory()
+        self.agent_items.begin_answer()
+
+    def end_answer(self, call: Call) -> list[Event]:
+        """End an answer of the agent. Return the events of its last items."""
+        is_cut_off = call.finish_reason == "length"
+        events = [] if self._parser is None else self._add_events(self._parser.finish(cut=is_cut_off))
+        if not self.agent_items.has_items:
+            events += self._items.add(AnswerText(""))
+        ended = not is_cut_off and (self._parser is None or self._parser.whole)
+        return [*events, *self._items.end("completed" if ended else "incomplete")]
+
     def close(self) -> list[Event]:
         """End the last items and return their events. Call `finish` next."""
+        if self.is_agent:  # `agent_events` has ended the items; here only a reference is open
+            return [*self._items.end()]
         events: list[Event] = (
             [] if self._parser is None else self._add_events(self._parser.finish(cut=self._is_cut_off))
         )
@@ -148,7 +192,8 @@ class ResponseBuilder:
         status: ItemStatus = "incomplete" if self._is_cut_off else "completed"
         response = self.build_response(status, [] if self._scope.is_deferred else [self._call.usage])
         if self.cost_of is not None and response.usage is not None:
-            usage = msgspec.structs.replace(response.usage, cost=self.cost_of(self._call))
+            calls = self._call.children.values() if self.is_agent else [self._call]
+            usage = msgspec.structs.replace(response.usage, cost=sum(map(self.cost_of, calls)))
             response = msgspec.structs.replace(response, usage=usage)
         violation = None if self._checker is None else self._checker.violation(0)
         return response if violation is None else msgspec.structs.replace(response, schema_violation=violation)
@@ -160,7 +205,7 @@ class ResponseBuilder:
 
     def interrupt(self) -> list[Event]:
         """End the items of a failed answer and return their events. Call `fail` next."""
-        return [*self._items.end("incomplete")]
+        return [*self._items.interrupt()]
 
     def fail(self, error: FailedCall) -> Response:
         """Return the failed response."""
@@ -194,7 +239,7 @@ class ResponseBuilder:
             max_tool_calls=body.max_tool_calls,
             metadata=body.metadata or {},
             reasoning=ReasoningConfig(self._hints.get("reasoning_effort")),
-            model=next((call.model for call in self._calls if call.model), self._model.id),  # that of a fallback
+            model=next((call.model for call in self._answers if call.model), self._model.id),  # that of a fallback
             output=list(self._items.done),
             parallel_tool_calls=body.parallel_tool_calls is not False,
             previous_response_id=body.previous_response_id,
@@ -214,6 +259,11 @@ class ResponseBuilder:
             user=body.user,
             semantic=semantic_field(self._scope, self._calls),
         )
+
+    @property
+    def _answers(self) -> Iterable[Call]:
+        """The calls of models."""
+        return [*self._calls, *(child for call in self._calls for child in call.children.values())]
 
     @property
     def _hints(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -21,6 +22,9 @@ from compat.openai.responses import (
     ConversationReference,
     CustomToolCall,
     FunctionToolCall,
+    McpApprovalRequest,
+    McpCall,
+    McpListTools,
     OutputItem,
     OutputMessage,
     ReasoningItem,
@@ -31,15 +35,15 @@ from compat.openai.responses import (
     items_of,
     to_messages,
 )
-from compat.openai.responses.items import found_tools
-from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, flat_name
+from compat.openai.responses.items import found_tools, mcp_result
+from compat.openai.responses.tools import SEARCH_NAME, ResponseTool, flat_name, mcp_name
 from gateway.api.responses.conversation_store import (
     ConversationRecord,
     append_response,
     check_size,
     find_conversation,
-    is_conversation_id,
 )
+from gateway.api.responses.mcp_history import McpHistory
 from gateway.api.semantic.extension import Scope, agent_scope
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
@@ -64,6 +68,7 @@ class _StoredAnswer(msgspec.Struct):
     conversation: ConversationReference | None = None
 
 
+_ID_PREFIX = "resp_"
 _NO_OUTPUT = b'{"output":[]}'
 _decode_request = msgspec.json.Decoder(_StoredRequest).decode
 _decode_answer = msgspec.json.Decoder(_StoredAnswer).decode
@@ -93,6 +98,8 @@ class Turn:
         self._conversation = conversation
         self.earlier_tools: list[ResponseTool] = []
         """Tools that items of the turns before have added, once `messages_with_paths` was read."""
+        self.mcp = McpHistory()
+        """Calls of MCP tools in the conversation, once `messages_with_paths` was read."""
         self.is_stored = response_store.is_enabled
         """Whether the response is stored."""
 
@@ -114,7 +121,7 @@ class Turn:
         async def load_turns(id: str) -> Sequence[StoredTurn]:
             if local is not None and (turns := local.find(id)) is not None:
                 return turns
-            return [] if is_conversation_id(id) else await response_store.load_conversation(tenant, id)
+            return await response_store.load_conversation(tenant, id) if is_response_id(id) else []
 
         conversation = None
         if body.conversation_id is not None:
@@ -142,31 +149,37 @@ class Turn:
 
     @property
     def messages_with_paths(self) -> tuple[list[Message], list[str]]:
-        """Return all messages that the model reads, and the path of each message's content in the request."""
+        """Return all messages that the model reads, and the path of each message's content in the request. Raises
+        RequestError."""
         messages, places = self._body.messages_with_paths
         before: list[Message] = []
         items = 0
-        self.earlier_tools = []
+        self.earlier_tools, self.mcp = [], McpHistory()
         field = "previous_response_id"
         turns = self._previous_turns
         if self._conversation is not None:
             field, turns = "conversation", [StoredTurn(self._conversation.row.input, _NO_OUTPUT, None)]
         for stored_turn in turns:
-            turn, count, tools = _messages(stored_turn)
+            turn, count, tools = _messages(stored_turn, self.mcp)
             self.earlier_tools += tools
             items += count
             if items > MAX_ELEMENTS:
                 message = f"the conversation has more than {MAX_ELEMENTS} items; start a new one"
                 raise RequestError(400, message, code="invalid_value", param=field)
             before += turn
+        if self._body.input is not None and not isinstance(self._body.input, str):
+            self.mcp.add_request(self._body.input)
+            messages = [
+                message.model_copy(update={"content": _verbatim(message)})
+                if message.role == "tool" and message.tool_call_id in self.mcp.results
+                else message
+                for message in messages
+            ]
         _check_tool_outputs(before, messages, places)
         instructions = self._body.instructions
         first = [] if instructions is None else [Message(role="system", content=instructions)]
-        return [*first, *before, *messages], [
-            *["instructions"] * len(first),
-            *[field] * len(before),
-            *places,
-        ]
+        paths = [*["instructions"] * len(first), *[field] * len(before), *places]
+        return self.mcp.place_results([*first, *before, *messages], paths)
 
     @property
     def size(self) -> int:
@@ -242,7 +255,12 @@ def _input_of(raw: bytes) -> bytes:
 
 def new_response_id() -> str:
     """Return a new id for a response."""
-    return f"resp_{new_id(24)}"
+    return f"{_ID_PREFIX}{new_id(24)}"
+
+
+def is_response_id(id: str) -> bool:
+    """Return whether the id is that of a response. The response store has rows of other kinds."""
+    return id.startswith(_ID_PREFIX)
 
 
 def not_found_message(id: str) -> str:
@@ -282,8 +300,9 @@ def _check_tool_outputs(before: Sequence[Message], messages: Sequence[Message], 
             raise RequestError(400, text, code="tool_call_not_found", param=param)
 
 
-def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int, list[ResponseTool]]:
-    """Return a turn as messages, how many items it has, as some items make no message, and the tools that they add.
+def _messages(stored_turn: StoredTurn, mcp: McpHistory) -> tuple[list[Message], int, list[ResponseTool]]:
+    """Return a turn as messages, how many items it has, as some items make no message, and the tools that they add. Add
+    its calls of MCP tools to `mcp`.
 
     If the turn belonged to no session, `<<name>>` in it is text and not a reference.
     """
@@ -292,7 +311,8 @@ def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int, list[Respons
     if stored_turn.session is None:
         inputs = [message.model_copy(update={"content": _verbatim(message)}) for message in inputs]
     output = _decode_answer(stored_turn.answer).output
-    return [*inputs, *_answer_message(output)], len(items) + len(output), found_tools(items)
+    mcp.add_earlier(items, output)
+    return [*inputs, *_answer_messages(output)], len(items) + len(output), found_tools(items)
 
 
 def _verbatim(message: Message) -> Any:
@@ -306,32 +326,68 @@ def _verbatim_part(part: _Part) -> _Part:
     return part.model_copy(update={"text": Verbatim(part.text)}) if isinstance(part, TextPart) else part
 
 
-def _answer_message(output: Sequence[OutputItem]) -> list[Message]:
-    """Return an answer as a message.
+def _answer_messages(output: Sequence[OutputItem]) -> list[Message]:
+    """Return an answer as messages: one, or several with results of MCP tools between them.
 
     A tool call that was cut off is omitted, because it cannot be executed. Reasoning is included only with tool calls.
     """
-    text: str | None = None
-    reasoning = ""
-    tool_calls: list[AnyToolCall] = []
+    messages: list[Message] = []
+    answer = _Answer()
     for item in output:
-        if isinstance(item, ReasoningItem):
-            reasoning += "".join(part.text for part in item.content)
-        elif isinstance(item, OutputMessage):
-            text = (text or "") + "".join(part.text for part in item.content)
-        elif (tool_call := _tool_call(item)) is not None:
-            tool_calls.append(tool_call)
-    if text is None and not tool_calls:
-        return []
-    content = None if text is None else Verbatim(text)
-    return [
-        Message.model_construct(
-            role="assistant",
-            content=content,
-            tool_calls=tool_calls or None,
-            reasoning_content=reasoning if tool_calls else None,
-        )
-    ]
+        match item:
+            case ReasoningItem():
+                answer.reasoning += "".join(part.text for part in item.content)
+            case OutputMessage():
+                answer.text = (answer.text or "") + "".join(part.text for part in item.content)
+            case McpListTools():
+                pass
+            case McpCall() if item.status not in ("completed", "failed"):
+                pass
+            case McpCall():
+                id = item.approval_request_id
+                if id is None:  # otherwise its request is the call
+                    id = item.id
+                    answer.tool_calls.append(_mcp_call(item))
+                messages += [*answer.messages, _mcp_result(item, id)]
+                answer = _Answer()
+            case McpApprovalRequest():
+                answer.tool_calls.append(_mcp_call(item))
+            case _ if (tool_call := _tool_call(item)) is not None:
+                answer.tool_calls.append(tool_call)
+    return [*messages, *answer.messages]
+
+
+@dataclass
+class _Answer:
+    """A message of the model while its items are read."""
+
+    text: str | None = None
+    reasoning: str = ""
+    tool_calls: list[AnyToolCall] = field(default_factory=list)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The message; none if it is empty."""
+        if self.text is None and not self.tool_calls:
+            return []
+        return [
+            Message.model_construct(
+                role="assistant",
+                content=None if self.text is None else Verbatim(self.text),
+                tool_calls=self.tool_calls or None,
+                reasoning_content=self.reasoning if self.tool_calls else None,
+            )
+        ]
+
+
+def _mcp_call(item: McpCall | McpApprovalRequest) -> ToolCall:
+    name = mcp_name(item.server_label, item.name)
+    return ToolCall(id=item.id, function=CalledFunction(name=name, arguments=item.arguments))
+
+
+def _mcp_result(item: McpCall, id: str) -> Message:
+    content = Verbatim(mcp_result(item.output, item.error))
+    return Message.model_construct(role="tool", content=content, tool_call_id=id)
 
 
 def _tool_call(item: ToolCallItem) -> ToolCall | None:

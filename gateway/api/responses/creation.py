@@ -1,8 +1,11 @@
 """Create responses, for HTTP and for WebSockets."""
 
+import dataclasses
+from collections.abc import Container
 from dataclasses import dataclass
 
 from aiohttp import web
+from pydantic import ValidationError
 
 from compat.openai.responses import ResponseRequest
 from gateway.api import pipeline
@@ -10,14 +13,27 @@ from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.program_tracker import RequestFacts
 from gateway.api.responses.background import BACKGROUND
-from gateway.api.responses.conversations import LocalTurns, Turn
+from gateway.api.responses.builder import ResponseBuilder, encode_events
+from gateway.api.responses.conversations import LocalTurns, Turn, new_response_id
 from gateway.api.responses.item_references import resolve_references
+from gateway.api.responses.mcp_history import USED_APPROVALS
+from gateway.api.responses.mcp_setup import (
+    ListingFailed,
+    McpAgentBuilder,
+    McpSetup,
+    OpenServer,
+    functions_of,
+    open_servers,
+    setup_of,
+)
 from gateway.api.schema_checks import answer_checker_of
+from gateway.api.semantic.agent_prompts import AgentNames
 from gateway.api.semantic.extension import find_agent_session
 from gateway.api.serializers.responses import ResponseSerializer
-from gateway.api.services import normalizes_prompt
-from gateway.errors import RequestError
+from gateway.api.services import SERVICES, normalizes_prompt
+from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import CallSpec
+from gateway.graph.errors import Failure
 from gateway.http.json_body import json_response, reserve_bytes, validate_async
 from gateway.http.middleware.auth import TENANT
 from gateway.http.sse import EventStream
@@ -29,7 +45,12 @@ _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"
 
 @dataclass(frozen=True)
 class ResponseCall:
-    """The call for a response, before it is submitted. `raw`: body of the request, with references replaced."""
+    """The call for a response, before it is submitted.
+
+    `raw`: body of the request, with references replaced. `spec`: the call for the first answer of the model. `agent`:
+    the call that runs the model and the tools of MCP servers in turn, and `setup`: these servers, if the request has
+    any. `failed`: the server that could not list its tools.
+    """
 
     target: pipeline.Target
     body: ResponseRequest
@@ -38,6 +59,9 @@ class ResponseCall:
     spec: CallSpec
     facts: RequestFacts | None
     """Facts of the request about its program; None if the gateway looks for no programs."""
+    agent: CallSpec | None = None
+    setup: McpSetup | None = None
+    failed: ListingFailed | None = None
 
 
 async def build_call(
@@ -73,17 +97,25 @@ async def build_call(
         except ValueError as error:
             message = f"tools of earlier turns: {error}"
             raise RequestError(400, message, code="invalid_value", param="tools") from None
-    chat = body.chat.model_copy(update={"messages": messages})
+    references: Container[str] = scope.references
+    servers = await _servers_of(request, body, turn)
+    size = turn.size
+    if servers is None:
+        chat = body.chat.model_copy(update={"messages": messages})
+    else:
+        body, size = servers.body, size + servers.size
+        chat = await pipeline.offload_if_long(lambda: servers.agent.chat(messages, scope.references), size, model)
+        references = AgentNames(servers.agent.prefix)
     builder = ChatSpecBuilder(
         chat,
-        scope.references,
+        references,
         scope.is_deferred,
         field="input",
         places=places,
         normalizes=normalizes_prompt(request),
         has_programs=services.programs is not None,
     )
-    length = len(raw) + sum([message.length for message in messages])
+    length = len(raw) + sum([message.length for message in messages]) + (0 if servers is None else servers.size)
     try:
         spec = await pipeline.build_spec(builder, model, target.fallbacks, length)
     except RequestError as error:
@@ -91,7 +123,54 @@ async def build_call(
         raise
     add_warning(request, builder.warning)
     facts = builder.facts(body.prompt_cache_key, body.user, tool_call_parser_factory(body.chat, model))
-    return ResponseCall(target, body, raw, turn, spec, facts)
+    call = ResponseCall(target, body, raw, turn, spec, facts)
+    if servers is None:
+        return call
+    agent_spec = await pipeline.offload_if_long(lambda: servers.agent.spec(spec, chat), length, model)
+    return dataclasses.replace(call, agent=agent_spec, setup=servers.setup, failed=servers.failed)
+
+
+@dataclass(frozen=True)
+class _Servers:
+    """The MCP servers of a request. `body`: the request with their functions. `size`: that of their tools, in bytes."""
+
+    body: ResponseRequest
+    agent: McpAgentBuilder
+    setup: McpSetup
+    size: int
+    failed: ListingFailed | None
+
+
+async def _servers_of(request: web.Request, body: ResponseRequest, turn: Turn) -> _Servers | None:
+    """Return the MCP servers of a request; None if it has none. Raises RequestError."""
+    if not body.mcp_tools:
+        if turn.mcp.pending:
+            message = "the request approves a call of a tool, but has no MCP server in tools"
+            raise RequestError(400, message, code="unknown_tool", param="tools")
+        return None
+    _check_semantic(body)
+    failed, opened = None, list[OpenServer]()
+    try:
+        opened = await open_servers(request.app[SERVICES].tools, body, request[TENANT])
+    except ListingFailed as error:
+        failed = error
+    setup = setup_of(opened, turn.mcp)
+    if failed is None:
+        try:
+            body = body.with_mcp_functions(functions_of(opened))
+        except ValueError as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise RequestError(400, f"tools: {reason}", code="invalid_value", param="tools") from None
+    agent = McpAgentBuilder(body, opened, setup)
+    return _Servers(body, agent, setup, sum(each.size for each in opened), failed)
+
+
+def _check_semantic(body: ResponseRequest) -> None:
+    """Raise RequestError if the request has fields of the extension that an agent's answers cannot have."""
+    for name in ("slots", "transform", "each"):
+        if body.semantic is not None and getattr(body.semantic, name):
+            message = f"a response with MCP servers has no {name}"
+            raise RequestError(400, message, code="unsupported_with_semantic", param=f"semantic.{name}")
 
 
 async def create_response(
@@ -106,8 +185,16 @@ async def create_response(
     default, the answer to the request. `local`: responses that only this WebSocket can continue."""
     call = await build_call(request, body, raw, local)
     target, body, model, scope = call.target, call.body, call.target.model, call.target.scope
+    if call.failed is not None:
+        if not body.is_streamed or body.background:
+            raise call.failed
+        return await (stream or EventStream(request)).end(_failed_listing(call, call.failed), done=False)
+    used, spec = request.app[USED_APPROVALS], call.agent or call.spec
+    pending = () if call.setup is None else call.setup.pending
     if body.background:
-        running = await request.app[BACKGROUND].start(call.raw, body, target, call.turn, call.spec, call.facts)
+        background = request.app[BACKGROUND]
+        async with used.using(request[TENANT], pending):
+            running = await background.start(call.raw, body, target, call.turn, spec, call.facts, call.setup)
         return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
     parser_factory = tool_call_parser_factory(body.chat, model)
     checker = answer_checker_of(
@@ -117,7 +204,18 @@ async def create_response(
         scope.session.tenant,
         checks_inputs=model.is_passthrough,
     )
-    serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local)
-    return await pipeline.respond(
-        target, [call.spec], serializer, streamed=body.is_streamed, stream=stream, facts=call.facts
+    serializer = ResponseSerializer(call.raw, body, model, scope, call.turn, checker, local, call.setup)
+    async with used.using(request[TENANT], pending, lambda: bool(serializer.calls)):
+        return await pipeline.respond(
+            target, [spec], serializer, streamed=body.is_streamed, stream=stream, facts=call.facts
+        )
+
+
+def _failed_listing(call: ResponseCall, error: ListingFailed) -> bytes:
+    """Return the events of a response that fails because a server cannot list its tools."""
+    builder = ResponseBuilder(
+        call.body, call.target.model, call.target.scope, None, new_response_id(), checker=None, is_stored=False
     )
+    events = [*builder.open(), *builder.add_failed_listing(error.label, error.reason)]
+    response = builder.fail(FailedCall(Failure(error.code or "tool_unavailable", str(error))))
+    return encode_events([*events, builder.build_last_event(response)])

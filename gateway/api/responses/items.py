@@ -16,6 +16,13 @@ from compat.openai.responses import (
     InputDone,
     ItemEvent,
     ItemStatus,
+    McpApprovalRequest,
+    McpArgumentsDelta,
+    McpArgumentsDone,
+    McpCall,
+    McpEvent,
+    McpEventType,
+    McpListTools,
     OutputItem,
     OutputMessage,
     OutputText,
@@ -36,15 +43,18 @@ from gateway.prompts.tool_calls.input_decoder import InputDecoder
 from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, ToolCallEvent, ToolCallStart
 from gateway.runtime.json_codec import BadJson, decode_json
 
-_ToolCallEvent = ArgumentsDelta | ArgumentsDone | InputDelta | InputDone
-Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | _ToolCallEvent
+_ToolCallEvent = ArgumentsDelta | ArgumentsDone | InputDelta | InputDone | McpArgumentsDelta | McpArgumentsDone
+Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | _ToolCallEvent | McpEvent
 
-_PREFIXES = {
+PREFIXES = {
     OutputMessage: "msg",
     ReasoningItem: "rs",
     FunctionToolCall: "fc",
     CustomToolCall: "ctc",
     ToolSearchCall: "tsc",
+    McpCall: "mcp",
+    McpApprovalRequest: "mcpr",
+    McpListTools: "mcpl",
 }
 """Prefixes of the items' ids, by type."""
 
@@ -120,6 +130,10 @@ class Items:
         self.done.append(item)
         return events
 
+    def interrupt(self) -> list[Event]:
+        """End the item of an answer that has failed."""
+        return self.end("incomplete")
+
     def _start_message(self) -> list[Event]:
         return self._start_item(OutputMessage, content=[])
 
@@ -146,10 +160,12 @@ class Items:
             return []
         return [self._append(text)] if text else []
 
-    def _start_item(self, kind: type[OutputMessage | ReasoningItem | ToolCallItem], **fields: Any) -> list[Event]:
+    def _start_item(
+        self, kind: type[OutputMessage | ReasoningItem | ToolCallItem | McpCall], **fields: Any
+    ) -> list[Event]:
         """End the item before, and start one of this type."""
         before = self.end()
-        id = item_id(_PREFIXES[kind], self._id, len(self.done))
+        id = item_id(PREFIXES[kind], self._id, len(self.done))
         self._growing = item = kind(id=id, status="in_progress", **fields)
         return [*before, *_start_events(item, len(self.done), self._numbers)]
 
@@ -163,6 +179,8 @@ def item_events(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Ev
     """Return the events of a complete item, as if it were generated now in one piece."""
     logprobs: Sequence[TokenLogprob] = ()
     match item:
+        case McpListTools() | McpCall() | McpApprovalRequest():
+            return mcp_events(item, index, numbers)
         case OutputMessage(content=[part]):
             started: OutputItem = msgspec.structs.replace(item, status="in_progress", content=[])
             text, logprobs = part.text, part.logprobs
@@ -183,6 +201,60 @@ def item_events(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Ev
         _delta_event(started, index, numbers, text, logprobs),
         *_end_events(item, index, numbers),
     ]
+
+
+def mcp_events(item: McpListTools | McpCall | McpApprovalRequest, index: int, numbers: Iterator[int]) -> list[Event]:
+    """Return the events of a complete item of an MCP server, as if it were made now."""
+    match item:
+        case McpListTools(error=error):
+            return [
+                *_start_events(msgspec.structs.replace(item, tools=[], error=None), index, numbers),
+                mcp_event("response.mcp_list_tools.in_progress", item.id, index, numbers),
+                mcp_event(
+                    "response.mcp_list_tools.completed" if error is None else "response.mcp_list_tools.failed",
+                    item.id,
+                    index,
+                    numbers,
+                ),
+                *_end_events(item, index, numbers),
+            ]
+        case McpApprovalRequest():
+            return [*_start_events(item, index, numbers), *_end_events(item, index, numbers)]
+        case McpCall():
+            return [*begin_run_events(item, index, numbers), *end_run_events(item, index, numbers)]
+
+
+def begin_run_events(item: McpCall, index: int, numbers: Iterator[int]) -> list[Event]:
+    """Return the first events of a tool call that the gateway runs, whose arguments are complete."""
+    started = msgspec.structs.replace(item, status="in_progress", arguments="", output=None, error=None)
+    return [
+        *_start_events(started, index, numbers),
+        mcp_event("response.mcp_call.in_progress", item.id, index, numbers),
+        *([_delta_event(item, index, numbers, item.arguments, ())] if item.arguments else []),
+        arguments_done(item, index, numbers),
+    ]
+
+
+def end_run_events(item: McpCall, index: int, numbers: Iterator[int]) -> list[Event]:
+    """Return the last events of a tool call that the gateway has run, or that was interrupted."""
+    events: list[Event] = []
+    if item.status == "completed":
+        events.append(mcp_event("response.mcp_call.completed", item.id, index, numbers))
+    elif item.status == "failed":
+        events.append(mcp_event("response.mcp_call.failed", item.id, index, numbers))
+    return [*events, *_end_events(item, index, numbers)]
+
+
+def mcp_event(type: McpEventType, item_id: str, index: int, numbers: Iterator[int]) -> Event:
+    """Return an event of an item of an MCP server."""
+    return McpEvent(type=type, sequence_number=next(numbers), output_index=index, item_id=item_id)
+
+
+def arguments_done(item: McpCall, index: int, numbers: Iterator[int]) -> Event:
+    """Return the event at the end of a call's arguments."""
+    return McpArgumentsDone(
+        sequence_number=next(numbers), output_index=index, item_id=item.id, arguments=item.arguments
+    )
 
 
 def item_id(prefix: str, response_id: str, index: int) -> str:
@@ -231,8 +303,10 @@ def _delta_event(
             return ArgumentsDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
         case CustomToolCall(id=id):
             return InputDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
-        case ToolSearchCall():
-            raise ValueError("the arguments of a search have no events")
+        case McpCall(id=id):
+            return McpArgumentsDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
+        case ToolSearchCall() | McpListTools() | McpApprovalRequest():
+            raise ValueError(f"items of type {type(item).__name__} do not grow")
 
 
 def _end_events(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:

@@ -6,8 +6,7 @@ from aiohttp import web
 from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, input_items_with_ids
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.builder import last_event_of, replay_events, stored_response
-from gateway.api.responses.conversation_store import is_conversation_id
-from gateway.api.responses.conversations import not_found_message
+from gateway.api.responses.conversations import is_response_id, not_found_message
 from gateway.api.responses.creation import create_response
 from gateway.api.responses.pages import PAGE_QUERY, page_of
 from gateway.api.semantic.extension import CALL_HEADERS
@@ -122,7 +121,7 @@ async def _find_stored(request: web.Request) -> StoredResponse:
     """Return the stored response that the path names. Raises RequestError 404."""
     tenant, id = request[TENANT], request.match_info["id"]
     services, background = request.app[SERVICES], request.app[BACKGROUND]
-    stored = None if is_conversation_id(id) else await services.response_store.find(tenant, id)
+    stored = await services.response_store.find(tenant, id) if is_response_id(id) else None
     may_be_lost = stored is not None and stored.is_unfinished and background.has_resumed
     if stored is not None and may_be_lost and not services.sessions.holds(tenant, stored.call_session or ""):
         await background.fail_lost(stored)

@@ -1,7 +1,7 @@
 """The interface of serializers, and their common functions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -79,6 +79,10 @@ class Serializer(ABC):
     def opening_events(self) -> bytes:
         """Return the events that a client gets before the first text. Later calls return none."""
         return b""
+
+    def follow(self) -> AsyncIterator[bytes] | None:
+        """Return the events of a call that adds calls, as they arrive; None if the events come from its own pieces."""
+        return None
 
     def prepare_end(self, index: int) -> Awaitable[None] | None:
         """Return an awaitable that has to end before `end_events`, or None. Other outputs grow meanwhile."""

@@ -1,12 +1,14 @@
 """Serialize a call as a response of /v1/responses."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from functools import cached_property
 from typing import ClassVar
 
 from compat.openai.responses import Response, ResponseRequest
+from gateway.api.responses.agent_events import agent_events
 from gateway.api.responses.builder import ResponseBuilder, encode_events
 from gateway.api.responses.conversations import LocalTurns, Turn, new_response_id
+from gateway.api.responses.mcp_setup import McpSetup
 from gateway.api.schema_checks import AnswerChecker
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import Serializer, check_done, reference_to
@@ -32,9 +34,10 @@ class ResponseSerializer(Serializer):
         turn: Turn,
         checker: AnswerChecker | None,
         local: LocalTurns | None = None,
+        setup: McpSetup | None = None,
     ) -> None:
         """`raw`: the body as the client sent it; it is stored with the response. `local`: turns of the client's
-        connection, to which this is added."""
+        connection, to which this is added. `setup`: MCP servers of the request, if it has any."""
         self._raw = raw
         self._body = body
         self._model = model
@@ -42,6 +45,7 @@ class ResponseSerializer(Serializer):
         self._turn = turn
         self._checker = checker
         self._local = local
+        self._setup = setup
         self._id = new_response_id()
         self.persists = turn.is_stored or body.conversation is not None
 
@@ -61,6 +65,7 @@ class ResponseSerializer(Serializer):
             self._id,
             checker=self._checker,
             is_stored=self._turn.is_stored,
+            setup=self._setup,
         )
         builder.cost_of = self.cost_of
         return builder
@@ -68,8 +73,12 @@ class ResponseSerializer(Serializer):
     async def whole_response(self) -> Response:
         """Return the response with all of its items, once it is stored."""
         output = self._call.output
-        self._builder.grow(output.value or "", output.pieces)
-        self._builder.close()
+        if self._builder.is_agent:
+            async for _ in agent_events(self._builder, self._call, self._model):
+                pass
+        else:
+            self._builder.grow(output.value or "", output.pieces)
+            self._builder.close()
         if (checking := self._builder.start_check()) is not None:
             await checking
         return await self._store()
@@ -85,6 +94,14 @@ class ResponseSerializer(Serializer):
         builder = self._builder
         events = [*builder.open(), *builder.add_text(reference_to(self._call)), *builder.close()]
         return encode_events([*events, builder.build_last_event(builder.finish())])
+
+    def follow(self) -> AsyncIterator[bytes] | None:
+        """Return the events of an agent's answers and tools, if the call is an agent."""
+        return self._agent_events() if self._builder.is_agent else None
+
+    async def _agent_events(self) -> AsyncIterator[bytes]:
+        async for events in agent_events(self._builder, self._call, self._model):
+            yield encode_events(events)
 
     def opening_events(self) -> bytes:
         """Return the first events of the response."""

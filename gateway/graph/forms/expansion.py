@@ -9,6 +9,7 @@ Variables of these calls have names that no client can choose, so that they are 
     final.draft@2       the same, if the repeat is inside another form, or if the shorter name is taken
     answer@2            the second answer of an agent whose output is `answer`
     answer@2.0          result of the first tool call in it
+    answer@0.0          result of the first run of a tool before the first answer
 """
 
 import dataclasses
@@ -102,7 +103,8 @@ def turn_call(form: Agent, call: str, output: str, number: int, turn: CallSpec) 
 
 
 def tool_call(call: str, output: str, number: int, index: int, run: ToolRun | str) -> CallSpec:
-    """Return the call for tool call `index` in answer `number` of an agent. `run`: a text if no tool can be run."""
+    """Return the call for tool call `index` in answer `number` of an agent, 0 for runs before the first answer. `run`:
+    a text if no tool can be run."""
     form = run if isinstance(run, ToolRun) else None
     return CallSpec(
         model="",

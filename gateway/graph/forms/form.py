@@ -128,7 +128,10 @@ class Agent:
     `body`: a chat completion request as JSON, with the descriptions of the tools. Its references have names that begin
     with `prefix`, which no model knows, so that an answer cannot contain a reference. `binding` has these names.
     `max_turns`: maximum number of the model's answers. `on_max`: whether the form fails if the last of them calls
-    tools, or the model gets no tools for it.
+    tools, or the model gets no tools for it. `first`: runs of tools before the first answer, with texts in place of
+    those that cannot be run. `final`: functions that the client runs or approves. An answer that calls one is the last;
+    its other calls are run. `max_calls`: maximum number of tool calls. Further calls are not run, and then the model
+    gets no tools.
     """
 
     model: str
@@ -142,10 +145,19 @@ class Agent:
     on_max: Literal["fail", "answer"] = "fail"
     limits: "Limits | None" = None
     """Limits of what the agent's calls may use together."""
+    first: Sequence[ToolRun | str] = ()
+    final: Sequence[str] = ()
+    max_calls: int | None = None
 
-    def has_tools(self, number: int) -> bool:
-        """Return whether the model may call tools in answer `number`, from 1 on."""
-        return bool(self.tools) and (number < self.max_turns or self.on_max == "fail")
+    def has_tools(self, number: int, calls: int) -> bool:
+        """Return whether the model may call tools in answer `number`, from 1 on. `calls`: number of tool calls before
+        it."""
+        is_last = number >= self.max_turns and self.on_max == "answer"
+        return bool(self.tools or self.final) and not is_last and self.has_room(calls)
+
+    def has_room(self, calls: int) -> bool:
+        """Return whether another tool may be run. `calls`: number of tool calls so far."""
+        return self.max_calls is None or calls < self.max_calls
 
 
 Form = Map | Branch | Repeat | ToolRun | Agent

@@ -76,6 +76,7 @@ class ToolRunner:
         """Make an error the value, or raise it."""
         if not form.reports_errors:
             raise steps.failed(code, message)
+        steps.call.finish_reason = code  # distinguishes the error from a result that begins like one
         self._append(steps, f"error: {message}")
 
     async def _arguments(self, steps: FormSteps, form: ToolRun, texts: dict[Reference, str]) -> dict[str, Any]:

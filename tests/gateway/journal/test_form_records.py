@@ -6,6 +6,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.graph.budget import Limits
 from gateway.graph.call import CallSpec, Objective, Rendering
 from gateway.graph.forms.form import Agent, AgentTool, Binding, Branch, Condition, Form, Map, Repeat, ToolRun
 from gateway.graph.references import Reference
@@ -36,6 +37,13 @@ agents = st.builds(
     inputs=parts,
     binding=bindings,
     on_max=st.sampled_from(["fail", "answer"]),
+    limits=st.none() | st.builds(Limits, tokens=st.integers(1, 9), seconds=st.floats(0.1, 9)),
+    first=st.lists(
+        st.text() | st.builds(ToolRun, st.text(), st.text(), st.text(), st.just([]), reports_errors=st.just(True)),
+        max_size=2,
+    ).map(tuple),
+    final=st.lists(st.text(), max_size=2).map(tuple),
+    max_calls=st.none() | st.integers(1, 9),
 )
 
 
