@@ -322,7 +322,8 @@ class McpTool(_ToolHints):
         """Return a tool of the server as the model knows it. `introduction`: description of the server, for its first
         tool."""
         if introduction:
-            description = f"Tools {mcp_name(self.server_label, '')}*: {introduction}\n\n{description}".rstrip()
+            names = f"{_NOT_IN_NAME.sub('_', self.server_label)}__*"
+            description = f"Tools {names}: {introduction}\n\n{description}".rstrip()
         function = FunctionDefinition.model_construct(
             name=mcp_name(self.server_label, name), description=description, parameters=schema, strict=False
         )

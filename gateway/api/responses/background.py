@@ -134,9 +134,8 @@ class BackgroundResponse:
                     self._serialization_failed = True
             if not self._cancelled.is_set() and (checking := self._builder.start_check()) is not None:
                 await checking
-            if self._builder.is_agent and self._recording is None:
-                async for _ in agent_events(self._builder, self._call, self._model, retries=True):
-                    pass
+            if self._builder.is_agent and self._recording is None and not self._cancelled.is_set():
+                await self._read_agent()
             try:
                 events, response = self._build_final()
             except Exception:
@@ -156,6 +155,15 @@ class BackgroundResponse:
                     task.cancel()
         if not self._scope.is_named:
             self._services.sessions.delete(self._scope.session)
+
+    async def _read_agent(self) -> None:
+        """Build the items of an agent that has ended, and whose events no client has streamed."""
+        try:
+            async for _ in agent_events(self._builder, self._call, self._model, retries=True):
+                pass
+        except Exception:
+            log.exception("internal error: the answers of %s cannot be serialized", self.row.id)
+            self._serialization_failed = True
 
     def _build_final(self) -> tuple[list[Event], Response]:
         """Return the events before the last one, and the final response."""

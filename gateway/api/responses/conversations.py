@@ -42,8 +42,9 @@ from gateway.api.responses.conversation_store import (
     append_response,
     check_size,
     find_conversation,
+    is_conversation_id,
 )
-from gateway.api.responses.mcp_history import McpHistory
+from gateway.api.responses.mcp_history import McpHistory, is_approval_row
 from gateway.api.semantic.extension import Scope, agent_scope
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
@@ -68,7 +69,6 @@ class _StoredAnswer(msgspec.Struct):
     conversation: ConversationReference | None = None
 
 
-_ID_PREFIX = "resp_"
 _NO_OUTPUT = b'{"output":[]}'
 _decode_request = msgspec.json.Decoder(_StoredRequest).decode
 _decode_answer = msgspec.json.Decoder(_StoredAnswer).decode
@@ -255,12 +255,12 @@ def _input_of(raw: bytes) -> bytes:
 
 def new_response_id() -> str:
     """Return a new id for a response."""
-    return f"{_ID_PREFIX}{new_id(24)}"
+    return f"resp_{new_id(24)}"
 
 
 def is_response_id(id: str) -> bool:
-    """Return whether the id is that of a response. The response store has rows of other kinds."""
-    return id.startswith(_ID_PREFIX)
+    """Return whether the id may be that of a response. The response store has rows of other kinds as well."""
+    return not is_conversation_id(id) and not is_approval_row(id)
 
 
 def not_found_message(id: str) -> str:

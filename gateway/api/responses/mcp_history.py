@@ -22,6 +22,7 @@ from compat.openai.responses.items import (
 from gateway.errors import RequestError
 from gateway.responses import ResponseStore, StoredResponse
 
+_ROW_PREFIX = "used_"
 _MAX_USED = 100_000
 """Number of approvals that are remembered, so that none is used twice."""
 
@@ -174,9 +175,14 @@ class UsedApprovals:
         taken.append(call)
 
 
+def is_approval_row(id: str) -> bool:
+    """Return whether the id of a row in the response store is that of a used approval."""
+    return id.startswith(_ROW_PREFIX)
+
+
 def _row_id(call: PendingCall) -> str:
     """Return the id of the row for an approval. The client may have chosen the id of the request."""
-    return f"used_{hashlib.blake2b(call.id.encode(), digest_size=20).hexdigest()}"
+    return f"{_ROW_PREFIX}{hashlib.blake2b(call.id.encode(), digest_size=20).hexdigest()}"
 
 
 def _refusal(call: PendingCall) -> RequestError:

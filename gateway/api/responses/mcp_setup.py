@@ -190,8 +190,10 @@ class McpAgentBuilder:
         """Return the runs of the approved calls. Raises RequestError if the request has no such tool."""
         runs: list[ToolRun | str] = []
         for call in self._setup.pending:
-            tool = self._tools.get(mcp_name(call.label, call.name))
-            if tool is None:
+            known = mcp_name(call.label, call.name)
+            tool, function = self._tools.get(known), self._setup.functions.get(known)
+            # a tool of another server may be known under the same name
+            if tool is None or function is None or (function.label, function.name) != (call.label, call.name):
                 message = f"the request has no tool {call.name!r} of an MCP server {call.label!r}, which was approved"
                 raise RequestError(400, message, code="unknown_tool", param="tools")
             runs.append(agent_tool_run(tool, call.arguments))

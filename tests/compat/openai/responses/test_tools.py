@@ -1,14 +1,17 @@
 """compat/openai/responses/tools.py: the functions that a model reads for each type of tool."""
 
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from compat.openai import NamedTool
 from compat.openai.custom_tools import CustomFunction
 from compat.openai.responses import ResponseRequest
-from compat.openai.responses.tools import HostedType, flat_name
+from compat.openai.responses.tools import HostedType, McpTool, flat_name, mcp_name
 from gateway.errors import RequestError
 from gateway.http.json_body import validate
 
@@ -186,3 +189,51 @@ def test_an_error_names_the_invalid_tool(fields: dict[str, Any], param: str, mes
         request(**fields)
     assert (refused.value.status, refused.value.param) == (400, param)
     assert message in str(refused.value)
+
+
+def mcp_tool(**fields: Any) -> McpTool:
+    return McpTool.model_validate({"type": "mcp", "server_label": "t", **fields})
+
+
+@pytest.mark.parametrize(
+    ("require_approval", "name", "is_read_only", "needed"),
+    [
+        (None, "a", True, True),
+        ("always", "a", True, True),
+        ("never", "a", False, False),
+        ({}, "a", True, True),
+        ({"never": {}}, "a", True, True),
+        ({"never": {"tool_names": ["a"]}}, "a", False, False),
+        ({"never": {"tool_names": ["a"]}}, "b", False, True),
+        ({"never": {"tool_names": []}}, "b", False, True),
+        ({"never": {"read_only": True}}, "b", True, False),
+        ({"never": {"read_only": True}}, "b", False, True),
+        ({"never": {"tool_names": ["a"], "read_only": True}}, "a", False, True),
+        ({"always": {"tool_names": ["a"]}}, "b", True, True),
+        ({"always": {"tool_names": ["a"]}, "never": {"tool_names": ["a", "b"]}}, "a", True, True),
+        ({"always": {"tool_names": ["a"]}, "never": {"tool_names": ["a", "b"]}}, "b", True, False),
+    ],
+)
+def test_approvals_are_never_implicit(require_approval: Any, name: str, is_read_only: bool, needed: bool) -> None:
+    tool = mcp_tool(require_approval=require_approval)
+    assert tool.needs_approval(name, is_read_only=is_read_only) is needed
+
+
+def test_allowed_tools_of_a_server() -> None:
+    assert mcp_tool().allows("a", is_read_only=False)
+    assert [mcp_tool(allowed_tools=["a"]).allows(name, is_read_only=True) for name in "ab"] == [True, False]
+    assert not mcp_tool(allowed_tools=[]).allows("a", is_read_only=True)
+    assert not mcp_tool(allowed_tools={"read_only": True}).allows("a", is_read_only=False)
+
+
+@given(st.text(max_size=80), st.text(max_size=130), st.text(max_size=80), st.text(max_size=130))
+def test_names_of_mcp_tools_are_names_of_functions(label: str, name: str, label2: str, name2: str) -> None:
+    first, second = mcp_name(label, name), mcp_name(label2, name2)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{2,64}", first)
+    assert first != second or f"{label}__{name}" == f"{label2}__{name2}"
+
+
+def test_secrets_are_not_repeated() -> None:
+    tool = mcp_tool(server_url="https://u.example.com/secret?key=1", headers={"A": "secret"}, authorization="secret")
+    assert "secret" not in str(tool.echoed)
+    assert tool.all_headers == {"A": "secret", "Authorization": "Bearer secret"}
