@@ -4,8 +4,8 @@ A session is a trace, or the call joins the trace that its request names. A call
 outputs it read. It has a child for each phase: each time that it waited or worked. If a call had several attempts, its
 children are the attempts, and the phases are theirs.
 
-A form is a span that contains the spans of the calls that it adds. It has no token counts: those calls have them. A tool
-has a child span for its run.
+A form is a span that contains the spans of the calls that it adds. It has no token counts: those calls have them. A
+tool has a child span for its run.
 
 Attributes have the names of the semantic conventions for generative AI (opentelemetry.io/docs/specs/semconv/gen-ai).
 The project's own names begin with `myna.`.

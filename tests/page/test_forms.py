@@ -204,9 +204,13 @@ async def test_an_agent_shows_its_turns_and_the_tool_that_runs(browser: Browser,
             await expect(tool).to_have_class(re.compile("state-running"))
             await expect(tool.locator(".node-title")).to_have_text("t/count")
             agent_node = form(page, "answer")
-            await expect(agent_node).to_have_attribute("aria-label", re.compile("2 turns, 1 tool call; .*tool or client"))
-            order = [await page.locator(f'.node[aria-label^="{name}"]').bounding_box() for name in
-                     ("answer@1:", "answer@1.0,", "answer@2:", "answer,")]
+            await expect(agent_node).to_have_attribute(
+                "aria-label", re.compile("2 turns, 1 tool call; .*tool or client")
+            )
+            order = [
+                await page.locator(f'.node[aria-label^="{name}"]').bounding_box()
+                for name in ("answer@1:", "answer@1.0,", "answer@2:", "answer,")
+            ]
             places = [box["x"] for box in order if box is not None]
             assert places == sorted(set(places))
             assert len(places) == 4
@@ -249,7 +253,9 @@ async def test_forms_follow_the_colours_of_the_system(browser: Browser) -> None:
                 page = await monitor.open("#/session/s/graph")
                 await expect(form(page, "all")).to_be_visible()
                 script = "selector => getComputedStyle(document.querySelector(selector)).fill"
-                seen.append([await page.evaluate(script, part) for part in (".node-arrow", ".node-box", ".node-detail")])
+                seen.append(
+                    [await page.evaluate(script, part) for part in (".node-arrow", ".node-box", ".node-detail")]
+                )
         assert not set(seen[0]) & set(seen[1])
 
 

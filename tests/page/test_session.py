@@ -231,7 +231,14 @@ async def test_the_spend_of_keys_is_shown_where_the_server_has_it(browser: Brows
         page = await monitor.open()
         await expect(page.locator("table", has_text="Open contexts")).to_be_visible()
         await expect(page.get_by_text("Keys and spend")).to_be_hidden()
-    row = {"key": "key_1", "calls": 3, "tool_calls": 4, "prompt_tokens": 1500, "cached_tokens": 500, "completion_tokens": 20}
+    row = {
+        "key": "key_1",
+        "calls": 3,
+        "tool_calls": 4,
+        "prompt_tokens": 1500,
+        "cached_tokens": 500,
+        "completion_tokens": 20,
+    }
     answer = {"object": "list", "data": [{**row, "reasoning_tokens": 0, "cost": 1.25}]}
     async with monitored_page(browser, gateway.address) as monitor:
         await monitor.page.route("**/v1/usage?group_by=key", lambda route: route.fulfill(json=answer))

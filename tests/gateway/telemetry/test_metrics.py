@@ -23,7 +23,9 @@ def samples() -> dict[tuple[str, str], float]:
 def ended_call(state: CallState = CallState.DONE, **times: float) -> Call:
     usage = Usage(prompt=10, cached=4, completion=3, missed={"never_seen": 5, "evicted": 1})
     fields = {"state": state, "usage": usage, "times": Times(created=100.0, **times)}
-    return cast("Call", SimpleNamespace(**fields, model="m", spec=SimpleNamespace(model="m", form=None), finish_reason="stop"))
+    return cast(
+        "Call", SimpleNamespace(**fields, model="m", spec=SimpleNamespace(model="m", form=None), finish_reason="stop")
+    )
 
 
 def test_ended_calls_are_counted_once() -> None:

@@ -246,9 +246,7 @@ def test_a_form_contains_the_spans_of_its_calls() -> None:
         [template("list"), CallSpec(model="", form=form, output="all"), template("end", reads="all")]
     ).calls
     inner = Agent("m", "{}", "p", (), 3)
-    (agent,) = session.add_all(
-        [CallSpec(model="", form=inner, output="all.0", origin=Origin(mapped.id, "0"))]
-    ).calls
+    (agent,) = session.add_all([CallSpec(model="", form=inner, output="all.0", origin=Origin(mapped.id, "0"))]).calls
     turn, tool = session.add_all(
         [
             CallSpec(model="m", segments=[Slot(None, SAMPLING)], output="all.0@1", origin=Origin(agent.id, "1")),
