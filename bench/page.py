@@ -1,6 +1,6 @@
 """Speed of the live page in a headless Chromium: `python -m bench.page`. It needs the extra `page` and Chromium.
 
-It prints, as JSON, for several numbers of calls: the time to open each view of a session that is loaded, the time from
+It prints, as JSON, for several numbers of calls, of a map-reduce and of forms that are folded: the time to open each view of a session that is loaded, the time from
 the address to the first row, the times between frames while the timeline scrolls, and the size of the page's heap.
 """
 
@@ -79,9 +79,25 @@ def graph_of(calls: int) -> dict[str, Any]:
     return {"last_event_id": 9 * calls, "calls": described, "variables": variables, "edges": []}
 
 
-async def measure(browser: Browser, calls: int) -> dict[str, float]:
+def forms_of(calls: int) -> dict[str, Any]:
+    """Return the same calls as elements of maps, each with a reader."""
+    graph = graph_of(calls)
+    described = graph["calls"]
+    for first in range(0, calls, 101):
+        head, *elements = described[first : first + 101]
+        if not elements or not elements[-1]["output"].startswith("reduce"):
+            continue
+        head |= {"form": "map", "model": "", "inputs": [], "output": f"all_{first}"}
+        for index, element in enumerate(elements[:-1]):
+            element |= {"parent": head["id"], "inputs": [], "output": f"all_{first}.{index}"}
+            head["inputs"].append(element["output"])
+        elements[-1]["inputs"] = [head["output"]]
+    return graph
+
+
+async def measure(browser: Browser, described: dict[str, Any]) -> dict[str, float]:
     """Return the figures of one session, in milliseconds and MiB."""
-    graph = json.dumps(graph_of(calls))
+    graph = json.dumps(described)
 
     async def answer(request: web.Request) -> web.Response:
         if request.path.endswith("/graph"):
@@ -118,7 +134,11 @@ async def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as profile:
         async with async_playwright() as playwright, running_browser(playwright, Path(profile)) as browser:
-            found = {str(calls): await measure(browser, calls) for calls in CALLS}
+            found = {
+                f"{calls} {name}": await measure(browser, graph(calls))
+                for name, graph in (("calls", graph_of), ("calls in forms", forms_of))
+                for calls in CALLS
+            }
     json.dump(found, sys.stdout, indent=2)
     print()
 

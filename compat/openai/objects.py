@@ -125,10 +125,10 @@ class PromptDifference(TypedDict):
 
 class CallObject(TypedDict):
     """A call of a graph. Times are seconds of the Unix clock. `spent_ms`: how the time was spent, by phase.
-    `waits_for`: the cause of the wait for the next token, null if the call has ended. `cost` is there if the server
-    has prices. `prompt_difference` is there if the call is of a program and its prompt does not extend that of the
-    call which it continues. `form`: kind of the call's form, null if it has none; otherwise `model` is empty.
-    `tool`: the tool that the call runs, as `server/name`. `parent`: id of the call whose form added this call."""
+    `waits_for`: the cause of the wait for the next token, null if the call has ended. `cost` is there if the server has
+    prices. `prompt_difference` is there if the call is of a program and its prompt does not extend that of the call
+    which it continues. `form`: kind of the call's form, null if it has none; otherwise `model` is empty. `tool`: server
+    and name of the tool that the call runs, as `server/name`. `parent`: id of the call whose form added this call."""
 
     id: str
     model: str

@@ -321,7 +321,7 @@ class Call:
 
     @property
     def has_run_tool(self) -> bool:
-        """Whether the call has begun to run a tool, also before a restart. A follower runs none."""
+        """Whether the call has begun to run a tool. The result of an identical call is no run of its own."""
         is_tool = isinstance(self.spec.form, ToolRun) and self.leader is None
         return is_tool and (self.was_running or self.times.started is not None)
 

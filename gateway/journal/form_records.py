@@ -217,14 +217,21 @@ def form_of(record: FormRecord) -> Form:
         case ToolRecord(server, name, arguments, inputs, names, values, reports_errors):
             parts = [input_of(part) for part in inputs]
             return ToolRun(server, name, arguments, parts, Binding(names, values), reports_errors)
-        case AgentRecord(
-            model, body, prefix, tools, max_turns, inputs, names, values, on_max, limits, first, final, max_calls
-        ):
-            parts = [input_of(part) for part in inputs]
-            known = [AgentTool(*tool) for tool in tools]
-            runs = [run if isinstance(run, str) else ToolRun(*run, reports_errors=True) for run in first]
-            binding = Binding(names, values)
-            return Agent(model, body, prefix, known, max_turns, parts, binding, on_max, limits, runs, final, max_calls)
+        case AgentRecord():
+            return Agent(
+                model=record.model,
+                body=record.body,
+                prefix=record.prefix,
+                tools=[AgentTool(*tool) for tool in record.tools],
+                max_turns=record.max_turns,
+                inputs=[input_of(part) for part in record.inputs],
+                binding=Binding(record.names, record.values),
+                on_max=record.on_max,
+                limits=record.limits,
+                first=tuple(run if isinstance(run, str) else _reporting_run(*run) for run in record.first),
+                final=record.final,
+                max_calls=record.max_calls,
+            )
 
 
 def _reporting_run(server: str, name: str, arguments: str) -> ToolRun:

@@ -94,7 +94,7 @@ export function formProgress({ call, children, total, states }) {
     const turns = children.filter((child) => child.form !== "tool" && child.model !== "").length;
     return `${plural(turns, "turn")}, ${plural(children.length - turns, "tool call")}`;
   }
-  if (call.form === "repeat") return `round ${roundOf(children)}, ${states.done}/${total} done`;
+  if (call.form === "repeat") return `round ${roundOf(children)}, ${states.done}/${total}`;
   if (call.form !== "map") return `${states.done}/${total} done`;
   const done = children.filter((child) => child.state === "done").length;
   return `${done}/${children.length} done`;

@@ -17,8 +17,9 @@ const ROUNDS = 3;
 /**
  * Return the nodes and edges between single calls, and variables that no call produces.
  *
- * A form comes after the calls that it adds, because it reads them. Those that read no other call follow the inputs of
- * the form: the list of a map is what its elements were made of.
+ * A form comes after the calls that it adds, because it reads them. It is connected with those that no other of them
+ * reads. Those that read no other call follow the inputs of the form: the list of a map is what its elements were made
+ * of.
  *
  * @param {{ calls: Map<string, any>, variables: Map<string, any> }} state
  * @returns {{ nodes: Map<string, any>, edges: { from: string, to: string }[] }} Nodes with `form` (the form of the call,
@@ -60,10 +61,13 @@ export function callGraph(state) {
         const place = { form: null, inside: null };
         nodes.set(source, { id: source, call: null, variable, ...place, title: name, from: [], to: [] });
       }
-      if (source !== call.id) sources.add(source);
+      if (source !== call.id && inside.get(source) !== call.id) sources.add(source);
     }
-    for (const child of forms.get(call.id)?.children ?? []) sources.add(child.id);
     for (const source of sources) connect(source, call.id);
+  }
+  for (const [id, form] of inside) {
+    const isRead = nodes.get(id).to.some((reader) => reader !== form && isInside(reader, form, inside));
+    if (!isRead) connect(id, form);
   }
   const entries = new Map();
   for (const [id, form] of inside) {

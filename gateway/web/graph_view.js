@@ -365,8 +365,8 @@ function linesOf(node, now) {
     const title = label(`${call.form} ${node.title}`, 17);
     const time = duration(wholeSeconds(call, now));
     const cause = isFinal(call.state) || form.cause === null ? time : causeName(form.cause);
-    if (node.isUnfolded) return [title, label(`${formProgress(form)} · ${cause}`, 28)];
-    return [title, label(formProgress(form), 28), label(`${compact(form.tokens)} tokens · ${cause}`, 28)];
+    if (node.isUnfolded) return [title, label(`${formProgress(form)} · ${cause}`, 25)];
+    return [title, label(formProgress(form), 26), label(`${compact(form.tokens)} tokens · ${cause}`, 29)];
   }
   return [label(call?.tool ?? node.title, 19), detailText(node, now)];
 }

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -10,6 +11,7 @@ import aiohttp
 from tests.e2e.test_servers import gateway
 from tests.fakes.media_server import MediaServer
 from tests.fakes.scripted_server import ScriptedServer, refuses, says
+from tests.fakes.tool_servers import real
 from tests.gateway.engines.generation import until
 from tests.gateway.telemetry.test_span_exporter import collector
 from tests.gateway.telemetry.test_spans import attributes, seconds
@@ -163,4 +165,58 @@ async def test_relayed_requests_are_spans_and_traceparent_is_passed_on() -> None
     assert failed["traceId"] != TRACE
     assert failed["status"]["code"] == 2
     assert attributes(failed)["error.type"] == failed["status"]["message"]
+    assert "secret" not in str(found.spans)
+
+
+async def test_forms_contain_their_calls_and_tools_have_runs(tmp_path: Path) -> None:
+    """Run a map of tools in front of a call, and compare the trace with the graph."""
+    settings = tmp_path / "tools.json"
+    servers = {"t": real(tmp_path / "count").model_dump(exclude_defaults=True)}
+    settings.write_text(json.dumps({"servers": servers}))
+    async with ScriptedServer() as upstream, collector() as (found, url):
+        upstream.always = says("done")
+        arguments = ("--engine", f"openai={upstream.url}", "--otlp-endpoint", url, "--tool-servers", str(settings))
+        async with (
+            gateway(*arguments, "--ledger", "on") as server,
+            aiohttp.ClientSession(server.address) as http,
+        ):
+            tool = {"tool": {"server": "t", "name": "put", "arguments": {"text": "secret <<item>>"}}}
+            reads = {"model": "fake", "messages": [{"role": "user", "content": "<<all>>"}]}
+            calls = [
+                {"map": {"over": ["a", "b", "c"], "call": tool}, "output": "all"},
+                {**reads, "semantic": {"output": "end"}},
+            ]
+            headers = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
+            async with http.post("/v1/graphs", json={"calls": calls}, headers=headers) as response:
+                assert response.status == 200, await response.text()
+                session = (await response.json())["session"]
+            await until(lambda: any(span["name"] == "chat fake" for span in found.spans))
+            async with http.get(f"/v1/sessions/{session}") as response:
+                assert (await response.json())["usage"]["tool_calls"] == 3
+            async with http.get(f"/v1/usage?session={session}&group_by=model") as response:
+                rows = (await response.json())["data"]
+            async with http.get(f"/v1/sessions/{session}/graph") as response:
+                graph = (await response.json())["calls"]
+            async with http.get(f"/v1/sessions/{session}/graph?format=mermaid&fold=true") as response:
+                diagram = await response.text()
+            async with http.get(f"/v1/sessions/{session}/graph?fold=maybe") as response:
+                assert (await response.json())["error"]["param"] == "fold"
+    assert {(row["model"], row["calls"], row["tool_calls"]) for row in rows} == {("", 0, 3), ("fake", 1, 0)}
+    assert [call["tool"] for call in graph] == [None, None, "t/put", "t/put", "t/put"]
+    assert "3 of 3 done" in diagram
+    assert "t/put" not in diagram
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for span in found.spans:
+        by_name.setdefault(span["name"], []).append(span)
+    (form,), (reader,) = by_name["map"], by_name["chat fake"]
+    tools, runs = by_name["tool t/put"], by_name["execute_tool put"]
+    assert {span["traceId"] for span in found.spans} == {TRACE}
+    assert form["parentSpanId"] == reader["parentSpanId"] == SPAN
+    assert {span["parentSpanId"] for span in tools} == {form["spanId"]}
+    assert {span["parentSpanId"] for span in runs} == {span["spanId"] for span in tools}
+    assert [link["spanId"] for link in reader["links"]] == [form["spanId"]]
+    for span in (*tools, *runs):
+        assert seconds(form)[0] <= seconds(span)[0]
+        assert seconds(span)[1] <= seconds(form)[1]
+    assert {attributes(run)["gen_ai.tool.name"] for run in runs} == {"put"}
     assert "secret" not in str(found.spans)

@@ -1,4 +1,4 @@
-"""Draw the pictures of the documents: a review application on the default model, while it runs."""
+"""Draw the pictures of the documents: a review application and a graph of forms on the default model, while they run."""
 
 import asyncio
 import sys
@@ -15,6 +15,8 @@ from tests.page.browser import monitored_page, running_browser
 _SIZE = {"width": 1460, "height": 720}
 _SESSION = "bird-report"
 _STYLE = "You write for a magazine about birds. Be brief, be friendly, and use simple words. " * 8
+_FORMS = "bird-guide"
+_CITIES = ("Oslo", "Rome", "Lima", "Cairo", "Delhi", "Tokyo", "Paris", "Quito", "Accra", "Seoul", "Perth", "Boston")
 _THEMES = ("songs", "nests", "food", "flight", "flocks", "colours", "cities", "winters")
 
 
@@ -79,6 +81,56 @@ async def draw(browser: Browser, address: str, http: aiohttp.ClientSession, fold
             await monitor.page.screenshot(path=folder / f"page-{name}.png")
 
 
+def forms() -> dict[str, Any]:
+    """Return a graph with a map over twelve cities, and a repeat that revises the result."""
+
+    def ask(text: str, tokens: int, output: str | None = None) -> dict[str, Any]:
+        semantic = {} if output is None else {"semantic": {"output": output}}
+        sampling = {"max_tokens": tokens, "temperature": 0.7, "seed": 11, "ignore_eos": True}
+        return {"model": MODEL, "messages": [{"role": "user", "content": text}], **sampling, **semantic}
+
+    repeat = {
+        "calls": [
+            ask("Name a problem of this text: <<draft>>", 24, "problem"),
+            ask("Write it again: <<draft>> Problem: <<problem>>", 160, "revised"),
+        ],
+        "start": {"draft": "<<birds>>"},
+        "carry": {"draft": "<<revised>>"},
+        "until": {"value": "<<problem>>", "equals": "none"},
+        "max": 2,
+        "on_max": "last",
+    }
+    element = ask("Which birds live in <<city>>?", 40)
+    return {
+        "session": _FORMS,
+        "calls": [
+            {"map": {"over": list(_CITIES), "as": "city", "call": element}, "output": "birds"},
+            {"repeat": repeat, "outputs": ["revised"]},
+            ask("Write a title: <<revised>>", 12, "title"),
+        ],
+        "outputs": ["title"],
+    }
+
+
+async def draw_forms(browser: Browser, address: str, http: aiohttp.ClientSession, folder: Path) -> None:
+    """Run the graph of forms, and take the picture while the repeat runs."""
+    async with http.post(f"{address}/v1/sessions", json={"id": _FORMS}) as answer:
+        assert answer.status == 201, await answer.text()
+
+    async def run() -> None:
+        async with http.post(f"{address}/v1/graphs", json=forms()) as answer:
+            assert answer.status == 200, await answer.text()
+
+    async with monitored_page(browser, address, viewport={"width": 1728, "height": 560}) as monitor:
+        await monitor.open(f"#/session/{_FORMS}/graph")
+        running = asyncio.create_task(run())
+        await monitor.page.locator('.node[aria-label^="problem@2: "]').wait_for()
+        await monitor.page.get_by_role("button", name="Zoom out").click()
+        await asyncio.sleep(1.0)  # until the figures of the calls are loaded
+        await monitor.page.screenshot(path=folder / "page-forms.png")
+        await running
+
+
 async def main() -> None:
     """Write the pictures into the folder of the command line."""
     folder = Path(sys.argv[1])
@@ -89,6 +141,7 @@ async def main() -> None:
             aiohttp.ClientSession() as http,
         ):
             await draw(browser, gateway.address, http, folder)
+            await draw_forms(browser, gateway.address, http, folder)
 
 
 if __name__ == "__main__":

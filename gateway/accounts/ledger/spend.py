@@ -51,10 +51,8 @@ def storable_row(spend: CallSpend) -> tuple[Any, ...]:
     """Return the columns of a row for a database. The tags are one text, with a line each."""
     tags = "\n".join(spend.tags) if spend.tags else ""
     values = spend._replace(tags=tags)
-    if (
-        f"{spend.session}{spend.model}{spend.engine}{tags}".isascii()
-        and "\0" not in spend.session + tags + spend.engine
-    ):
+    chosen_by_others = f"{spend.session}{spend.engine}{tags}"  # clients, and servers of tools
+    if f"{chosen_by_others}{spend.model}".isascii() and "\0" not in chosen_by_others:
         return values  # most rows: names of models and engines are the operator's
     return tuple(storable_text(value) if isinstance(value, str) else value for value in values)
 

@@ -29,7 +29,7 @@ _INDENT = "    "
 
 
 def mermaid(graph: Graph, *, fold: bool = False) -> str:
-    """Return the graph for mermaid: calls are boxes, variables are rounded boxes. `fold`: each form is one node."""
+    """Return the graph for mermaid: calls are boxes, variables rounded boxes. `fold`: draw each form as one node."""
     outline = _Outline(graph, fold=fold)
     lines = ["flowchart LR", *_mermaid_content(outline, None, _INDENT)]
     for source, target, kind in outline.edges:

@@ -67,7 +67,7 @@ test("each kind of form says how far it is", () => {
     formProgress(formsOf(stateWith([["f", form], ...children.map(([id, kind, fields]) => [id, kind, "f", [], fields])]).calls).forms.get("f"));
   assert.equal(progress("map", [["f.0"], ["f.1", null, { state: "decode" }]]), "1/2 done");
   assert.equal(progress("if", [["x@then"]]), "1/1 done");
-  assert.equal(progress("repeat", [["draft@1"], ["draft@2", null, { state: "decode" }]]), "round 2, 1/2 done");
+  assert.equal(progress("repeat", [["draft@1"], ["draft@2", null, { state: "decode" }]]), "round 2, 1/2");
   assert.equal(progress("agent", [["f@1"], ["f@1.0", "tool"], ["f@2"]]), "2 turns, 1 tool call");
 });
 
@@ -117,6 +117,7 @@ test("tools of an agent follow the answer that calls them", () => {
     ["question", "answer@1", "answer@1.0", "answer@1.1", "answer@2", "answer"].map((id) => layers.get(id)),
     [0, 1, 2, 2, 3, 4],
   );
+  assert.deepEqual(graph.nodes.get("answer").from, ["question", "answer@2"], "only the last answer leads to the agent");
 });
 
 test("nested forms fold in their parent, and readers of their calls follow the folded form", () => {

@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 from tests.fakes.scripted_server import refuses, says
-from tests.gateway.api.responses.mcp_gateway import McpGateway, kinds
 from tests.fakes.tool_gateway import asks_for
+from tests.gateway.api.responses.mcp_gateway import McpGateway, kinds
 
 
 async def test_a_response_in_the_background(mcp: McpGateway) -> None:

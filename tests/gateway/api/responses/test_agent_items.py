@@ -4,8 +4,8 @@ import pytest
 
 from gateway.api.responses import mcp_setup
 from tests.fakes.scripted_server import says
-from tests.gateway.api.responses.mcp_gateway import OPEN, McpGateway, kinds
 from tests.fakes.tool_gateway import asks_for
+from tests.gateway.api.responses.mcp_gateway import OPEN, McpGateway, kinds
 
 
 async def test_tools_run_until_the_model_answers(mcp: McpGateway) -> None:

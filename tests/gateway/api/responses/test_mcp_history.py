@@ -14,8 +14,8 @@ from compat.openai.responses import items_of, to_messages
 from gateway.api.responses.mcp_history import McpHistory
 from gateway.errors import RequestError
 from tests.fakes.scripted_server import says
-from tests.gateway.api.responses.mcp_gateway import OPEN, McpGateway, kinds, mcp_gateway, refused
 from tests.fakes.tool_gateway import asks_for
+from tests.gateway.api.responses.mcp_gateway import OPEN, McpGateway, kinds, mcp_gateway, refused
 
 
 async def test_a_client_approves_a_call(mcp: McpGateway) -> None:

@@ -7,9 +7,9 @@ import pytest
 from openai import APIStatusError
 
 from tests.fakes.scripted_server import says
+from tests.fakes.tool_gateway import asks_for
 from tests.fakes.tool_servers import http_tool_server
 from tests.gateway.api.responses.mcp_gateway import OPEN, McpGateway, kinds, mcp_gateway, refused
-from tests.fakes.tool_gateway import asks_for
 
 
 @pytest.mark.parametrize(
