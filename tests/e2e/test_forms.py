@@ -20,7 +20,7 @@ from tests.fakes.scripted_server import ScriptedServer, chunk, says, stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.waits]
 
-KILLS = int(os.environ.get("MYNA_TEST_KILLS", "50"))
+KILLS = int(os.environ.get("MYNA_TEST_KILLS", "20"))
 ITEMS = 6
 ROUNDS = 4
 TURNS = 3
