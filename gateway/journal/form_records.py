@@ -104,6 +104,7 @@ class AgentRecord(StoredRecord, frozen=True, tag="agent"):
     first: tuple[tuple[str, str, str] | str, ...] = ()
     final: tuple[str, ...] = ()
     max_calls: int | None = None
+    forces_each: bool = False
 
 
 FormRecord = MapRecord | BranchRecord | RepeatRecord | ToolRecord | AgentRecord
@@ -152,25 +153,23 @@ def form_record(form: Form) -> FormRecord:
             parts = [input_record(part) for part in inputs]
             names, values = dict(binding.names), dict(binding.values)
             return ToolRecord(server, name, arguments, parts, names, values, reports_errors)
-        case Agent(model, body, prefix, tools, max_turns, inputs, binding, on_max, limits, first, final, max_calls):
-            parts = [input_record(part) for part in inputs]
-            names, values = dict(binding.names), dict(binding.values)
-            known = [(tool.function, tool.server, tool.name) for tool in tools]
-            runs = [(run.server, run.name, run.arguments) if isinstance(run, ToolRun) else run for run in first]
+        case Agent():
+            runs = [(run.server, run.name, run.arguments) if isinstance(run, ToolRun) else run for run in form.first]
             return AgentRecord(
-                model,
-                body,
-                prefix,
-                known,
-                max_turns,
-                parts,
-                names,
-                values,
-                on_max,
-                limits,
-                tuple(runs),
-                tuple(final),
-                max_calls,
+                model=form.model,
+                body=form.body,
+                prefix=form.prefix,
+                tools=[(tool.function, tool.server, tool.name) for tool in form.tools],
+                max_turns=form.max_turns,
+                inputs=[input_record(part) for part in form.inputs],
+                names=dict(form.binding.names),
+                values=dict(form.binding.values),
+                on_max=form.on_max,
+                limits=form.limits,
+                first=tuple(runs),
+                final=tuple(form.final),
+                max_calls=form.max_calls,
+                forces_each=form.forces_each,
             )
 
 
@@ -231,6 +230,7 @@ def form_of(record: FormRecord) -> Form:
                 first=tuple(run if isinstance(run, str) else _reporting_run(*run) for run in record.first),
                 final=record.final,
                 max_calls=record.max_calls,
+                forces_each=record.forces_each,
             )
 
 

@@ -78,9 +78,9 @@ async def _validated(request: Mapping[str, Any], length: int) -> ChatCompletionR
 
 def agent_request(form: Agent, *, is_first: bool) -> dict[str, Any]:
     """Return the chat completion of an agent's answer, without the messages of its turns. Only the first answer has to
-    call a tool, unless the last one gets no tools: an agent whose every answer calls one never ends."""
+    call a tool, unless `forces_each`: an agent whose every answer calls one never ends."""
     request: dict[str, Any] = json.loads(form.body)
-    if not is_first and form.on_max == "fail" and request.get("tool_choice") not in (None, "none"):
+    if not is_first and not form.forces_each and request.get("tool_choice") not in (None, "none"):
         request["tool_choice"] = "auto"
     return request
 

@@ -76,6 +76,7 @@ class ToolFormBuilder:
             binding=Binding({new: old for old, new in names.items()}),
             on_max=options.on_max,
             limits=limits_of(options.limits),
+            forces_each=options.on_max == "answer",
         )
 
     async def _functions(self, patterns: Sequence[str], where: str) -> tuple[list[AgentTool], list[Mapping[str, Any]]]:

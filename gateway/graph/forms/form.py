@@ -148,6 +148,8 @@ class Agent:
     first: Sequence[ToolRun | str] = ()
     final: Sequence[str] = ()
     max_calls: int | None = None
+    forces_each: bool = False
+    """Whether a `tool_choice` that forces a call applies to each answer, and not to the first one alone."""
 
     def has_tools(self, number: int, calls: int) -> bool:
         """Return whether the model may call tools in answer `number`, from 1 on. `calls`: number of tool calls before

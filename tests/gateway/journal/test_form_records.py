@@ -44,6 +44,7 @@ agents = st.builds(
     ).map(tuple),
     final=st.lists(st.text(), max_size=2).map(tuple),
     max_calls=st.none() | st.integers(1, 9),
+    forces_each=st.booleans(),
 )
 
 
