@@ -1,7 +1,8 @@
 """Speed of the live page in a headless Chromium: `python -m bench.page`. It needs the extra `page` and Chromium.
 
-It prints, as JSON, for several numbers of calls, of a map-reduce and of forms that are folded: the time to open each view of a session that is loaded, the time from
-the address to the first row, the times between frames while the timeline scrolls, and the size of the page's heap.
+It prints, as JSON, for several numbers of calls, of a map-reduce and of forms that are folded: the time to open each
+view of a session that is loaded, the time from the address to the first row, the times between frames while the
+timeline scrolls, and the size of the page's heap.
 """
 
 import asyncio
