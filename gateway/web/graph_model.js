@@ -32,8 +32,7 @@ export function callGraph(state) {
   for (const call of state.calls.values()) {
     const found = forms.get(call.id);
     const form = found !== undefined && found.children.length > 0 ? found : null;
-    const place = { form, inside: inside.get(call.id) ?? null };
-    nodes.set(call.id, { id: call.id, call, variable: null, ...place, title: call.output, from: [], to: [] });
+    nodes.set(call.id, newNode(call.id, call, null, call.output, form, inside.get(call.id) ?? null));
     makers.set(call.output, call.id);
     for (const slot of call.slots) makers.set(slot, call.id);
   }
@@ -58,8 +57,7 @@ export function callGraph(state) {
         source = `variable ${name}`;
         makers.set(name, source);
         const variable = state.variables.get(name) ?? { name, state: "deleted", error: null };
-        const place = { form: null, inside: null };
-        nodes.set(source, { id: source, call: null, variable, ...place, title: name, from: [], to: [] });
+        nodes.set(source, newNode(source, null, variable, name, null, null));
       }
       if (source !== call.id && inside.get(source) !== call.id) sources.add(source);
     }
@@ -76,6 +74,26 @@ export function callGraph(state) {
     for (const source of entries.get(form)) connect(source, id);
   }
   return { nodes, edges };
+}
+
+/** Return a node. All nodes have the same properties in the same order, so that the engine reads them fast. */
+function newNode(id, call, variable, title, form, inside) {
+  return {
+    id,
+    ids: [id],
+    count: 1,
+    group: null,
+    form,
+    inside,
+    isFolded: false,
+    isUnfolded: false,
+    title,
+    states: null,
+    call,
+    variable,
+    from: [],
+    to: [],
+  };
 }
 
 /** Return whether a node is a call of a form, or of a form inside that. */
@@ -138,9 +156,10 @@ export function groupsOf(nodes, layers) {
   let colours = new Map();
   const intern = interner();
   for (const node of nodes.values()) {
-    const kind = node.call === null ? "variable" : `call ${node.call.model} ${node.call.form} ${node.call.tool}`;
-    const single = node.inside === null && !node.isUnfolded ? "" : `single ${node.id}`;
-    colours.set(node.id, intern(`${layers.get(node.id)} ${kind} ${namePattern(node.title)} ${single}`));
+    let kind = node.call === null ? "variable" : `call ${node.call.model}`;
+    if (node.call !== null && node.call.form !== null) kind += ` ${node.call.form} ${node.call.tool}`;
+    if (node.inside !== null || node.isUnfolded) kind += ` single ${node.id}`;
+    colours.set(node.id, intern(`${layers.get(node.id)} ${kind} ${namePattern(node.title)}`));
   }
   for (let round = 0; round < ROUNDS; round += 1) {
     const finer = new Map();
@@ -199,6 +218,9 @@ export function foldedGraph(graph, isUnfolded) {
 
 /** Return the graph with one node for each folded form, in place of the form and all calls inside. */
 function foldForms(graph, isUnfolded) {
+  let hasForms = false;
+  for (const node of graph.nodes.values()) hasForms ||= node.form !== null;
+  if (!hasForms) return graph;
   const nodes = new Map();
   const owner = new Map();
   for (const node of graph.nodes.values()) {
@@ -211,15 +233,10 @@ function foldForms(graph, isUnfolded) {
     }
     const isOpen = node.form !== null && isUnfolded(node.form.key, node.form.isSmall);
     owner.set(node.id, node.id);
-    nodes.set(node.id, {
-      ...node,
-      ids: [node.id],
-      count: 1,
-      isFolded: node.form !== null && !isOpen,
-      isUnfolded: isOpen,
-      from: [],
-      to: [],
-    });
+    const copy = newNode(node.id, node.call, node.variable, node.title, node.form, node.inside);
+    copy.isFolded = node.form !== null && !isOpen;
+    copy.isUnfolded = isOpen;
+    nodes.set(node.id, copy);
   }
   const edges = joinEdges(graph.edges, owner, nodes);
   return { nodes, edges };
@@ -252,25 +269,25 @@ function foldGroups(graph, isUnfolded) {
     if (group !== null && !isUnfolded(key, false)) {
       const members = ids.map((id) => graph.nodes.get(id));
       const [first] = members;
-      nodes.set(key, {
-        ...first,
-        id: key,
-        ids: members.flatMap((member) => member.ids),
-        count: ids.length,
-        group,
-        form: null,
-        isFolded: true,
-        title: namePattern(first.title),
-        states: statesOf(members),
-        from: [],
-        to: [],
-      });
+      const folded = newNode(key, first.call, first.variable, namePattern(first.title), null, null);
+      folded.ids = members.flatMap((member) => member.ids);
+      folded.count = ids.length;
+      folded.group = group;
+      folded.isFolded = true;
+      folded.states = statesOf(members);
+      nodes.set(key, folded);
       for (const id of ids) owner.set(id, key);
       continue;
     }
     for (const id of ids) {
       const node = graph.nodes.get(id);
-      nodes.set(id, { ...node, group, states: statesOf([node]), from: [], to: [] });
+      const copy = newNode(id, node.call, node.variable, node.title, node.form, node.inside);
+      copy.ids = node.ids;
+      copy.group = group;
+      copy.isFolded = node.isFolded;
+      copy.isUnfolded = node.isUnfolded;
+      copy.states = statesOf([node]);
+      nodes.set(id, copy);
       owner.set(id, id);
     }
   }

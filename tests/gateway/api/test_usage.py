@@ -257,7 +257,7 @@ async def test_a_session_ends_at_its_limit_and_keeps_its_values() -> None:
     async with ScriptedServer() as server, gateway_before(server, ledger="on") as (client, unfinished):
         session = SessionClient(client)
         described = await session.create(limits={"tokens": 60})
-        assert described["limits"] == {"tokens": 60, "cost": None}
+        assert described["limits"] == {"tokens": 60, "cost": None, "calls": None, "seconds": None}
         server.script = [words(10), words(1000)]
         await session.ask("x" * 40, "first")
         assert (await session.get("first", "?wait=true"))[1]["value"] == "word " * 10
