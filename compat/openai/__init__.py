@@ -33,6 +33,7 @@ from compat.openai.answers import (
 )
 from compat.openai.forms import (
     FORM_KEYS,
+    MAX_BODY,
     AgentForm,
     AgentOptions,
     BranchForm,
@@ -82,6 +83,7 @@ from compat.openai.status import EngineObject, StatusObject
 
 __all__ = [
     "FORM_KEYS",
+    "MAX_BODY",
     "REFUSED",
     "AgentForm",
     "AgentOptions",

@@ -8,6 +8,8 @@ from compat.openai.base import Request, field_error
 
 FORM_KEYS = ("map", "if", "repeat", "tool", "agent")
 """Keys that make an entry of `calls` a form. Other entries are bodies of chat completions."""
+MAX_BODY = 100
+"""Maximum number of calls on a side of a branch, and in a round: they are added together."""
 MAX_ITEMS = 1_000
 """Default of the maximum length of a map's list."""
 
@@ -60,8 +62,8 @@ class BranchForm(Request):
     """A branch, as an entry of `calls`."""
 
     if_: ConditionRequest = Field(alias="if")
-    then: list[dict[str, Any]] = Field(default_factory=list)
-    else_: list[dict[str, Any]] = Field(default_factory=list, alias="else")
+    then: list[dict[str, Any]] = Field(default_factory=list, max_length=MAX_BODY)
+    else_: list[dict[str, Any]] = Field(default_factory=list, max_length=MAX_BODY, alias="else")
     default: JsonValue = None
 
     @model_validator(mode="after")
@@ -74,7 +76,7 @@ class BranchForm(Request):
 class RepeatRequest(Request):
     """Rounds of calls. `carry`: texts of names in the next round. `start`: their texts in the first round."""
 
-    calls: list[dict[str, Any]] = Field(min_length=1)
+    calls: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_BODY)
     carry: dict[str, str] = Field(default_factory=dict, max_length=100)
     start: dict[str, JsonValue] = Field(default_factory=dict, max_length=100)
     until: ConditionRequest

@@ -20,6 +20,8 @@ from gateway.graph.text import has_surrogate
 MAX_REFERENCES = 10_000
 """Maximum number of references in one prompt or template. Each occupies about 200 bytes, however short it is."""
 
+MAX_NAME = 64
+"""Maximum length of a name that a client chooses, in characters."""
 _NAME = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 _REFERENCE = re.compile(rf"<<({_NAME})((?:\.[^.<>\s]++)*+)>>")  # a literal prefix makes the search 40 times as fast
 _WHOLE_NAME = re.compile(_NAME)
@@ -94,8 +96,9 @@ def check_references(count: int, maximum: int = MAX_REFERENCES, where: str | Non
 def check_name(name: str, where: str) -> str:
     """Return the name. Raises BadReference if it is not a valid variable name."""
     if not _WHOLE_NAME.fullmatch(name):
+        short = name if len(name) <= 2 * MAX_NAME else f"{name[: 2 * MAX_NAME]}…"
         raise BadReference(
-            f"{name!r} is not a variable name: letters, digits and underscores, not beginning with a digit, "
+            f"{short!r} is not a variable name: letters, digits and underscores, not beginning with a digit, "
             "at most 64 characters",
             where,
         )

@@ -39,7 +39,7 @@ from gateway.graph.events import (
 from gateway.graph.forms.form import references_of
 from gateway.graph.ids import new_id
 from gateway.graph.limits import SessionLimits
-from gateway.graph.references import check_name
+from gateway.graph.references import MAX_NAME, check_name
 from gateway.graph.resources import SessionResources
 from gateway.graph.segments import Input, Slot
 from gateway.graph.text import check_text, size_of
@@ -134,6 +134,8 @@ class Session:
         return name in self.variables or name in self._retired_names
 
     def _unknown(self, name: str, known: Iterable[str], where: str | None) -> UnknownVariable:
+        if len(name) > MAX_NAME:  # not a name: to compare it would take long
+            return UnknownVariable(f"session {self.id} has no variable {name[:MAX_NAME]!r}…", where)
         matches = difflib.get_close_matches(name, itertools.islice(known, _SUGGESTION_POOL), n=3)
         hint = "; declare it, or send the call that makes it first"
         if matches:

@@ -13,8 +13,9 @@ LONGEST_PATTERN = 4_096
 _MEMORY = 512 << 10
 """Maximum memory of a compiled pattern and its automaton, in bytes. The library caches 128 patterns."""
 
-_MAX_WORK = 1_000_000_000
-"""Maximum product of a pattern's instructions and a text's bytes: about half a second."""
+_MAX_WORK = 200_000_000
+"""Maximum product of a pattern's instructions and a text's bytes: usually a tenth of a second, at most about a second
+for patterns whose automaton exceeds the memory."""
 
 _OPTIONS = re2.Options()
 _OPTIONS.max_mem = _MEMORY

@@ -30,7 +30,7 @@ from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Variable, reasoning_of
 from gateway.scheduler.input_reader import CallFailed, InputReader
 from gateway.scheduler.reasoning_parser import ReasoningParser
-from gateway.scheduler.transforms import TransformFailed, apply
+from gateway.scheduler.transforms import TransformFailed
 
 log = logging.getLogger("myna.scheduler")
 
@@ -379,7 +379,7 @@ class CallAttempt:
             await self._resume_run(text)
         if slot.transform is not None:
             try:
-                value = await apply(slot.transform, text)
+                value = await self._inputs.apply(slot.transform, text)
             except TransformFailed as error:
                 raise CallFailed(Failure("transform_failed", str(error), call.id)) from error
             logprobs = tuple(entry for piece in pieces for entry in piece.logprobs)

@@ -22,14 +22,13 @@ from gateway.graph.call import Call, CallState, FailedAttempt, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError, UnresolvedPath
 from gateway.graph.session import Session
 from gateway.graph.variable import ProducerRestarted
-from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.attempt import CallAttempt
 from gateway.scheduler.coalescing import copy_outputs, find_leader
 from gateway.scheduler.forms.agent_run import AgentPrompts
 from gateway.scheduler.forms.form_steps import Start
 from gateway.scheduler.forms.runner import Fail, FormRunner
 from gateway.scheduler.forms.tool_run import ToolRunner
-from gateway.scheduler.input_reader import CallFailed, InputReader, render_template, upstream_failure
+from gateway.scheduler.input_reader import CallFailed, InputReader, ParsingGate, render_template, upstream_failure
 from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.priority import Priorities
@@ -90,7 +89,7 @@ class CallExecutor:
             self._gate = ProgramGate(
                 lambda call: priorities.program_rank(call, now()), priorities.cost_model.answer_tokens, now
             )
-        self._parsing = FairGate(clock=now)
+        self._parsing = ParsingGate(now)
         """Gate that is held while a large value is parsed; see InputReader."""
         tool_runner = None if tools is None else ToolRunner(tools, self._follow)
         self._forms = FormRunner(start, fail, self._parsing, tool_runner, agent_prompts, now)

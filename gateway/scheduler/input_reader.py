@@ -1,21 +1,28 @@
 """Resolve the references of a call to the values of other variables, within limits, and render templates."""
 
 import asyncio
+import math
+import time
+from collections.abc import Callable
 
 from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge, UnresolvedPath
 from gateway.graph.references import Reference, resolve
 from gateway.graph.segments import Input
 from gateway.graph.text import size_of
+from gateway.graph.transform import Transform
 from gateway.graph.variable import Piece, Variable
 from gateway.runtime.fair_gate import FairGate
+from gateway.scheduler.transforms import apply, search
 
 _PARSED_BYTES = 64 << 20
 """Maximum size of the JSON that one call parses to follow paths into values, in characters. A value counts again for
 each reference to it."""
 
 _SMALL = 64 << 10
-"""Size of JSON up to which it is parsed without passing the gate: parsing takes less than a millisecond."""
+"""Size of the JSON that may be parsed without a turn in a window of time, in characters: it takes less than a
+millisecond."""
+_WINDOW_SECONDS = 0.01
 
 _CHUNK = 100
 """Number of a template's parts that are resolved before other tasks of the event loop get a turn."""
@@ -29,14 +36,34 @@ class CallFailed(Exception):
         self.failure = failure
 
 
+class ParsingGate(FairGate):
+    """Gate of work on values that blocks the event loop or a thread. All calls of a scheduler share it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock=clock)
+        self.searches = FairGate(rests=False)
+        """Gate of searches with regular expressions, which take up to a second of one thread."""
+        self._window = -math.inf
+        self._parsed = 0
+
+    def is_free(self, size: int) -> bool:
+        """Return whether JSON of this size may be parsed without a turn. Many calls may read values at the same
+        time, so only a small amount is free in each window of time."""
+        now = self._clock()
+        if now - self._window > _WINDOW_SECONDS:
+            self._window, self._parsed = now, 0
+        self._parsed += size
+        return self._parsed <= _SMALL
+
+
 class InputReader:
     """Resolver of a call's references to final variables.
 
-    Parsing blocks the event loop. So large values are parsed one at a time, with a pause after each, and one call
-    parses at most 64 MiB. `gate`: shared by all calls of a scheduler.
+    Parsing blocks the event loop. So values are parsed one at a time, with a pause after each, except for a small
+    amount in each window of time. One call parses at most 64 MiB.
     """
 
-    def __init__(self, call: Call, gate: FairGate) -> None:
+    def __init__(self, call: Call, gate: ParsingGate) -> None:
         self._call = call
         self._gate = gate
         self._parsed = 0
@@ -53,10 +80,22 @@ class InputReader:
         if self._parsed > _PARSED_BYTES:
             message = f"the references of this call would parse more than {_PARSED_BYTES} bytes of JSON"
             raise CallFailed(Failure(TooLarge.code, message, self._call.id))
-        if len(value) <= _SMALL:
+        if self._gate.is_free(len(value)):
             return self._resolve(value, reference)
         async with self._gate.turn(self._call.session.tenant):
             return self._resolve(value, reference)
+
+    async def search(self, regex: str, group: int, text: str) -> str | None:
+        """Search a text in the tenant's turn. See `transforms.search`."""
+        async with self._gate.searches.turn(self._call.session.tenant):
+            return await search(regex, group, text)
+
+    async def apply(self, transform: Transform, text: str) -> str:
+        """Transform a text, in the tenant's turn if that searches. See `transforms.apply`."""
+        if transform.regex is None:
+            return await apply(transform, text)
+        async with self._gate.searches.turn(self._call.session.tenant):
+            return await apply(transform, text)
 
     def _resolve(self, value: str, reference: Reference) -> str:
         try:
@@ -65,7 +104,7 @@ class InputReader:
             raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
 
 
-async def render_template(call: Call, gate: FairGate) -> None:
+async def render_template(call: Call, gate: ParsingGate) -> None:
     """Render a template into its call's output, once all variables that it refers to are final. Raises CallFailed if a
     variable failed or the value is too large.
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from compat.openai import (
     FORM_KEYS,
+    MAX_BODY,
     AgentForm,
     AgentOptions,
     BranchForm,
@@ -269,7 +270,8 @@ def raw_output(raw: Any) -> Any:
     return holder.get("output") if isinstance(holder, dict) else None
 
 
-def _raw_names(raw: Any) -> Iterator[Any]:
+def _raw_names(raw: Any, depth: int = 0) -> Iterator[Any]:
+    """Yield what may be names of an entry. `depth`: number of branches around it; deeper ones are refused later."""
     yield raw_output(raw)
     if not isinstance(raw, dict):
         return
@@ -280,11 +282,11 @@ def _raw_names(raw: Any) -> Iterator[Any]:
         yield from semantic["slots"]
     if isinstance(semantic, dict) and isinstance(semantic.get("inputs"), dict):
         yield from semantic["inputs"]
-    if form_key(raw) == "if":
+    if form_key(raw) == "if" and depth < _MAX_DEPTH:
         for side in (raw.get("then"), raw.get("else")):
             if isinstance(side, list):
-                for call in side:
-                    yield from _raw_names(call)
+                for call in side[:MAX_BODY]:
+                    yield from _raw_names(call, depth + 1)
 
 
 def with_seeds(specs: Sequence[CallSpec]) -> list[CallSpec]:

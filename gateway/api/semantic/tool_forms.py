@@ -1,6 +1,5 @@
 """Translate the forms that use tools: `tool` and `agent`."""
 
-import dataclasses
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
@@ -10,7 +9,7 @@ from compat.openai import AgentOptions, LimitsRequest, ToolRequest
 from gateway.errors import RequestError
 from gateway.graph.budget import Limits
 from gateway.graph.call import CallSpec
-from gateway.graph.forms.arguments import Path, path_text, replaced, strings_of
+from gateway.graph.forms.arguments import Path, dotted_path, path_text, replaced, strings_of
 from gateway.graph.forms.form import Agent, AgentTool, Binding, ToolRun
 from gateway.graph.references import Reference, parse
 from gateway.graph.segments import Input
@@ -82,8 +81,9 @@ class ToolFormBuilder:
     async def _functions(self, patterns: Sequence[str], where: str) -> tuple[list[AgentTool], list[Mapping[str, Any]]]:
         """Return the tools that match an agent's patterns, and their descriptions for a chat completion."""
         functions: dict[str, AgentTool] = {}
+        known: set[tuple[str, str]] = set()
         described: list[Mapping[str, Any]] = []
-        for index, pattern in enumerate(patterns):
+        for index, pattern in enumerate(dict.fromkeys(patterns)):
             server, slash, name = pattern.partition("/")
             field = f"{where}.tools.{index}"
             if not slash:
@@ -94,11 +94,11 @@ class ToolFormBuilder:
             except (ToolRefused, ToolFailed) as error:
                 raise _refusal(error, field) from error
             for tool in found:
-                known = AgentTool("", tool.server, tool.name)
-                if any(known == dataclasses.replace(other, function="") for other in functions.values()):
+                if (tool.server, tool.name) in known:
                     continue
+                known.add((tool.server, tool.name))
                 function = _function_name(tool, functions)
-                functions[function] = dataclasses.replace(known, function=function)
+                functions[function] = AgentTool(function, tool.server, tool.name)
                 definition = {
                     "name": function,
                     "description": tool.description,
@@ -122,7 +122,7 @@ def _refusal(error: ToolRefused | ToolFailed, where: str) -> RequestError:
         return RequestError(503, str(error), code=error.code, param=where)
     field = where
     if isinstance(error, BadArguments):
-        field = f"{where}.arguments.{error.where}" if error.where else f"{where}.arguments"
+        field = f"{where}.arguments.{dotted_path(error.where)}" if error.where else f"{where}.arguments"
     return RequestError(400, f"{field}: {error}", code=error.code, param=field)
 
 

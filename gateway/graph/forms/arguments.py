@@ -1,9 +1,12 @@
 """References in the arguments of a tool: in all strings of a JSON value, except keys of objects."""
 
+import re
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from gateway.graph.references import Reference, parse
+
+_INDEX = re.compile(r"\[(\d+)\]")
 
 Path = tuple[str | int, ...]
 """Path of a value: keys of objects and indexes of lists."""
@@ -36,6 +39,11 @@ def is_whole_reference(text: str, names: Container[str]) -> bool:
     """Return whether a string consists of one reference. The argument may then be any JSON value."""
     parts = list(parse(text, names))
     return len(parts) == 1 and isinstance(parts[0], Reference)
+
+
+def dotted_path(where: str) -> str:
+    """Return a path in the form of `path_text`. `where`: path of an error, with indexes in brackets."""
+    return _INDEX.sub(r".\1", where)
 
 
 def path_text(path: Path) -> str:

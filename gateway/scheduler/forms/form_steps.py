@@ -13,8 +13,8 @@ from gateway.graph.session import Addition, Session
 from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, ProducerRestarted, Variable
 from gateway.runtime.fair_gate import FairGate
-from gateway.scheduler.input_reader import CallFailed, InputReader, upstream_failure
-from gateway.scheduler.transforms import TransformFailed, search
+from gateway.scheduler.input_reader import CallFailed, InputReader, ParsingGate, upstream_failure
+from gateway.scheduler.transforms import TransformFailed
 
 _SMALL = 64 << 10
 """Size of JSON up to which it is parsed without passing the gate, in characters."""
@@ -26,7 +26,7 @@ Start = Callable[[Session, Addition], Awaitable[None]]
 class FormSteps:
     """The steps of one form's call."""
 
-    def __init__(self, call: Call, start: Start, parsing: FairGate, expanding: FairGate) -> None:
+    def __init__(self, call: Call, start: Start, parsing: ParsingGate, expanding: FairGate) -> None:
         """`parsing`: see `InputReader`. `expanding`: gate of steps that block the event loop for a few milliseconds.
         Many forms may become able to run in the same turn of the loop."""
         self.call = call
@@ -110,7 +110,7 @@ class FormSteps:
         text = await self.text(condition.value)
         try:
             if condition.operator == "matches":
-                return await search(condition.pattern, 0, text) is not None
+                return await self._inputs.search(condition.pattern, 0, text) is not None
             if len(text) <= _SMALL:
                 return holds(condition, text)
             async with self._parsing.turn(self.call.session.tenant):

@@ -19,7 +19,7 @@ from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.forms.agent_run import AgentPrompts, run_agent
 from gateway.scheduler.forms.form_steps import FormSteps, Start
 from gateway.scheduler.forms.tool_run import ToolRunner
-from gateway.scheduler.input_reader import CallFailed, upstream_failure
+from gateway.scheduler.input_reader import CallFailed, ParsingGate, upstream_failure
 
 Fail = Callable[[Call, Failure], None]
 """Fails a call in the next turn of the event loop."""
@@ -39,7 +39,7 @@ class FormRunner:
         self,
         start: Start,
         fail: Fail,
-        parsing: FairGate,
+        parsing: ParsingGate,
         tools: ToolRunner | None,
         prompts: AgentPrompts | None,
         now: Callable[[], float],

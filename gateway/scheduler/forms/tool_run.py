@@ -8,9 +8,9 @@ from typing import Any
 
 from gateway.graph.call import Call, CallState
 from gateway.graph.errors import UnresolvedPath
-from gateway.graph.forms.arguments import Path, is_whole_reference, path_text, replaced
+from gateway.graph.forms.arguments import Path, dotted_path, is_whole_reference, path_text, replaced
 from gateway.graph.forms.form import ToolRun
-from gateway.graph.references import Reference, parse, resolve
+from gateway.graph.references import EVERY_NAME, NO_NAME, Reference, parse, resolve
 from gateway.graph.variable import Piece
 from gateway.scheduler.coalescing import find_leader
 from gateway.scheduler.forms.form_steps import FormSteps
@@ -19,6 +19,9 @@ from gateway.tools.protocol import BadArguments, ToolFailed, ToolRefused, Tools
 Follow = Callable[[Call, Call], Awaitable[None]]
 """Lets the second call serve the first, see `CallExecutor`."""
 
+_MAX_CONVERTED = 50
+"""Maximum number of references in one run's arguments that stand for values other than strings. Each needs another
+check of all arguments."""
 _LONGEST_ERROR = 500
 """Maximum length of a tool's error text in a failure, in characters."""
 
@@ -86,23 +89,27 @@ class ToolRunner:
         JSON value of the text.
         """
         whole: dict[str, Path] = {}
-        names = {*form.binding.names, *form.binding.values}
+        names = NO_NAME if form.reports_errors else EVERY_NAME  # a model's arguments hold no references
 
         def fill(text: str, path: Path) -> str:
             if is_whole_reference(text, names):
                 whole[path_text(path)] = path
             return "".join([_text(part, form, texts) for part in parse(text, names)])
 
-        arguments = replaced(json.loads(form.arguments), fill)
-        while True:
+        try:
+            arguments = replaced(json.loads(form.arguments), fill)
+        except RecursionError:
+            raise UnresolvedPath("the arguments are nested too deeply") from None
+        for _ in range(_MAX_CONVERTED):
             try:
                 await self._tools.check(form.server, form.name, arguments, tenant=steps.call.session.tenant)
                 return dict(arguments)
             except BadArguments as error:
-                path = whole.pop(error.where or "", None)
+                path = whole.pop(dotted_path(error.where or ""), None)
                 if path is None:
                     raise
                 arguments = replaced(arguments, partial(_parse_at, path))
+        raise BadArguments(f"more than {_MAX_CONVERTED} references stand for values other than strings")
 
 
 def _text(part: str | Reference, form: ToolRun, texts: dict[Reference, str]) -> str:

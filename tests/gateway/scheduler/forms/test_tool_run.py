@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.in_process_gateway import ScriptedGateway
 from tests.fakes.scripted_server import says
-from tests.fakes.tool_gateway import call, send, tool, tool_gateway
+from tests.fakes.tool_gateway import agent, asks_for, call, send, tool, tool_gateway
 from tests.gateway.api.semantic.session_client import SessionClient
 
 
@@ -69,3 +69,25 @@ async def test_equal_runs_of_a_reading_tool_share_a_result(gateway: ScriptedGate
     assert answer["outputs"] == {"one": "3", "two": "3", "c1": "counted", "c2": "counted"}
     _, graph = await session.send("GET", "/graph")
     assert [bool(entry["shared_with"]) for entry in graph["calls"]] == [False, True, False, False]
+
+
+async def test_references_stand_for_other_values_than_strings(gateway: ScriptedGateway) -> None:
+    client, _, _ = gateway
+    calls = [tool("add", "sum", a="<<n>>", b="<<list.1>>"), tool("put", "stored", text="\\<<n>> <<n>>")]
+    _, answer = await send(client, variables={"n": 5, "list": [1, 2]}, calls=calls)
+    assert answer["outputs"] == {"sum": "7", "stored": "stored 7"}, answer
+
+
+async def test_many_references_in_arguments_are_refused_soon(gateway: ScriptedGateway) -> None:
+    client, _, unfinished = gateway
+    values = {f"x{number}": "<<n>>" for number in range(1000)}
+    _, answer = await send(client, variables={"n": 5}, calls=[tool("add", "sum", a="<<n>>", b="<<n>>", **values)])
+    assert "sum" in answer["outputs"]
+    assert unfinished() == 0
+
+
+async def test_arguments_of_a_model_that_are_nested_deeply(gateway: ScriptedGateway) -> None:
+    client, server, _ = gateway
+    server.script = [asks_for(("put", '{"text": ' + "[" * 900 + "]" * 900 + "}")), says("done")]
+    _, answer = await send(client, calls=[agent("x", "t/put")])
+    assert answer["outputs"]["answer"] is not None, answer
