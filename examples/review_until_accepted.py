@@ -51,29 +51,30 @@ def graph() -> dict[str, Any]:
         "max": ROUNDS,
         "on_max": "last",
     }
-    return {"calls": [{"repeat": repeat, "outputs": ["revised", "problem"]}]}
+    return {"calls": [{"repeat": repeat, "outputs": ["draft", "problem"]}]}
 
 
 async def run_graph(client: AsyncOpenAI) -> tuple[str, str]:
-    """Send the graph. Return the last text and the last problem."""
+    """Send the graph. Return the text that was reviewed last, and its problem."""
     answer: Any = await client.post("/graphs", cast_to=object, body=graph())
-    return answer["outputs"]["revised"], answer["outputs"]["problem"]
+    return answer["outputs"]["draft"], answer["outputs"]["problem"]
 
 
 async def run_client(client: AsyncOpenAI) -> tuple[str, str]:
-    """Do the same with ordinary requests. Return the last text and the last problem."""
+    """Do the same with ordinary requests. Return the text that was reviewed last, and its problem."""
 
     async def ask(body: dict[str, Any]) -> str:
         answer = await client.chat.completions.create(**body)
         return answer.choices[0].message.content or ""
 
-    text, problem = DRAFT, ""
-    for _ in range(ROUNDS):
-        problem = await ask(review_call(text))
-        text = await ask(revise_call(text, problem))
-        if problem.strip() == ACCEPTED:
+    draft, problem = DRAFT, ""
+    for number in range(1, ROUNDS + 1):
+        problem = await ask(review_call(draft))
+        revised = await ask(revise_call(draft, problem))
+        if problem.strip() == ACCEPTED or number == ROUNDS:
             break
-    return text, problem
+        draft = revised
+    return draft, problem
 
 
 async def main() -> None:

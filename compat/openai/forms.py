@@ -28,8 +28,9 @@ class ConditionRequest(Request):
     def _has_one_operator(self) -> Self:
         operators = sorted(self.model_fields_set - {"value"})
         if len(operators) != 1:
+            found = ", ".join(name.rstrip("_") for name in operators) or "none"
             names = "equals, in, matches, less_than and json"
-            raise field_error("value", f"a condition needs exactly one of {names}; this one has {len(operators)}")
+            raise field_error("", f"a condition needs exactly one of {names}; this one has {found}")
         (name,) = operators
         if getattr(self, name) is None and name != "json_":
             raise field_error(name.rstrip("_"), f"{name.rstrip('_')} must not be null")

@@ -334,8 +334,8 @@ class Call:
 
     @property
     def is_needed(self) -> bool:
-        """Whether a client or a call can still read an output."""
-        if self.unfinished_followers:
+        """Whether a client or a call can still read an output, or the call ends anyway: all outputs are final."""
+        if self.unfinished_followers or all(variable.state.is_final for variable in self.outputs):
             return True
         return any(
             (self.spec.deferred and not variable.is_deleted) or variable.subscribers or variable.unfinished_consumers

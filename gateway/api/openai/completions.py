@@ -64,6 +64,9 @@ def _specs(
     deferred: bool,
 ) -> list[CallSpec]:
     """Return the calls of all prompts. Raises RequestError and GraphError; changes nothing."""
+    if (body.semantic or NO_EXTENSION).each is not None:
+        message = "semantic.each is supported by chat completions only"
+        raise RequestError(400, message, code="unsupported_with_semantic", param="semantic.each")
     if (body.semantic or NO_EXTENSION).slots:
         message = "slots are parts of assistant messages; a completion has no messages"
         raise RequestError(400, message, code="unsupported_with_semantic", param="semantic.slots")

@@ -69,6 +69,9 @@ async def build_call(
 ) -> ResponseCall:
     """Return the call for a response. `local`: turns of the client's connection. Raises RequestError and GraphError;
     changes nothing."""
+    if body.semantic is not None and body.semantic.each is not None:
+        message = "semantic.each is supported by chat completions only"
+        raise RequestError(400, message, code="unsupported_with_semantic", param="semantic.each")
     target = await pipeline.resolve(request, body.model, body.semantic)
     services, model = target.services, target.model
     agent_session = find_agent_session(request)

@@ -30,7 +30,7 @@ from gateway.api.services import SERVICES, models_of
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.dag import order_calls
-from gateway.graph.errors import Cycle
+from gateway.graph.errors import Cycle, TooLarge
 from gateway.graph.forms.expansion import own_names
 from gateway.graph.forms.form import INDEX, Branch, Condition, Form, Map, Repeat, references_of
 from gateway.graph.references import EVERY_NAME, Reference, check_name, check_references, parse
@@ -44,6 +44,8 @@ _MAX_REFERENCES = 100_000
 """Maximum number of references in all calls of one graph."""
 _MAX_DEPTH = 8
 """Maximum number of forms inside each other."""
+_MAX_AGENTS = 100
+"""Maximum number of agents in one graph. The server reads the descriptions of an agent's tools for its first prompt."""
 _BATCH = 20
 """Number of calls that are read before other requests get a turn."""
 _SEED_BITS = 31
@@ -67,6 +69,7 @@ class GraphCallBuilder:
         self._tools = ToolFormBuilder(request.app[SERVICES].tools, request[TENANT])
         self._references = 0
         self._count = 0
+        self._agents = 0
 
     async def build_all(self, calls: Sequence[Any]) -> list[CallSpec]:
         """Return the calls in the order of the request."""
@@ -105,6 +108,11 @@ class GraphCallBuilder:
         return await validate_async(self._request, raw, schema, encode_json(_without_calls(raw)), where)
 
     async def _chat(self, raw: Any, where: str, *, is_inner: bool) -> CallSpec:
+        if isinstance(raw, dict) and "messages" not in raw and "model" not in raw:
+            names = f"{', '.join(FORM_KEYS[:-1])} and {FORM_KEYS[-1]}"
+            found = ", ".join(repr(key[:40]) for key in list(raw)[:5]) or "no field"
+            message = f"{where} has {found}: it must have `messages`, or one of {names}"
+            raise RequestError(400, message, code="invalid_value", param=where)
         chat = await self._check(raw, ChatCompletionRequest, where)
         semantic = chat.semantic
         if chat.stream:
@@ -211,6 +219,9 @@ class GraphCallBuilder:
         return self._spec(await self._tools.tool(body.tool, f"{where}.tool"), where, body.output)
 
     async def _agent(self, raw: Any, where: str) -> CallSpec:
+        self._agents += 1
+        if self._agents > _MAX_AGENTS:
+            raise TooLarge(f"the graph has more than {_MAX_AGENTS} agents", where)
         body = await self._check(raw, AgentForm, where)
         place = f"{where}.agent"
         own = {key: value for key, value in body.agent.items() if key in AgentOptions.model_fields}

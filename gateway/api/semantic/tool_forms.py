@@ -17,6 +17,8 @@ from gateway.runtime.json_codec import encode_json
 from gateway.tools.protocol import BadArguments, ToolDescription, ToolFailed, ToolRefused, Tools
 
 _PREFIX_BYTES = 8
+_MAX_FUNCTIONS = 128
+"""Maximum number of an agent's tools, as in OpenAI's API."""
 _FUNCTION_LENGTH = 64
 _BAD_IN_FUNCTION = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -105,6 +107,9 @@ class ToolFormBuilder:
                     "parameters": dict(tool.input_schema),
                 }
                 described.append({"type": "function", "function": definition})
+        if len(described) > _MAX_FUNCTIONS:
+            message = f"the patterns match {len(described)} tools; the maximum is {_MAX_FUNCTIONS}"
+            raise RequestError(400, message, code="too_large", param=f"{where}.tools")
         return list(functions.values()), described
 
 

@@ -69,8 +69,9 @@ class ListScanner:
         try:
             found = json.loads(value)
         except (ValueError, RecursionError) as error:
-            why = "it is nested too deeply" if isinstance(error, RecursionError) else error
-            raise BadList(f"the value is not JSON: {why}") from None
+            why = "it is nested too deeply" if isinstance(error, RecursionError) else "it begins with "
+            begin = "" if isinstance(error, RecursionError) else repr(value if len(value) <= 60 else f"{value[:57]}...")
+            raise BadList(f"the value is not JSON: {why}{begin}") from None
         for key in self._path:
             if isinstance(found, dict) and key in found:
                 found = found[key]

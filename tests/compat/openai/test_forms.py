@@ -14,7 +14,7 @@ CALL: dict[str, Any] = {"model": "m", "messages": []}
     ("fields", "problem"),
     [
         ({}, "exactly one of"),
-        ({"equals": "a", "less_than": 1}, "this one has 2"),
+        ({"equals": "a", "less_than": 1}, "this one has equals, less_than"),
         ({"equals": None}, "equals must not be null"),
         ({"in": None}, "in must not be null"),
         ({"in": []}, "at least 1 item"),

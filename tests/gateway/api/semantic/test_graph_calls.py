@@ -644,3 +644,35 @@ async def test_an_element_fails_if_its_result_fails(scripted_gateway: ScriptedGa
             branch["then"].reverse()
         calls = [{"map": {"over": [1], "call": branch}, "output": "results"}]
         assert (await send(client, calls=calls))[1]["outputs"]["results"] == expected
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/completions"])
+async def test_each_belongs_to_chat_completions(scripted_gateway: ScriptedGateway, path: str) -> None:
+    client = scripted_gateway[0]
+    await SessionClient(client).create()
+    prompt = {"input": "x"} if path.endswith("responses") else {"prompt": "x"}
+    body = {"model": "fake", **prompt, "semantic": {"session": "s", "each": {"over": [1]}}}
+    async with client.post(path, json=body) as answer:
+        assert (answer.status, (await answer.json())["error"]["param"]) == (400, "semantic.each")
+
+
+@pytest.mark.parametrize("form", ["if", "repeat"])
+async def test_a_form_ends_as_done_although_its_client_has_its_value(
+    scripted_gateway: ScriptedGateway, form: str
+) -> None:
+    client, server, unfinished = scripted_gateway
+    server.always = reviewer(2)
+    session = SessionClient(client)
+    await session.create()
+    branch = {"if": {"value": "x", "equals": "x"}, "then": [call("good", "a")]}
+    await send(client, session="s", calls=[branch if form == "if" else revision()])
+    await until(lambda: unfinished() == 0)
+    _, graph = await session.send("GET", "/graph")
+    assert graph["calls"][0]["state"] == "done"
+
+
+async def test_an_entry_that_is_neither_a_chat_completion_nor_a_form(scripted_gateway: ScriptedGateway) -> None:
+    status, refused = await send(scripted_gateway[0], calls=[{"mpa": {}, "output": "x"}])
+    assert (status, refused["error"]["param"]) == (400, "calls.0")
+    assert "'mpa'" in refused["error"]["message"]
+    assert "one of map, if, repeat, tool and agent" in refused["error"]["message"]
