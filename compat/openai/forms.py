@@ -136,8 +136,8 @@ class LimitsRequest(Request):
 
 
 class AgentOptions(Request):
-    """The fields of an agent beside those of a chat completion. `on_max`: whether the last of `max_turns` answers fails
-    if it calls tools, or must not call any."""
+    """The fields of an agent beside those of a chat completion. `on_max`: `fail`: the agent fails if the last of
+    `max_turns` answers calls tools; `answer`: the model gets no tools for the last answer."""
 
     tools: list[str] = Field(default_factory=list, max_length=100)
     max_turns: Annotated[int, Field(ge=1, le=100)] = 10

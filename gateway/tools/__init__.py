@@ -1,1 +1,1 @@
-"""Native functions: tools of MCP servers that the operator allows. Knows no graph; `protocol` is its interface."""
+"""Tools of MCP servers that the operator allows. The package does not depend on graphs; `protocol` is its interface."""

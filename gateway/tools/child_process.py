@@ -90,7 +90,7 @@ class ChildProcess:
         """Process id, which is also the id of the process group."""
         return self._process.pid
 
-    def last_words(self) -> str:
+    def last_stderr_line(self) -> str:
         """Return the last line of stderr, for messages; empty if there is none."""
         lines = self._log.decode("utf-8", "replace").split("\n")
         return next((line for line in map(one_line, reversed(lines)) if line), "")

@@ -124,7 +124,7 @@ class PipeTransport(Transport):
         try:
             await self._read_lines(process)
             await process.wait_for_end()
-            words = process.last_words()
+            words = process.last_stderr_line()
             ended = process.how_it_ended()
             how = "it closed its output" if ended == "still running" else f"it ended with {ended}"
             self.lose(PipeLost(UNAVAILABLE, f"{how}{f' (stderr: {words})' if words else ''}"))

@@ -1,4 +1,4 @@
-"""Interface of the tools for those who call them: descriptions, results and errors. Only the standard library."""
+"""Interface of the tools for their callers: descriptions, results and errors. Only the standard library."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,13 +91,13 @@ class Tools(Protocol):
         ...
 
     async def call(self, server: str, name: str, arguments: dict[str, Any], *, tenant: str) -> ToolResult:
-        """Call a tool and return its result. If the caller is cancelled, the server is told so. Raises UnknownTool and
-        ToolFailed."""
+        """Call a tool and return its result. If the caller is cancelled, the gateway sends a cancellation to the
+        server. Raises UnknownTool and ToolFailed."""
         ...
 
     def is_pure(self, server: str, name: str) -> bool:
-        """Return whether a tool changes nothing and always may share a result: read-only and idempotent. False for
-        tools that are not known now."""
+        """Return whether equal calls may share a result, because the tool is read-only and idempotent. False for tools
+        that are not known now."""
         ...
 
     def is_idempotent(self, server: str, name: str) -> bool:

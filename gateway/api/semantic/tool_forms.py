@@ -9,7 +9,7 @@ from compat.openai import AgentOptions, LimitsRequest, ToolRequest
 from gateway.errors import RequestError
 from gateway.graph.budget import Limits
 from gateway.graph.call import CallSpec
-from gateway.graph.forms.arguments import Path, dotted_path, path_text, replaced, strings_of
+from gateway.graph.forms.arguments import Path, dotted_path, path_text, replace_strings, strings_of
 from gateway.graph.forms.form import Agent, AgentTool, Binding, ToolRun
 from gateway.graph.references import Reference, parse
 from gateway.graph.segments import Input
@@ -66,7 +66,7 @@ class ToolFormBuilder:
         def rename(text: str, path: Path) -> str:
             return "".join([_renamed(part, prefix, names) for part in parse(text)])
 
-        body = {**chat, "messages": replaced(chat["messages"], rename)}
+        body = {**chat, "messages": replace_strings(chat["messages"], rename)}
         return Agent(
             model=spec.model,
             body=encode_json(body).decode(),

@@ -24,14 +24,14 @@ def strings_of(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
             yield from strings_of(inner, (*path, index))
 
 
-def replaced(value: Any, replace: Callable[[str, Path], Any], path: Path = ()) -> Any:
+def replace_strings(value: Any, replace: Callable[[str, Path], Any], path: Path = ()) -> Any:
     """Return a JSON value in which each string is replaced by what `replace` returns for it and its path."""
     if isinstance(value, str):
         return replace(value, path)
     if isinstance(value, dict):
-        return {key: replaced(inner, replace, (*path, key)) for key, inner in value.items()}
+        return {key: replace_strings(inner, replace, (*path, key)) for key, inner in value.items()}
     if isinstance(value, list):
-        return [replaced(inner, replace, (*path, index)) for index, inner in enumerate(value)]
+        return [replace_strings(inner, replace, (*path, index)) for index, inner in enumerate(value)]
     return value
 
 

@@ -127,11 +127,13 @@ class Agent:
 
     `body`: a chat completion request as JSON, with the descriptions of the tools. Its references have names that begin
     with `prefix`, which no model knows, so that an answer cannot contain a reference. `binding` has these names.
-    `max_turns`: maximum number of the model's answers. `on_max`: whether the form fails if the last of them calls
-    tools, or the model gets no tools for it. `first`: runs of tools before the first answer, with texts in place of
-    those that cannot be run. `final`: functions that the client runs or approves. An answer that calls one is the last;
-    its other calls are run. `max_calls`: maximum number of tool calls. Further calls are not run, and then the model
-    gets no tools.
+    `max_turns`: maximum number of the model's answers. `on_max`: `fail`: the form fails if the last of them calls
+    tools; `answer`: the model gets no tools for it.
+
+    Only agents of responses have the following fields. `first`: runs of tools before the first answer; a text stands
+    for a run that is not possible. `final`: functions that the client runs or approves. An answer that calls one of
+    them is the last answer; the gateway runs its other tool calls. `max_calls`: maximum number of tool calls. The
+    gateway does not run further ones, and then the model gets no tools.
     """
 
     model: str

@@ -38,7 +38,7 @@ class ListScanner:
         """Whether a value may begin at the position, before the list."""
         self._is_in_list = False
         self._is_lost = False
-        """Whether the text as a whole is no list."""
+        """Whether the text as a whole is not a list."""
         self._depth = 0
         """Number of containers inside the current element."""
         self._element: list[str] = []

@@ -97,7 +97,7 @@ def _rename(part: Input, names: Mapping[str, str]) -> Input:
 
 
 def _value(reference: Reference, values: Mapping[str, str]) -> str | None:
-    """Return the text that replaces a reference; None if none does."""
+    """Return the text that replaces a reference; None if its name has no value."""
     text = values.get(reference.name)
     return None if text is None else resolve(text, reference)
 

@@ -33,7 +33,7 @@ _BATCH = 50
 
 
 class FormRunner:
-    """Runs the forms of all calls of a scheduler. It has no state of its own, except for the order of their turns."""
+    """Runs the forms of all calls of a scheduler. It has no state of its own, except for a `FairGate`."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.graph.call import Call, CallState
 from gateway.graph.errors import UnresolvedPath
-from gateway.graph.forms.arguments import Path, dotted_path, is_whole_reference, path_text, replaced
+from gateway.graph.forms.arguments import Path, dotted_path, is_whole_reference, path_text, replace_strings
 from gateway.graph.forms.form import ToolRun
 from gateway.graph.references import EVERY_NAME, NO_NAME, Reference, parse, resolve
 from gateway.graph.variable import Piece
@@ -37,8 +37,8 @@ class ToolRunner:
         """Run a tool, once its arguments are known, and make its result the call's output. Raises CallFailed.
 
         The journal knows that the run has begun before the tool does. After a restart, a run that had begun is repeated
-        only if the tool is idempotent. Equal runs of a tool that only reads share one result,
-        if they run at the same time in a session: later, the tool may read something else.
+        only if the tool is idempotent. Equal runs of a read-only and idempotent tool share one result if they run at
+        the same time in a session: later, the tool may read something else.
         """
         call, label = steps.call, f"tool {form.server}/{form.name}"
         texts = {part.reference: await steps.value(part) for part in form.inputs}
@@ -97,7 +97,7 @@ class ToolRunner:
             return "".join([_text(part, form, texts) for part in parse(text, names)])
 
         try:
-            arguments = replaced(json.loads(form.arguments), fill)
+            arguments = replace_strings(json.loads(form.arguments), fill)
         except RecursionError:
             raise UnresolvedPath("the arguments are nested too deeply") from None
         for _ in range(_MAX_CONVERTED):
@@ -108,7 +108,7 @@ class ToolRunner:
                 path = whole.pop(dotted_path(error.where or ""), None)
                 if path is None:
                     raise
-                arguments = replaced(arguments, partial(_parse_at, path))
+                arguments = replace_strings(arguments, partial(_parse_at, path))
         raise BadArguments(f"more than {_MAX_CONVERTED} references stand for values other than strings")
 
 

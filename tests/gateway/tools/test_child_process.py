@@ -78,7 +78,7 @@ async def test_the_end_of_stderr_is_kept() -> None:
     process = await start("import sys; sys.stderr.write('x' * 3_000_000 + chr(10) + ' the\\treason \\n\\n')")
     assert await process.stdout.read() == b""
     async with asyncio.timeout(30):
-        while process.last_words() != "the reason":
+        while process.last_stderr_line() != "the reason":
             await process.wait_for_end()
     assert await process.end() == "exit status 0"
 
