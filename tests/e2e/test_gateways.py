@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import signal
 import ssl
@@ -388,6 +389,30 @@ async def test_another_gateway_finishes_the_work_of_a_lost_one(killable_pair: Ga
     assert (await killable_pair.value(again, "s", "more"))["state"] == "ready"
     graphs = [await killable_pair.ask(gateway, "GET", "/sessions/s/graph") for gateway in (b, again)]
     assert graphs[0] == graphs[1]
+
+
+async def test_another_gateway_continues_the_forms_of_a_lost_one(killable_pair: GatewayPair) -> None:
+    a, b = killable_pair.servers
+    assert (await killable_pair.ask(a, "POST", "/sessions", {"id": "s"}))[0] == 201
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "<<item>> <<index>>"}],
+        "max_tokens": LONG,
+        "temperature": 0,
+        "ignore_eos": True,
+        "semantic": {"output": "results", "defer": True, "each": {"over": ["one", "two", "three"]}},
+    }
+    assert (await killable_pair.ask(a, "POST", "/chat/completions", body, **{"X-Semantic-Session": "s"}))[0] == 200
+    waiting = asyncio.create_task(killable_pair.value(b, "s", "results"))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    a.process.kill()
+    results = json.loads((await waiting)["value"])
+    elements = [(await killable_pair.value(b, "s", f"results.{index}"))["value"] for index in range(3)]
+    assert results == elements
+    _, graph = await killable_pair.ask(b, "GET", "/sessions/s/graph")
+    outputs = sorted(call["output"] for call in graph["calls"])
+    assert outputs == ["results", "results.0", "results.1", "results.2"], "no element is lost or made twice"
 
 
 async def test_a_stream_of_a_lost_gateway_ends_with_an_error(killable_pair: GatewayPair) -> None:
