@@ -286,7 +286,7 @@ async def test_a_large_graph_gives_other_requests_turns(scripted_gateway: Script
             turns += 1
             await asyncio.sleep(0)
         assert turns > 1_000
-        assert text.count("->") == 300 * 128
+        assert text.count("->") == 300, "equal edges are drawn once"
     graph = await get(client, f"/{program.id}")
     assert (len(graph["calls"]), len(graph["links"])) == (301, 300 * 128)
     assert [call["inputs"] for call in graph["calls"]] == [[], *[[f"answer_{first.id[5:]}"]] * 300]
