@@ -151,7 +151,7 @@ class _MapRun:
                 raise self._bad_list(error) from error
             for first in range(0, len(elements), _ADDED):
                 batch = elements[first : first + _ADDED]
-                await self._steps.add(lambda batch=batch: self._specs(batch))  # type: ignore[misc]
+                await self._steps.add(partial(self._specs, batch))
 
     def _close(self, scanner: ListScanner, value: str) -> None:
         try:
@@ -250,7 +250,7 @@ async def _run_repeat(steps: FormSteps, form: Repeat) -> None:
     while True:
         number += 1
         # the scope is found in the form's turn: other repeats add calls before
-        await steps.add(lambda number=number: round_calls(form, call.id, _scope_of_rounds(call, own), number))  # type: ignore[misc]
+        await steps.add(partial(_round, call, form, own, number))
         scope = _scope_of_rounds(call, own)
         names = {name: round_name(scope, name, number) for name in own}
         if await steps.decide(bind_condition(form.until, names, {}), "repeat.until"):
@@ -262,6 +262,11 @@ async def _run_repeat(steps: FormSteps, form: Repeat) -> None:
             raise steps.failed("max_rounds_reached", f"{where} does not hold after {number} rounds, the maximum")
     sources = [call.inputs[round_name(scope, name, number)] for name in form.exports]
     await steps.copy_all(zip(sources, call.outputs, strict=True))
+
+
+def _round(call: Call, form: Repeat, names: Sequence[str], number: int) -> list[CallSpec]:
+    """Return the calls of a round. `names`: names that the rounds generate or carry."""
+    return round_calls(form, call.id, _scope_of_rounds(call, names), number)
 
 
 def _scope_of_rounds(call: Call, names: Sequence[str]) -> str:

@@ -180,7 +180,7 @@ class FormRuns(RuleBasedStateMachine):
 
     @property
     def names_to_delete(self) -> list[str]:
-        """Names of variables except those whose values are compared."""
+        """Names of variables that no template keeps. The test does not compare their values."""
         return sorted(
             name for name in self.session.variables if name not in self.expected and not name.startswith("keep_")
         )
