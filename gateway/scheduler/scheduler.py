@@ -71,7 +71,7 @@ class Scheduler:
         """`max_calls`: maximum number of unfinished calls; with `several_tenants`, no tenant alone may have all of
         them. `observe` is called with each call that ends. `fill_ahead`: fill prompts before all their values exist.
         `pause_programs`, `traceparent_of`, `tools`, `agent_prompts`: see `CallExecutor`.
-        `priorities` orders the calls, `place` chooses engines. `now` is the clock of the priorities, in seconds."""
+        `priorities` orders the calls, `place` chooses engines. `now` is the only clock here, in seconds."""
         self._unfinished = SharedLimit(max_calls, several=several_tenants)
         self._priorities = priorities or Priorities(CostModel())
         self._executor = CallExecutor(
@@ -178,10 +178,10 @@ class Scheduler:
             rest = deque(addition.calls)
             while rest:
                 async with self._starting.turn(session.tenant):
-                    began = time.monotonic()
+                    began = self._now()
                     for _ in range(min(_SLICE_CALLS, len(rest))):
                         self.submit(rest.popleft())
-                        if time.monotonic() - began > _SLICE_SECONDS:
+                        if self._now() - began > _SLICE_SECONDS:
                             break
                 await asyncio.sleep(0)
         finally:

@@ -1,6 +1,8 @@
 """Tests of gateway/simulator/simulation.py: the scheduler on virtual time, over simulated engines."""
 
 import gc
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,25 @@ def test_a_scenario_is_reproducible() -> None:
     assert [outcome.seconds for outcome in first] == [outcome.seconds for outcome in again]
     assert len({outcome.calls for outcome in first}) == 1, "all policies do the same work"
     assert all(len(outcome.seconds) == 40 and min(outcome.seconds) > 0 for outcome in first)
+
+
+@pytest.mark.parametrize("policy", ["fifo", "parrot", "myna"])
+def test_real_time_changes_nothing(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not change the figures: no decision of the scheduler may read a real clock."""
+    scenario = Scenario(applications=40, engines=2, seed=3)
+    expected = simulate(scenario, [policy])[0].seconds
+    generator, now = random.Random(1), 1e6
+
+    def jump() -> float:
+        nonlocal now
+        now += generator.choice((0.0, 1e-4, 10.0))
+        return now
+
+    for name in ("monotonic", "time", "perf_counter"):
+        monkeypatch.setattr(time, name, jump)
+    seconds = simulate(scenario, [policy])[0].seconds
+    monkeypatch.undo()
+    assert seconds == expected
 
 
 def test_short_calls_do_not_wait_for_large_graphs() -> None:
