@@ -41,7 +41,6 @@ UNTESTED: dict[str, str] = {
     "gateway/cli/serve.py": "tests/e2e/test_lifecycle.py runs the command",
     "gateway/cluster/forwarding.py": "needs two gateways: tests/e2e/test_gateways.py",
     "gateway/api/semantic/agent_prompts.py": "tests/gateway/scheduler/forms/test_agent_run.py runs agents",
-    "gateway/api/semantic/maps.py": "tests/gateway/api/semantic/test_graph_calls.py sends maps",
     "gateway/graph/forms/arguments.py": "tests/gateway/scheduler/forms/test_tool_run.py runs tools with references",
     "gateway/engines/local/ray.py": "needs a Ray cluster: tests/e2e/test_ray.py",
     "gateway/engines/protocol.py": _RECORDS,

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from compat.openai.base import Request, field_error
 
@@ -143,3 +144,15 @@ class AgentOptions(Request):
     max_turns: Annotated[int, Field(ge=1, le=100)] = 10
     on_max: Literal["fail", "answer"] = "fail"
     limits: LimitsRequest | None = None
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _names_tools(cls, tools: Any) -> Any:
+        """Say what an agent's tools are to clients that send tools of a chat completion."""
+        if isinstance(tools, list) and any(isinstance(tool, dict) for tool in tools):
+            message = (
+                "an agent's tools are patterns of tools that the server runs, such as 'files/*'; "
+                "for functions of the client, use a chat completion"
+            )
+            raise PydanticCustomError("agent_tools", "{message}", {"message": message})
+        return tools

@@ -238,7 +238,10 @@ class ServeSettings(EngineOptions):
     )
     ledger_ttl: float = Field(90 * 86_400.0, gt=0, description="lifetime of the records of calls, in seconds")
 
-    tool_servers: Path | None = Field(None, description="JSON file with the MCP servers whose tools graphs may call")
+    tool_servers: Path | None = Field(
+        None,
+        description="JSON file with the MCP servers whose tools graphs and responses may call",
+    )
 
     parrot_api: bool = Field(False, description="also serve the API of Parrot (Lin et al., OSDI'24)")
 

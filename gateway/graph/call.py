@@ -119,6 +119,19 @@ class CallSpec:
         """Return the path of one of the call's fields in the request."""
         return f"{self.where}.{field}" if self.where else field
 
+    def as_form(self, form: Form) -> "CallSpec":
+        """Return a call that runs a form in place of this call, with the same output, inputs and place."""
+        return CallSpec(
+            model="",
+            form=form,
+            output=self.output,
+            inputs=self.inputs,
+            deferred=self.deferred,
+            objective=self.objective,
+            where=self.where,
+            prompt_field=self.prompt_field,
+        )
+
     @property
     def is_counted(self) -> bool:
         """Whether the call is a call of a model or a tool, and not a template or another form."""

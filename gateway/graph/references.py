@@ -105,11 +105,12 @@ def check_name(name: str, where: str) -> str:
     return name
 
 
-def resolve(value: str, reference: Reference) -> str:
+def resolve(value: str, reference: Reference, *, begin: int = 0) -> str:
     """Return the text that replaces a reference, from the variable's value.
 
     Without a path this is the value. With a path it is the string there, or compact JSON. Raises UnresolvedPath if the
-    path leads nowhere.
+    path leads nowhere. `begin`: number of keys of the path that lead to `value`, if it is only a part of the variable's
+    value.
     """
     if not reference.path:
         return value
@@ -118,8 +119,8 @@ def resolve(value: str, reference: Reference) -> str:
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise UnresolvedPath(f"{reference}: the value of {reference.name} is not JSON: {why}") from None
-    for depth, key in enumerate(reference.path):
-        index = _index(key)
+    for depth, key in enumerate(reference.path[begin:], begin):
+        index = list_index(key)
         if isinstance(found, dict) and key in found:
             found = found[key]
         elif isinstance(found, list) and index is not None and index < len(found):
@@ -145,6 +146,6 @@ def _parsed(value: str) -> Any:
     return json.loads(value)
 
 
-def _index(key: str) -> int | None:
+def list_index(key: str) -> int | None:
     """Return the list index that a key of a path stands for; None if the key is not an index."""
     return int(key) if key.isascii() and key.isdecimal() and len(key) < 19 else None

@@ -327,7 +327,7 @@ class CallAttempt:
         source = self._source(segment)
         if not source.state.is_final:
             self._mark_waiting()
-            await self._call.until_final(source)
+            await self._inputs.until_readable(source, segment.reference)
         return await self._inputs.read(source, segment.reference)
 
     def _mark_waiting(self) -> None:

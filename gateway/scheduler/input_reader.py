@@ -4,9 +4,11 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge, UnresolvedPath
+from gateway.graph.forms.results import call_of_element, read_element, reads_element
 from gateway.graph.references import Reference, resolve
 from gateway.graph.segments import Input
 from gateway.graph.text import size_of
@@ -57,7 +59,7 @@ class ParsingGate(FairGate):
 
 
 class InputReader:
-    """Resolver of a call's references to final variables.
+    """Resolver of a call's references.
 
     Parsing blocks the event loop. So values are parsed one at a time, with a pause after each, except for a small
     amount in each window of time. One call parses at most 64 MiB.
@@ -68,22 +70,47 @@ class InputReader:
         self._gate = gate
         self._parsed = 0
 
+    async def until_readable(self, source: Variable, reference: Reference) -> None:
+        """Wait until `read` can return the text of a reference: the variable is final, or the reference reads an
+        element of a map that has its answer."""
+        if not source.state.is_final and reads_element(source, reference):
+            await self._until_listed(source)
+            element = call_of_element(source, reference)
+            if element is not None:
+                await self._call.until_final(element.output)
+                if element.output.has_value:
+                    return
+        await self._call.until_final(source)
+
+    async def _until_listed(self, source: Variable) -> None:
+        """Wait until a map has added the calls of all its elements: then it begins to write its list."""
+        with source.read() as reader:
+            await self._call.next_pieces(reader, source)
+
     async def read(self, source: Variable, reference: Reference) -> str:
-        """Return the text that a reference to a final variable stands for. Raises CallFailed if the variable failed or
-        the path leads nowhere."""
+        """Return the text that a reference stands for, see `until_readable`. Raises CallFailed if the variable failed
+        or the path leads nowhere."""
+        if not source.state.is_final:
+            element = call_of_element(source, reference)
+            assert element is not None, "see `until_readable`"
+            return await self._resolve_in_turn(element.output.value or "", partial(read_element, source, reference))
         if not source.has_value:
             raise CallFailed(upstream_failure(source))
         value = source.value or ""
         if not reference.path:
             return value
+        return await self._resolve_in_turn(value, lambda text: resolve(text, reference))
+
+    async def _resolve_in_turn(self, value: str, resolve_path: Callable[[str], str]) -> str:
+        """Follow a path into a value. Raises CallFailed."""
         self._parsed += len(value)
         if self._parsed > _PARSED_BYTES:
             message = f"the references of this call would parse more than {_PARSED_BYTES} bytes of JSON"
             raise CallFailed(Failure(TooLarge.code, message, self._call.id))
         if self._gate.is_free(len(value)):
-            return self._resolve(value, reference)
+            return self._resolve(value, resolve_path)
         async with self._gate.turn(self._call.session.tenant):
-            return self._resolve(value, reference)
+            return self._resolve(value, resolve_path)
 
     async def search(self, regex: str, group: int, text: str) -> str | None:
         """Search a text in the tenant's turn. See `transforms.search`."""
@@ -97,9 +124,9 @@ class InputReader:
         async with self._gate.searches.turn(self._call.session.tenant):
             return await apply(transform, text)
 
-    def _resolve(self, value: str, reference: Reference) -> str:
+    def _resolve(self, value: str, resolve_path: Callable[[str], str]) -> str:
         try:
-            return resolve(value, reference)
+            return resolve_path(value)
         except UnresolvedPath as error:
             raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
 
@@ -114,7 +141,7 @@ async def render_template(call: Call, gate: ParsingGate) -> None:
     parts = call.spec.parts or ()
     for part in parts:
         if isinstance(part, Input):
-            await call.until_final(call.inputs[part.reference.name])
+            await reader.until_readable(call.inputs[part.reference.name], part.reference)
     texts: list[str] = []
     size = 0
     for number, part in enumerate(parts, start=1):

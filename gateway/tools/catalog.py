@@ -114,8 +114,10 @@ class Catalog:
         if reason is not None:
             return UnknownTool(f"the tool {_shown(name)!r} of the server {self._server!r} is left out: {reason}")
         names = list(self._tools)[:_MAX_COMPARED]
-        near = difflib.get_close_matches(name[:_MAX_NAME], names, 3, 0.5) or names[:5]
-        hint = f"; near names: {', '.join(near)}" if near else "; it has no allowed tools"
+        if near := difflib.get_close_matches(name[:_MAX_NAME], names, 3, 0.5):
+            hint = f"; did you mean {' or '.join(near)}?"
+        else:
+            hint = f"; it has {', '.join(names[:5])}" if names else "; it has no allowed tools"
         return UnknownTool(f"the server {self._server!r} has no allowed tool {_shown(name)!r}{hint}")
 
 

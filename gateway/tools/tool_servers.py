@@ -239,6 +239,8 @@ class ToolServers:
         if self._is_closed:
             raise ToolFailed(UNAVAILABLE, "the gateway is shutting down")
         names = self.names
-        near = difflib.get_close_matches(server[:100], names, 3, 0.5) or names[:5]
-        hint = f"; servers: {', '.join(near)}" if near else "; this gateway has no tool servers"
+        if near := difflib.get_close_matches(server[:100], names, 3, 0.5):
+            hint = f"; did you mean {' or '.join(near)}?"
+        else:
+            hint = f"; servers: {', '.join(names[:5])}" if names else "; this gateway has no tool servers"
         raise UnknownTool(f"there is no tool server {server[:100]!r}{hint}")

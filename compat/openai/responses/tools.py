@@ -289,6 +289,11 @@ class McpTool(_ToolHints):
         """Return whether the model may call a tool of the server."""
         return self._filter.matches(name, is_read_only=is_read_only)
 
+    @property
+    def names_tools(self) -> bool:
+        """Whether the client allows tools by their names."""
+        return bool(self._filter.tool_names)
+
     @cached_property
     def _filter(self) -> McpFilter:
         allowed = self.allowed_tools

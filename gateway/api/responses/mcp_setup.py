@@ -122,6 +122,9 @@ async def _open(servers: ToolServers, tool: McpTool, where: str, tenant: str) ->
             size += len(encode_json([each.name, each.description, each.input_schema]))
             if size > _MAX_LISTED_BYTES:
                 raise _too_large()
+    if tool.names_tools and not allowed:
+        message = f"{where}.allowed_tools: the MCP server {tool.server_label!r} has none of these tools"
+        raise RequestError(400, message, code="unknown_tool", param=f"{where}.allowed_tools")
     return OpenServer(tool, server, allowed, size)
 
 
@@ -259,15 +262,7 @@ class McpAgentBuilder:
             final=[name for name in self._body.flat_tools if name not in functions or functions[name].asks],
             max_calls=self._body.max_tool_calls,
         )
-        return CallSpec(
-            model="",
-            form=form,
-            output=turn.output,
-            inputs=turn.inputs,
-            deferred=turn.deferred,
-            objective=turn.objective,
-            prompt_field=turn.prompt_field,
-        )
+        return turn.as_form(form)
 
 
 def _json_of(chat: ChatCompletionRequest) -> Mapping[str, Any]:

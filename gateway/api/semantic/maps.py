@@ -28,16 +28,7 @@ def map_form(each: EachRequest, call: CallSpec, where: str) -> Map:
 def each_spec(spec: CallSpec, each: EachRequest) -> CallSpec:
     """Return the map that a chat completion with `semantic.each` stands for. `spec`: its call."""
     call = dataclasses.replace(spec, output=None, inputs={}, deferred=False)
-    form = map_form(each, call, "semantic.each")
-    return CallSpec(
-        model="",
-        form=form,
-        output=spec.output,
-        inputs=spec.inputs,
-        deferred=spec.deferred,
-        objective=spec.objective,
-        where=spec.where,
-    )
+    return spec.as_form(map_form(each, call, "semantic.each"))
 
 
 def _reference(text: str, where: str) -> Input:

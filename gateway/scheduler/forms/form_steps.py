@@ -82,7 +82,7 @@ class FormSteps:
     async def value(self, part: Input) -> str:
         """Wait for the text that a reference stands for, and return it. Raises CallFailed."""
         source = self.source(part)
-        await self.call.until_final(source)
+        await self._inputs.until_readable(source, part.reference)
         return await self._inputs.read(source, part.reference)
 
     def source(self, part: Input) -> Variable:

@@ -1,7 +1,6 @@
 """Run forms: one coroutine for each kind."""
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -12,6 +11,7 @@ from gateway.graph.forms.expansion import element_call, own_names, round_calls, 
 from gateway.graph.forms.form import Agent, Branch, Form, Map, Repeat, ToolRun
 from gateway.graph.forms.list_scanner import BadList, ListScanner
 from gateway.graph.forms.names import bind_condition
+from gateway.graph.forms.results import result_json
 from gateway.graph.segments import Input
 from gateway.graph.text import has_surrogate, size_of
 from gateway.graph.variable import Piece, ProducerRestarted, Variable
@@ -212,19 +212,10 @@ class _MapRun:
             output = self._steps.call.children[str(index)].output
             await self._steps.call.until_final(output)
             if output.has_value:
-                return self._as_json(output.value or "")
+                return result_json(self._form, output.value or "")
             if on_error == "fail":
                 raise CallFailed(upstream_failure(output))
         return "null" if on_error == "null" else None
-
-    def _as_json(self, text: str) -> str:
-        """Return a result as JSON: as it is if it is JSON and the answers are JSON values, otherwise as a string."""
-        if self._form.has_json_results:
-            try:
-                return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
-            except (ValueError, RecursionError):
-                pass  # an answer that was cut off is a text
-        return json.dumps(text, ensure_ascii=False)
 
 
 async def _run_branch(steps: FormSteps, form: Branch) -> None:

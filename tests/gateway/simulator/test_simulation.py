@@ -22,7 +22,7 @@ def test_a_scenario_is_reproducible() -> None:
 
 @pytest.mark.parametrize("policy", ["fifo", "parrot", "myna"])
 def test_real_time_changes_nothing(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine must not change the figures: no decision of the scheduler may read a real clock."""
+    """Check that no decision of the scheduler reads a real clock: a busy machine must not change the figures."""
     scenario = Scenario(applications=40, engines=2, seed=3)
     expected = simulate(scenario, [policy])[0].seconds
     generator, now = random.Random(1), 1e6

@@ -28,7 +28,7 @@ def test_only_allowed_tools_are_in_the_catalog() -> None:
     catalog = Catalog("files", table("read_*", "other"), listed)
     assert [found.name for found in catalog.describe("*")] == ["read_file", "read_folder"]
     assert [found.description for found in catalog.describe("read_file")] == ["Read."]
-    with pytest.raises(UnknownTool, match=r"'files' has no allowed tool 'read_fil'; near names: read_file"):
+    with pytest.raises(UnknownTool, match=r"'files' has no allowed tool 'read_fil'; did you mean read_file"):
         catalog.require("read_fil")
     with pytest.raises(UnknownTool):
         catalog.describe("write_*")

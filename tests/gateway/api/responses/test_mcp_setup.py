@@ -21,6 +21,7 @@ from tests.gateway.api.responses.mcp_gateway import OPEN, McpGateway, kinds, mcp
         ([{**OPEN, "headers": {"A": "b"}}], 400, "tools.0.headers"),
         ([{**OPEN, "authorization": "b"}], 400, "tools.0.authorization"),
         ([{"type": "mcp", "server_label": "x", "connector_id": "connector_gmail"}], 400, "tools.0.connector_id"),
+        ([{**OPEN, "allowed_tools": ["ad", "nwo"]}], 400, "tools.0.allowed_tools"),
         ([OPEN, OPEN], 400, "tools.1.server_label"),
         ([{"type": "mcp", "server_label": f"s{index}"} for index in range(100)], 400, "tools"),
         ([OPEN, {"type": "function", "name": "t__add", "parameters": {"type": "object"}}], 400, "tools"),

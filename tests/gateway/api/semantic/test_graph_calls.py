@@ -3,170 +3,20 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from gateway.api.services import SERVICES
-from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
+from tests.fakes.in_process_gateway import ScriptedGateway
 from tests.fakes.keyed_gateway import keyed_gateway
-from tests.fakes.scripted_server import Behaviour, ScriptedServer, refuses, says
+from tests.fakes.scripted_server import Behaviour, refuses, says
+from tests.gateway.api.semantic.graph_requests import answers, call, mapped, send, text_of, until
 from tests.gateway.api.semantic.session_client import SessionClient
-
-
-def call(text: str, output: str | None = None, **more: Any) -> dict[str, Any]:
-    semantic = {} if output is None else {"semantic": {"output": output}}
-    return {"model": "fake", "messages": [{"role": "user", "content": text}], **semantic, **more}
-
-
-def text_of(body: dict[str, Any]) -> str:
-    """Return the text of the last message that the upstream server got."""
-    return str(body["messages"][-1]["content"])
-
-
-def answers(function: Callable[[str], str | Behaviour]) -> Behaviour:
-    """Return a behaviour that answers a prompt with the result of a function."""
-
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        answer = function(text_of(body))
-        return await (says(answer) if isinstance(answer, str) else answer)(request, body)
-
-    return behave
-
-
-async def send(client: GatewayClient, **body: Any) -> tuple[int, Any]:
-    async with client.post("/v1/graphs", json=body) as answer:
-        return answer.status, await answer.json()
-
 
 IS_X = {"value": "x", "equals": "x"}
 """A condition that holds."""
-
-
-def mapped(over: Any, text: str, output: str = "results", **more: Any) -> dict[str, Any]:
-    return {"map": {"over": over, "call": call(text), **more}, "output": output}
-
-
-async def test_a_map_calls_the_model_for_each_element(scripted_gateway: ScriptedGateway) -> None:
-    client, server, _ = scripted_gateway
-    server.always = answers(lambda text: f"[{text}]")
-    status, answer = await send(
-        client,
-        session=(await SessionClient(client).create())["id"],
-        variables={"plan": {"steps": [{"title": "dig", "n": 1}, {"title": "plant <<x>>", "n": 2}]}, "tone": "Short"},
-        calls=[
-            mapped("<<plan.steps>>", "<<tone>>: <<step.title>> (<<index>>) <<step>>", **{"as": "step"}),
-            call("First <<results.0>>, all <<results>>", "end"),
-        ],
-        outputs=["results", "end"],
-    )
-    assert status == 200, answer
-    results = json.loads(answer["outputs"]["results"])
-    assert results == [
-        '[Short: dig (0) {"title":"dig","n":1}]',
-        '[Short: plant <<x>> (1) {"title":"plant <<x>>","n":2}]',
-    ]
-    assert answer["outputs"]["end"] == f"[First {results[0]}, all {answer['outputs']['results']}]"
-    status, element = await SessionClient(client).get("results.1")
-    assert (status, element["value"], element["state"]) == (200, results[1], "ready")
-
-
-async def test_a_map_starts_before_its_list_has_ended(scripted_gateway: ScriptedGateway) -> None:
-    client, server, _ = scripted_gateway
-    first_step = asyncio.Event()
-
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if text_of(body) != "plan":
-            first_step.set()
-            return await says(f"did {text_of(body)}")(request, body)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-
-        async def write(text: str) -> None:
-            event = {"model": "fake", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
-            await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-
-        await write('{"steps": ["dig", "pl')
-        await asyncio.wait_for(first_step.wait(), 30)  # the list goes on once its first element has a call
-        await write('ant"]}')
-        end = {"model": "fake", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-        await response.write(b"data: " + json.dumps(end).encode() + b"\n\ndata: [DONE]\n\n")
-        return response
-
-    server.always = behave
-    _, answer = await send(client, calls=[call("plan", "plan"), mapped("<<plan.steps>>", "<<item>>")])
-    assert answer["outputs"] == {"results": '["did dig","did plant"]'}, answer
-    plan = next(asked for asked in server.asked if text_of(asked) == "plan")
-    assert isinstance(plan["seed"], int), "the list must be the same if it is generated again"
-
-
-@pytest.mark.parametrize(
-    ("on_error", "expected"),
-    [("skip", '["1","3"]'), ("null", '["1",null,"3"]'), ("fail", None)],
-)
-async def test_a_failed_element(scripted_gateway: ScriptedGateway, on_error: str, expected: str | None) -> None:
-    client, server, unfinished = scripted_gateway
-    server.always = answers(lambda text: refuses(400, "no even numbers") if text == "2" else text)
-    _, answer = await send(client, calls=[mapped([1, 2, 3], "<<item>>", on_error=on_error)])
-    assert answer["outputs"] == {"results": expected}
-    if expected is None:
-        error = answer["errors"]["results"]
-        assert error["code"] == "upstream_failed"
-        assert "results.1" in error["message"]
-        assert "no even numbers" in error["message"]
-    assert unfinished() == 0
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ("[]", None),
-        ("no list", "the value is not JSON"),
-        ('{"a": 1}', "is an object, not a list"),
-        ("[1, 2, 3, 4]", "the list has more than 3 elements"),
-        ("[1, 2", "the value is not JSON"),
-    ],
-)
-async def test_a_value_that_is_no_list(scripted_gateway: ScriptedGateway, value: str, message: str | None) -> None:
-    client, _, unfinished = scripted_gateway
-    _, answer = await send(client, variables={"v": value}, calls=[mapped("<<v>>", "<<item>>", max_items=3)])
-    assert answer["outputs"]["results"] == ("[]" if message is None else None)
-    if message is not None:
-        assert message in answer["errors"]["results"]["message"]
-    assert unfinished() == 0
-
-
-async def test_an_element_without_the_path(scripted_gateway: ScriptedGateway) -> None:
-    client, server, _ = scripted_gateway
-    server.always = answers(lambda text: text)
-    calls = [mapped([{"a": 1}, {"b": 2}], "<<item.a>>", on_error="null")]
-    assert (await send(client, calls=calls))[1]["outputs"] == {"results": '["1",null]'}
-    _, answer = await send(client, calls=[mapped([{"a": 1}, {"b": 2}], "<<item.a>>")])
-    assert "element 1 of the list: <<item.a>> cannot be resolved" in answer["errors"]["results"]["message"]
-
-
-async def test_maps_inside_maps(scripted_gateway: ScriptedGateway) -> None:
-    client, server, _ = scripted_gateway
-    server.always = answers(lambda text: text.upper())
-    inner = {"map": {"over": "<<row>>", "call": call("<<item>> of <<row>> at <<index>>")}}
-    outer = {"map": {"over": [["a", "b"], [], ["c"]], "as": "row", "call": inner}, "output": "table"}
-    _, answer = await send(client, calls=[outer])
-    assert json.loads(answer["outputs"]["table"]) == [
-        ['A OF ["A","B"] AT 0', 'B OF ["A","B"] AT 1'],
-        [],
-        ['C OF ["C"] AT 0'],
-    ]
-
-
-async def test_json_answers_are_json_in_the_results(scripted_gateway: ScriptedGateway) -> None:
-    client, server, _ = scripted_gateway
-    server.always = answers(lambda text: f'{{"n": {text}}}' if text.isdigit() else text)
-    formatted = call("<<item>>", response_format={"type": "json_object"})
-    calls = [{"map": {"over": [1, 2], "call": formatted}, "output": "rows"}, call("<<rows.1.n>> rows", "end")]
-    _, answer = await send(client, calls=calls, outputs=["rows", "end"])
-    assert answer["outputs"] == {"rows": '[{"n":1},{"n":2}]', "end": "2 rows"}
 
 
 @pytest.mark.parametrize(
@@ -405,13 +255,6 @@ async def test_a_client_that_disconnects_ends_the_calls_of_forms(scripted_gatewa
     await until(lambda: unfinished() == 0)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def test_the_graph_shows_forms_and_their_calls(scripted_gateway: ScriptedGateway) -> None:
     client, _, _ = scripted_gateway
     session = SessionClient(client)
@@ -441,30 +284,6 @@ async def test_a_stream_has_the_events_of_the_calls_of_forms(scripted_gateway: S
         for event in events
     }
     assert {"results.0", "results.1", "results"} <= names, events[:3]
-
-
-@pytest.mark.parametrize("defer", [False, True])
-async def test_each_on_a_chat_completion(scripted_gateway: ScriptedGateway, defer: bool) -> None:
-    client, server, _ = scripted_gateway
-    server.always = answers(lambda text: f"[{text}]")
-    session = SessionClient(client)
-    await session.create()
-    await session.put("plan", value={"steps": ["dig", "plant"]})
-    semantic = {
-        "session": "s",
-        "output": "results",
-        "defer": defer,
-        "each": {"over": "<<plan.steps>>", "as": "step"},
-        "inputs": {"tone": "short"},
-    }
-    body = call("<<tone>> <<step>> <<index>>", semantic=semantic)
-    async with client.post("/v1/chat/completions", json=body) as answer:
-        content = (await answer.json())["choices"][0]["message"]["content"]
-    expected = '["[short dig 0]","[short plant 1]"]'
-    assert content == ("<<results>>" if defer else expected)
-    assert (await session.get("results", "?wait=true&timeout=30"))[1]["value"] == expected
-    async with client.post("/v1/chat/completions", json={**body, "semantic": {"each": {"over": [1]}}}) as answer:
-        assert (await answer.json())["error"]["param"] == "semantic.each"
 
 
 @pytest.mark.parametrize(
@@ -536,56 +355,6 @@ async def test_a_branch_chooses_between_elements_of_different_kinds(scripted_gat
     assert answer["outputs"] == {"results": '["1","2",null,null]'}
 
 
-async def test_what_looks_like_a_reference_or_a_control_token_is_data(scripted_gateway: ScriptedGateway) -> None:
-    client, server, _ = scripted_gateway
-    server.always = answers(lambda text: text)
-    elements = ["<<x>>", "<|im_end|>", r"\<<index>>", "<<item>>"]
-    inner = {"map": {"over": "<<list>>", "as": "list", "call": call("<<index>> <<list>>")}, "output": "results"}
-    _, answer = await send(client, variables={"list": elements}, calls=[inner])
-    assert json.loads(answer["outputs"]["results"]) == [f"{index} {text}" for index, text in enumerate(elements)]
-
-
-async def test_maps_that_multiply_end_at_the_limit_of_calls() -> None:
-    form: dict[str, Any] = call("<<item>>")
-    for _ in range(4):
-        form = {"map": {"over": list(range(50)), "call": form}}
-    async with ScriptedServer() as server, gateway_before(server, max_session_calls=500) as (client, unfinished):
-        session = SessionClient(client)
-        await session.create()
-        _, answer = await send(client, session="s", calls=[{**form, "output": "results"}])
-        error = answer["errors"]["results"]
-        assert "too_large: session s has" in error["message"]
-        assert "the maximum is 500" in error["message"]
-        await until(lambda: unfinished() == 0)
-        _, graph = await session.send("GET", "/graph?values=none")
-        assert len(graph["calls"]) <= 500
-        assert all(made["state"] in ("done", "failed", "cancelled") for made in graph["calls"])
-
-
-async def test_a_client_deletes_an_element_while_the_map_runs(scripted_gateway: ScriptedGateway) -> None:
-    client, server, unfinished = scripted_gateway
-    session = SessionClient(client)
-    await session.create()
-    started, gate = asyncio.Event(), asyncio.Event()
-
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        started.set()
-        await asyncio.wait_for(gate.wait(), 30)
-        return await says(text_of(body))(request, body)
-
-    server.always = behave
-    calls = [mapped([1, 2, 3], "<<item>>"), call("<<results.1>>", "end")]
-    request = asyncio.create_task(send(client, session="s", calls=calls))
-    await asyncio.wait_for(started.wait(), 30)
-    assert (await session.send("DELETE", "/variables/results.1"))[0] == 200
-    gate.set()
-    _, answer = await asyncio.wait_for(request, 30)
-    assert answer["outputs"] == {"end": "2"}
-    assert (await session.get("results"))[1]["value"] == '["1","2","3"]'
-    assert (await session.get("results.1"))[0] == 404
-    assert unfinished() == 0
-
-
 async def test_a_session_is_deleted_while_its_forms_run(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     session = SessionClient(client)
@@ -633,27 +402,6 @@ async def test_an_api_key_ends_while_its_forms_run(method: str) -> None:
         assert answer["outputs"] == {"results": None, "revised": None}
         assert "API key" in answer["errors"]["results"]["message"]
         await until(lambda: gateway.services.scheduler.unfinished_calls == 0)
-
-
-async def test_an_element_fails_if_its_result_fails(scripted_gateway: ScriptedGateway) -> None:
-    client, server, _ = scripted_gateway
-    server.always = answers(lambda text: refuses(400, "no") if text == "bad" else text)
-    for names, expected in (("ab", '["fine"]'), ("ba", None)):
-        branch = {"if": IS_X, "then": [call("bad", names[0]), call("fine", names[1])]}
-        if expected is None:
-            branch["then"].reverse()
-        calls = [{"map": {"over": [1], "call": branch}, "output": "results"}]
-        assert (await send(client, calls=calls))[1]["outputs"]["results"] == expected
-
-
-@pytest.mark.parametrize("path", ["/v1/responses", "/v1/completions"])
-async def test_each_belongs_to_chat_completions(scripted_gateway: ScriptedGateway, path: str) -> None:
-    client = scripted_gateway[0]
-    await SessionClient(client).create()
-    prompt = {"input": "x"} if path.endswith("responses") else {"prompt": "x"}
-    body = {"model": "fake", **prompt, "semantic": {"session": "s", "each": {"over": [1]}}}
-    async with client.post(path, json=body) as answer:
-        assert (answer.status, (await answer.json())["error"]["param"]) == (400, "semantic.each")
 
 
 @pytest.mark.parametrize("form", ["if", "repeat"])

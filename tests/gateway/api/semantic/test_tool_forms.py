@@ -28,6 +28,11 @@ async def gateway(tmp_path: Path) -> AsyncIterator[ScriptedGateway]:
         (tool("add", a="<<nowhere>>", b=1), "calls.0.tool.arguments.a", "unknown_variable"),
         ({"agent": {"model": "fake", "tools": ["t/none"], "messages": []}}, "calls.0.agent", None),
         ({"agent": {"model": "fake", "tools": ["add"], "messages": []}}, "calls.0.agent.tools.0", "invalid_value"),
+        (
+            {"agent": {"model": "fake", "tools": [{"type": "function"}], "messages": []}},
+            "calls.0.agent.tools",
+            "invalid_value",
+        ),
         ({"agent": {"tools": ["t/add"], "messages": []}}, "calls.0.agent", None),
         ({"agent": {"model": "fake", "max_turns": 0, "messages": []}}, "calls.0.agent.max_turns", None),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.api.semantic.graph_calls import form_key, raw_output
 from gateway.graph.errors import UnresolvedPath
-from gateway.graph.references import Reference, parse, resolve
+from gateway.graph.references import Reference, list_index, parse, resolve
 from tests.gateway.scheduler.forms.fake_model import CallRefused, answer, prompt_of
 
 Value = str | None
@@ -25,6 +25,10 @@ class Failed(Exception):
 
 class TooManyCalls(Exception):
     """The graph has more calls than the test wants to run."""
+
+
+class Undetermined(Exception):
+    """A reference reads an element of a list that failed. A call may have read the element before."""
 
 
 class Interpreter:
@@ -175,6 +179,8 @@ def own_outputs(raw: Any) -> list[str]:
 def _read(reference: Reference, scope: Scope) -> str:
     value = scope[reference.name]
     if value is None:
+        if reference.path and list_index(reference.path[0]) is not None:
+            raise Undetermined
         raise Failed
     try:
         return resolve(value, reference)
