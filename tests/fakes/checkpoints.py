@@ -1,11 +1,15 @@
 """Write small random checkpoints as Hugging Face folders."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from engine.config import DEFAULT_MODEL, default_cache
+from engine.models.fetch import checkpoint_folder
 
 VOCABULARY = 320
 
@@ -104,6 +108,18 @@ def write_tiny(
 def write_tiny_llama(folder: Path, **config: Any) -> Path:
     """Write a random Llama with plain rotary positions; see `write_tiny`."""
     return write_tiny(folder, "Llama 3", **{"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **config})
+
+
+def write_tiny_default(folder: Path, *, window: int) -> Path:
+    """Write a random Llama with the tokenizer of the default model.
+
+    One in a hundred of its tokens ends an answer: with a single one, an answer would fill the window.
+    """
+    write_tiny_llama(folder, window=window, vocab_size=49_152, eos_token_id=list(range(1_000, 49_000, 100)))
+    default = checkpoint_folder(DEFAULT_MODEL, Path(default_cache()), torch.bfloat16)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(default / name, folder / name)
+    return folder
 
 
 def write_byte_tokenizer(folder: Path) -> None:

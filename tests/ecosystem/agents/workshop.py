@@ -9,12 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from engine.config import DEFAULT_MODEL, default_cache
-from engine.models.fetch import checkpoint_folder
 from tests.fakes.capable_model import CapableModel
-from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.checkpoints import write_tiny_default
 from tests.fakes.gateway_harness import GatewayHarness
 
 _AGENT_SECONDS = 150
@@ -92,11 +88,8 @@ async def gateway_of(model: CapableModel) -> AsyncIterator[GatewayHarness]:
 @asynccontextmanager
 async def gateway_with_long_window(folder: Path) -> AsyncIterator[GatewayHarness]:
     """Start a gateway with an engine of its own: a random model with the tokenizer of the default one, and a window of
-    128,000 tokens. One in a hundred of its tokens ends an answer: with a single one an answer had up to 100,000."""
-    write_tiny_llama(folder, window=131_072, vocab_size=49_152, eos_token_id=list(range(1_000, 49_000, 100)))
-    default = checkpoint_folder(DEFAULT_MODEL, Path(default_cache()), torch.bfloat16)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(default / name, folder / name)
+    128,000 tokens."""
+    write_tiny_default(folder, window=131_072)
     gateway = await asyncio.to_thread(GatewayHarness, "--model", str(folder), "--kv-tokens", "160000")
     try:
         yield gateway
