@@ -49,7 +49,7 @@ class ToolServerTable(BaseModel):
     @model_validator(mode="after")
     def _has_one_transport(self) -> Self:
         if (self.command is None) == (self.url is None):
-            raise ValueError("a server needs either command or url")
+            raise ValueError("a server needs exactly one of command and url")
         if self.url is not None and (self.env or self.cwd is not None):
             raise ValueError("env and cwd belong to command, not to url")
         if self.command is not None and self.headers:

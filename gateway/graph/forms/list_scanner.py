@@ -214,7 +214,9 @@ def _is_index(key: str) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Return the kind of a JSON value, with its article."""
-    if value is None or isinstance(value, bool | int | float):
-        return "a number, true, false or null"
+    """Return the kind of a JSON value, with its article, or its name in JSON."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return "a number"
     return "a string" if isinstance(value, str) else "an object" if isinstance(value, dict) else "a list"
