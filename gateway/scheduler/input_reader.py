@@ -118,7 +118,7 @@ class InputReader:
             return await search(regex, group, text)
 
     async def apply(self, transform: Transform, text: str) -> str:
-        """Transform a text, in the tenant's turn if that searches. See `transforms.apply`."""
+        """Transform a text, in the tenant's turn if a step searches. See `transforms.apply`."""
         if transform.regex is None:
             return await apply(transform, text)
         async with self._gate.searches.turn(self._call.session.tenant):

@@ -18,7 +18,7 @@ def text_of(value: Any) -> str:
 
 
 class ListScanner:
-    """Position in a growing JSON text. An element is returned as soon as the text shows that it is complete.
+    """Scanner of a growing JSON text. It returns an element as soon as the text shows that the element is complete.
 
     The list is at `path`, as in a reference: keys of objects and indexes of lists. The result depends on the text
     alone, not on the pieces in which it arrives. Time and memory are linear in the text.
