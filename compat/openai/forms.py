@@ -31,7 +31,7 @@ class ConditionRequest(Request):
         if len(operators) != 1:
             found = ", ".join(name.rstrip("_") for name in operators) or "none"
             names = "equals, in, matches, less_than and json"
-            raise field_error("", f"a condition needs exactly one of {names}; this one has {found}")
+            raise ValueError(f"a condition needs exactly one of {names}; this one has {found}")
         (name,) = operators
         if getattr(self, name) is None and name != "json_":
             raise field_error(name.rstrip("_"), f"{name.rstrip('_')} must not be null")

@@ -204,11 +204,11 @@ class ServeSettings(EngineOptions):
 
     pause_programs: bool = Field(
         True,
-        description="schedule agents as a whole: those that run go before newcomers, whose prompts wait while they do "
-        "not fit beside KV that is read again soon",
+        description="schedule agents as a whole: running ones go before new ones, whose prompts wait while they do not "
+        "fit beside KV that is read again soon",
     )
     programs: bool = Field(
-        True, description="find out which requests belong to one application run, for clients that declare nothing"
+        True, description="find the requests that belong to one run of an application, if clients send plain requests"
     )
 
     api_key: Annotated[list[str], NoDecode] = Field([], description="API key that clients must use; may be repeated")

@@ -49,7 +49,7 @@ class ToolServerTable(BaseModel):
     @model_validator(mode="after")
     def _has_one_transport(self) -> Self:
         if (self.command is None) == (self.url is None):
-            raise ValueError("a server needs either command or url")
+            raise ValueError("a server needs exactly one of command and url")
         if self.url is not None and (self.env or self.cwd is not None):
             raise ValueError("env and cwd belong to command, not to url")
         if self.command is not None and self.headers:
@@ -141,11 +141,15 @@ def read_tool_servers(path: Path, environment: Mapping[str, str] | None = None) 
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in problem["loc"])
-        reason = problem["msg"].removeprefix("Value error, ")
+        reason = _REASONS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         raise BadToolServers(f"{path}: {f'{place}: ' if place else ''}{reason}") from None
     except ValueError as error:
         raise BadToolServers(f"{path}: {error}") from None
     return settings
+
+
+_REASONS = {"extra_forbidden": "unknown key", "missing": "this key is required"}
+"""Reasons for invalid settings, by pydantic's type of the error. Other errors have pydantic's message."""
 
 
 class _DuplicateKey(Exception):

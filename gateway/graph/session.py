@@ -137,7 +137,7 @@ class Session:
         if len(name) > MAX_NAME:  # not a name: to compare it would take long
             return UnknownVariable(f"session {self.id} has no variable {name[:MAX_NAME]!r}…", where)
         matches = difflib.get_close_matches(name, itertools.islice(known, _SUGGESTION_POOL), n=3)
-        hint = "; declare it, or send the call that makes it first"
+        hint = "; declare it, or first send the call that generates it"
         if matches:
             hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in matches)}?"
         return UnknownVariable(f"session {self.id} has no variable {name!r}{hint}", where)

@@ -118,7 +118,7 @@ class InputReader:
             return await search(regex, group, text)
 
     async def apply(self, transform: Transform, text: str) -> str:
-        """Transform a text, in the tenant's turn if that searches. See `transforms.apply`."""
+        """Transform a text, in the tenant's turn if a step searches. See `transforms.apply`."""
         if transform.regex is None:
             return await apply(transform, text)
         async with self._gate.searches.turn(self._call.session.tenant):
@@ -165,9 +165,6 @@ def upstream_failure(source: Variable) -> Failure:
     root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
     if root.code == "upstream_failed":
         return root
-    origin = f"call {root.call}, " if root.call else ""
-    return Failure(
-        "upstream_failed",
-        f"variable {source.name!r} {source.state}: {origin}{root.code}: {root.message}",
-        root.call,
-    )
+    verb = "failed" if source.state == "failed" else f"was {source.state}"
+    origin = f"call {root.call}, {root.code}" if root.call else root.code
+    return Failure("upstream_failed", f"variable {source.name!r} {verb} ({origin}): {root.message}", root.call)

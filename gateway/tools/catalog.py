@@ -32,7 +32,7 @@ _MAX_DESCRIPTION = 16_384
 """Length to which descriptions are cut, in characters."""
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _MAX_COMPARED = 500
-"""Number of names among which near ones are searched."""
+"""Maximum number of names that are searched for similar ones."""
 _MAX_WARNINGS = 10
 """Number of refused tools that are logged for one listing."""
 
@@ -104,8 +104,8 @@ class Catalog:
     def violation(
         self, name: str, arguments: Mapping[str, Any], unknown: Collection[Path], budget: WorkBudget
     ) -> Violation | None:
-        """Return a violation of a tool's schema, whatever the values at the paths `unknown` become. Raises NoVerdict,
-        and UnknownTool if there is no such tool."""
+        """Return a violation of a tool's schema that does not depend on the values at the paths `unknown`. Raises
+        NoVerdict, and UnknownTool if there is no such tool."""
         self.require(name)
         return self._tools[name].checker.check(with_unknown(arguments, unknown), budget)
 
@@ -182,7 +182,7 @@ def _override(rules: Mapping[str, bool], name: str, value: bool) -> bool:
 
 
 def _problem(name: str, tool: Mapping[str, Any]) -> tuple[str | None, int]:
-    """Return the reason for which a tool cannot be used, None if there is none, and its size in bytes."""
+    """Return the reason for which a tool cannot be used, or None, and the size of the tool in bytes."""
     if not name.isprintable() or not 0 < len(name) <= _MAX_NAME or " " in name:
         return f"its name is not of 1 to {_MAX_NAME} printable characters without spaces", 0
     schema = tool.get("inputSchema")

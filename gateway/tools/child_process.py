@@ -96,7 +96,7 @@ class ChildProcess:
         return next((line for line in map(one_line, reversed(lines)) if line), "")
 
     async def wait_for_end(self) -> None:
-        """Wait a moment for the end of a process that has closed its stdout, and for the rest of its stderr."""
+        """Wait a short time for the end of a process that has closed its stdout, and for the rest of its stderr."""
         await asyncio.wait({self._log_reader}, timeout=_END_SECONDS)
         await self._wait(_END_SECONDS)
 

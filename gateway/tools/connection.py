@@ -73,7 +73,7 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Live:
-    """A connection that works. `lost`: is done when it has ended."""
+    """A connection that works. `lost`: future that is done when the connection has ended."""
 
     session: ClientSession
     lost: "asyncio.Future[_Failure]"
@@ -106,7 +106,7 @@ class ServerConnection:
         self._has_worked = False
         """Whether a call on this connection has succeeded."""
         self._abandoned: set[asyncio.Task[Any]] = set()
-        """Cancelled requests that still tell the server so."""
+        """Tasks of cancelled requests, which still send the cancellation to the server."""
         self._task = asyncio.create_task(self._run(), name=f"tool server {name}")
 
     async def close(self) -> None:
@@ -266,7 +266,7 @@ class ServerConnection:
 
     @asynccontextmanager
     async def _transport(self, lose: Callable[[_Failure], None]) -> AsyncIterator[Transport]:
-        """Yield the transport of the settings. `lose`: is called when the connection has ended."""
+        """Yield the transport of the settings. `lose`: callback for the end of the connection."""
         settings = self._settings
         max_bytes = max_message_bytes(settings.result_bytes)
         if settings.command is not None:

@@ -22,7 +22,7 @@ class LoopShare:
         """Time that no pause has followed yet, in seconds."""
 
     async def spend(self, size: int) -> None:
-        """Count a message of `size` bytes. Wait if there was no pause for long."""
+        """Count a message of `size` bytes. Wait if there was no pause for a long time."""
         now = time.monotonic()
         self._debt = max(0.0, self._debt - (now - self._last) / _REST_FACTOR)
         self._last = now

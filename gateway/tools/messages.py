@@ -19,7 +19,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _INLINE_BYTES = 16_000
 """Size up to which a message is parsed on the event loop, in bytes."""
 _LISTING_BYTES = 4 << 20
-"""Minimum of the maximum size of a message, for lists of tools, in bytes."""
+"""Lower bound of the maximum size of a message, in bytes, so that lists of tools fit."""
 _ENVELOPE_BYTES = 64 << 10
 """Part of the maximum size of a message that is not for a result's text, in bytes."""
 _MAX_LINE = 300
@@ -30,7 +30,7 @@ _FAILURES = {number: code for code, number in _CODES.items()}
 
 
 class BadMessage(ValueError):
-    """The message is malformed or exceeds a limit. `code`: as of ToolFailed. The text says why."""
+    """The message is malformed or exceeds a limit. `code`: a code of ToolFailed. The text says why."""
 
     def __init__(self, code: str, reason: str, id: int | None = None) -> None:
         """`id`: the request that the message answers, if that is known."""

@@ -47,7 +47,7 @@ _FORWARDED = frozenset({"notifications/subscriptions/acknowledged"})
 
 
 class PipeLost(Exception):
-    """The connection has ended. `code`: of the ToolFailed of calls that wait. The message says why."""
+    """The connection has ended. `code`: code of the ToolFailed that waiting calls raise. The message says why."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -102,7 +102,7 @@ class PipeTransport(Transport):
             await self._process.end()
 
     def note_sent(self, message: Any) -> None:
-        """Store which requests wait for an answer."""
+        """Update the ids of requests that wait for an answer. `message`: a message for the process."""
         if isinstance(message, JSONRPCRequest) and isinstance(message.id, int):
             self._pending.add(message.id)
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":

@@ -86,8 +86,8 @@ class Tools(Protocol):
     async def check(
         self, server: str, name: str, arguments: Mapping[str, Any], *, unknown: Collection[Path] = (), tenant: str = ""
     ) -> None:
-        """Raise BadArguments if the arguments violate the tool's schema, whatever the values at the paths `unknown`
-        become. Raises UnknownTool and ToolFailed as `describe` does."""
+        """Raise BadArguments if the arguments violate the tool's schema for all values at the paths `unknown`. Raises
+        UnknownTool and ToolFailed as `describe` does."""
         ...
 
     async def call(self, server: str, name: str, arguments: dict[str, Any], *, tenant: str) -> ToolResult:

@@ -12,7 +12,7 @@ _MAX_NAME = 200
 
 
 class BadResult(ValueError):
-    """The result has not the form that the protocol requires. The message says why."""
+    """The result violates the protocol. The message says why."""
 
 
 def result_text(result: Mapping[str, Any]) -> str:

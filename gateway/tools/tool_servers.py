@@ -39,7 +39,7 @@ _CONNECTION = "gateway.tools.connection"
 _IMMEDIATE_STEPS = 1_000
 """Part of the work budget of a check that may be spent on the event loop: about 2 ms."""
 _MAX_STEPS = 50_000
-"""Work budget of a check in a thread: about 0.1 s. Arguments beyond it are left to the server."""
+"""Work budget of a check in a thread: about 0.1 s. The gateway sends arguments that need more without a check."""
 _MAX_ARGUMENT_BYTES = 4 << 20
 """Maximum size of the arguments of a call as JSON, in bytes."""
 _MAX_URL_SERVERS = 256

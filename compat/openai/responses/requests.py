@@ -172,7 +172,7 @@ class ResponseRequest(Generation):
             if tool.server_label in labels[:position]:
                 raise field_error(f"tools.{index}.server_label", "two MCP servers have the same server_label")
         if not self.messages_with_paths[0] and not self.continues:
-            raise field_error("input", "input has no message")
+            raise field_error("input", "input has no message; set previous_response_id to continue a response")
         try:
             _ = self.chat  # an invalid chat completion must be refused here, not later
         except ValidationError as error:

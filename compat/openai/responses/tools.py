@@ -269,7 +269,7 @@ class McpTool(_ToolHints):
     def _can_be_reached(self) -> Self:
         for field in ("connector_id", "tunnel_id"):
             if getattr(self, field) is not None:
-                raise field_error(field, f"this server has no {field}; use server_url, or the label of a known server")
+                raise field_error(field, f"{field} is not supported; use server_url, or a server of the operator")
         for field in ("headers", "authorization"):
             if getattr(self, field) and self.server_url is None:
                 raise field_error(field, f"{field} needs server_url: it is sent to a server of the client alone")

@@ -101,7 +101,9 @@ async def _open(servers: ToolServers, tool: McpTool, where: str, tenant: str) ->
         if tool.server_url is None:
             server = tool.server_label
             if server not in servers.names:
-                message = f"{where}.server_label: there is no MCP server {server!r}; name its server_url"
+                known = f"servers: {', '.join(servers.names[:5])}" if servers.names else "the operator allows none"
+                hint = ", or set server_url" if servers.allows_urls else ""
+                message = f"{where}.server_label: there is no MCP server {server!r}; {known}{hint}"
                 raise RequestError(400, message, code="unknown_tool", param=f"{where}.server_label")
         elif tool.server_label in servers.names:
             message = f"{where}.server_label: {tool.server_label!r} is a server of the operator; choose another label"

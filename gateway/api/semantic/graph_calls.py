@@ -202,7 +202,7 @@ class GraphCallBuilder:
             spec = await self._build(raw, place, inner, depth + 1)
             if spec.output is None:
                 field = "semantic.output" if form_key(raw) is None else "output"
-                message = "a call of a form needs a name for its answer"
+                message = f"a call inside a branch or a repeat needs a name for its answer: set {field}"
                 raise RequestError(400, message, code="invalid_value", param=f"{place}.{field}")
             for name in spec.names:
                 check_name(name, place)

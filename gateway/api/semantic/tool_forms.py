@@ -54,7 +54,7 @@ class ToolFormBuilder:
         semantic = chat.get("semantic")
         for key in ("output", "slots", "inputs", "transform", "defer"):
             if isinstance(semantic, dict) and semantic.get(key):
-                message = f"an agent's request has no {key}; the answer is the agent's output"
+                message = f"semantic.{key} is not possible in an agent, whose `output` names the last answer"
                 raise _unsupported(message, f"{where}.semantic.{key}")
         tools, described = await self._functions(options.tools, where)
         if described:

@@ -47,5 +47,5 @@ def dotted_path(where: str) -> str:
 
 
 def path_text(path: Path) -> str:
-    """Return a path as it stands in the name of a field."""
+    """Return a path as text, for the name of a field."""
     return ".".join(map(str, path))

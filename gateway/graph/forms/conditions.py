@@ -12,8 +12,8 @@ class UndecidedCondition(ValueError):
 
 
 def holds(condition: Condition, text: str) -> bool:
-    """Return whether a condition holds for a text. `FormSteps.decide` decides `matches`, whose search may take a
-    second.
+    """Return whether a condition other than `matches` holds for a text. `FormSteps.decide` evaluates `matches`, whose
+    search may take a second.
 
     Raises UndecidedCondition if the text is not a number or not JSON, as the condition requires.
     """

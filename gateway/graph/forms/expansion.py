@@ -1,6 +1,6 @@
 """The calls that a form adds, as a pure function of values. After a restart the same values give the same calls.
 
-Variables of these calls have names that no client can choose, so that they are free:
+Variables of these calls have names that clients cannot choose, so no variable has them yet:
 
     results.0           the answer for element 0 of a map whose output is `results`
     results.0.draft     `draft` in a form or message inside that element's call
@@ -103,8 +103,9 @@ def turn_call(form: Agent, call: str, output: str, number: int, turn: CallSpec) 
 
 
 def tool_call(call: str, output: str, number: int, index: int, run: ToolRun | str) -> CallSpec:
-    """Return the call for tool call `index` in answer `number` of an agent, 0 for runs before the first answer. `run`:
-    a text if no tool can be run."""
+    """Return the call for tool call `index` in answer `number` of an agent, 0 for runs before the first answer.
+
+    `run`: the run, or the reason why no tool can be run."""
     form = run if isinstance(run, ToolRun) else None
     return CallSpec(
         model="",

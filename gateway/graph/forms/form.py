@@ -38,7 +38,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Binding:
-    """Meaning of the names in a JSON text that holds references.
+    """Variables and texts for the references in a JSON text.
 
     `names`: variables by name. `values`: texts by name, of names that are no variables.
     """
@@ -83,7 +83,7 @@ class Repeat:
 
     `first`: texts of the carried names in the first round. `carry`: their texts in a later round, from the variables of
     the round before. `exports`: names in a round of the form's outputs, in the order of the outputs. `on_max`: what
-    happens if the condition does not hold after `max_rounds`: the form fails, or the last round counts.
+    happens if the condition does not hold after `max_rounds`: the form fails, or uses the last round.
     """
 
     calls: "Sequence[CallSpec]"
@@ -179,8 +179,8 @@ _NAMES = {Map: "map", Branch: "if", Repeat: "repeat", ToolRun: "tool", Agent: "a
 class Origin:
     """Place of a call in the form that added it.
 
-    `call`: id of the form's call. `place`: place in the form, unique among its calls. `digest`: of the data that the
-    call was made from, if a run of the form after a restart could get other data.
+    `call`: id of the form's call. `place`: place in the form, unique among its calls. `digest`: digest of the
+    data from which the form made the call, or empty if these are the same after a restart.
     """
 
     call: str
@@ -189,7 +189,7 @@ class Origin:
 
 
 def references_of(form: Form) -> Iterator[Input]:
-    """Yield the references of a form that lead out of it: those that its own calls and names do not satisfy."""
+    """Yield the references of a form to variables outside it."""
     match form:
         case Map(over, item, call):
             if isinstance(over, Input):

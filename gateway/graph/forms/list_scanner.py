@@ -18,7 +18,7 @@ def text_of(value: Any) -> str:
 
 
 class ListScanner:
-    """Position in a growing JSON text. An element is returned as soon as the text shows that it is complete.
+    """Scanner of a growing JSON text. It returns an element as soon as the text shows that the element is complete.
 
     The list is at `path`, as in a reference: keys of objects and indexes of lists. The result depends on the text
     alone, not on the pieces in which it arrives. Time and memory are linear in the text.
@@ -214,7 +214,9 @@ def _is_index(key: str) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Return the kind of a JSON value, with its article."""
-    if value is None or isinstance(value, bool | int | float):
-        return "a number, true, false or null"
+    """Return the kind of a JSON value, with its article, or its name in JSON."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return "a number"
     return "a string" if isinstance(value, str) else "an object" if isinstance(value, dict) else "a list"

@@ -9,8 +9,8 @@ from gateway.graph.variable import Variable
 
 
 def result_json(form: Map, text: str) -> str:
-    """Return the answer for an element as JSON: as it is if it is JSON and the answers are JSON values, otherwise as a
-    string."""
+    """Return the answer for an element as JSON. An answer that is JSON stays as it is if the map's answers are JSON
+    values. Any other answer becomes a string."""
     if form.has_json_results:
         try:
             return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
@@ -22,7 +22,7 @@ def result_json(form: Map, text: str) -> str:
 def reads_element(source: Variable, reference: Reference) -> bool:
     """Return whether a reference reads one element of a map's list, at a place that is known before the list is.
 
-    A map that leaves elements out has no such places.
+    False for a map that leaves elements out: its places are known only when all answers are.
     """
     form = _map_of(source)
     return form is not None and form.on_error != "skip" and element_index(reference) is not None

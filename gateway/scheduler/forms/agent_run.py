@@ -47,7 +47,8 @@ class AgentPrompts(Protocol):
     async def answer(
         self, form: Agent, text: str, finish_reason: str | None, tenant: str, *, is_first: bool
     ) -> AgentAnswer:
-        """Return what an answer with tools consists of. Raises TurnRefused if the model is gone."""
+        """Return the text and the tool calls of an answer. Raises TurnRefused if the server no longer serves the
+        model."""
         ...
 
 
@@ -56,7 +57,7 @@ async def run_agent(steps: FormSteps, form: Agent, prompts: AgentPrompts) -> Non
     functions as the model wrote them. Raises CallFailed.
 
     The call for the next answer is added when the tools begin, so that the known part of its prompt stays in an engine
-    and results are prefilled as they arrive. Tools of one answer run side by side.
+    and results are prefilled as they arrive. Tools of one answer run at the same time.
     """
     call, tenant = steps.call, steps.call.session.tenant
     history: list[Mapping[str, Any]] = []

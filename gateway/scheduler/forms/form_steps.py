@@ -17,7 +17,7 @@ from gateway.scheduler.input_reader import CallFailed, InputReader, ParsingGate,
 from gateway.scheduler.transforms import TransformFailed
 
 _SMALL = 64 << 10
-"""Size of JSON up to which it is parsed without passing the gate, in characters."""
+"""Maximum size of JSON that is parsed without a turn of the gate, in characters."""
 
 Start = Callable[[Session, Addition], Awaitable[None]]
 """Starts the calls of an addition, see `Scheduler.start`."""
@@ -62,7 +62,7 @@ class FormSteps:
         return call.session.add_all(new) if new else None
 
     def check_calls(self, count: int) -> None:
-        """Raise CallFailed if the session has no room for so many calls. It costs less than to make their specs."""
+        """Raise CallFailed if the session has no room for so many calls. It is cheaper than making their specs."""
         try:
             self.call.session.resources.check(calls=count)
         except GraphError as error:
@@ -140,8 +140,8 @@ class FormSteps:
                 raise CallFailed(output.failure)
 
     async def copy(self, source: Variable, target: Variable) -> None:
-        """Make the value of a variable that the form's calls generate the value of an output, and store it. The output
-        grows with the variable, if the same text follows after a restart of the server. Raises CallFailed."""
+        """Copy the value of a variable that the form's calls generate to an output, and store it. The output grows with
+        the variable if the variable gets the same text again after a restart of the server. Raises CallFailed."""
         call = self.call
         if target.state.is_final:  # before a restart of the server
             return

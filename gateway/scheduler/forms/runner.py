@@ -125,7 +125,7 @@ class _MapRun:
         await self._join()
 
     async def _read(self, source: Variable, over: Input) -> bool:
-        """Add a call for each element of a list while it grows. Return False if the list is generated again."""
+        """Add a call for each element of a list while it grows. Return False if the model begins the list again."""
         session, scanner = self._steps.call.session, ListScanner(over.reference.path)
         self._count = 0
         self._errors.clear()
@@ -189,7 +189,7 @@ class _MapRun:
         return specs
 
     async def _join(self) -> None:
-        """Make the results of all elements the value of the map: a JSON list."""
+        """Join the results of all elements to the value of the map, a JSON list."""
         call, size = self._steps.call, 2
         call.output.append(Piece("["))
         is_first = True

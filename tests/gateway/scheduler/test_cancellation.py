@@ -120,7 +120,7 @@ def test_a_call_ends_once() -> None:
     assert cancellation.steps == [("observe", "a", True), ("abort", "a", True)], "its outputs are final then"
 
 
-@pytest.mark.parametrize(("state", "word"), [(CallState.FAILED, "failed"), (CallState.CANCELLED, "cancelled")])
+@pytest.mark.parametrize(("state", "word"), [(CallState.FAILED, "failed"), (CallState.CANCELLED, "was cancelled")])
 def test_consumers_fail_with_the_first_cause(state: CallState, word: str) -> None:
     graph, cancellation = session(), RecordingCancellation()
     first, second, third, other = (
@@ -128,7 +128,7 @@ def test_consumers_fail_with_the_first_cause(state: CallState, word: str) -> Non
     )
     cancellation.end(first, state, LOST)
     assert (first.state, first.failure) == (state, LOST)
-    message = f"variable 'a' {word}: call call_1, engine_failed: the engine was lost"
+    message = f"variable 'a' {word} (call call_1, engine_failed): the engine was lost"
     for call in (second, third):
         assert call.state is CallState.FAILED
         assert call.failure == Failure("upstream_failed", message, "call_1")

@@ -40,7 +40,7 @@ async def test_templates_that_double_end_at_the_limit_of_a_value() -> None:
         assert variable.state is (VariableState.READY if number <= 7 else VariableState.FAILED)
     assert variable.failure is not None
     assert variable.failure.code == "upstream_failed"
-    assert "too_large: the value of 't8' has 2048 bytes" in variable.failure.message
+    assert "too_large): the value of 't8' has 2048 bytes" in variable.failure.message
     assert harness.session.resources.bytes < 41 * (CALL_BYTES + VARIABLE_BYTES) + (32 << 10)
 
 

@@ -228,7 +228,7 @@ async def test_maps_that_multiply_end_at_the_limit_of_calls() -> None:
         await session.create()
         _, answer = await send(client, session="s", calls=[{**form, "output": "results"}])
         error = answer["errors"]["results"]
-        assert "too_large: session s has" in error["message"]
+        assert "too_large): session s has" in error["message"]
         assert "the maximum is 500" in error["message"]
         await until(lambda: unfinished() == 0)
         _, graph = await session.send("GET", "/graph?values=none")

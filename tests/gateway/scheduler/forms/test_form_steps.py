@@ -50,7 +50,7 @@ async def test_outputs_get_their_values_if_another_one_fails() -> None:
     bad.fail(Failure("step_failed", "no", "call_x"))
     good.complete()
     first, last = steps.call.outputs
-    with pytest.raises(CallFailed, match="step_failed: no"):
+    with pytest.raises(CallFailed, match=r"step_failed\): no"):
         await steps.copy_all([(bad, first), (good, last)])
     assert (first.state, last.state) == (VariableState.FAILED, VariableState.READY)
 
