@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.graph.errors import Failure
-from gateway.graph.forms.form import Form, Map, Origin, ToolRun, references_of
+from gateway.graph.forms.form import Branch, Form, Map, Origin, Repeat, ToolRun, references_of
 from gateway.graph.segments import Input, Segment, Slot
 from gateway.graph.trace_context import TraceContext
 from gateway.graph.variable import Piece, Reader, Variable
@@ -118,6 +118,15 @@ class CallSpec:
     def field_path(self, field: str) -> str:
         """Return the path of one of the call's fields in the request."""
         return f"{self.where}.{field}" if self.where else field
+
+    @property
+    def output_path(self) -> str:
+        """Path of the request's field that names the outputs. A branch has none: the calls on its sides name them."""
+        if self.model:
+            return self.field_path("semantic.output")
+        if isinstance(self.form, Repeat):
+            return self.field_path("outputs")
+        return self.where if self.form is None or isinstance(self.form, Branch) else self.field_path("output")
 
     def as_form(self, form: Form) -> "CallSpec":
         """Return a call that runs a form in place of this call, with the same output, inputs and place."""

@@ -272,10 +272,7 @@ class Session:
     ) -> list[str]:
         """Return the names that the call produces, its output last."""
         names = [(slot.name, slot.where) for slot in spec.slots if slot.name is not None]
-        names += [(name, spec.field_path("outputs")) for name in spec.more_outputs]
-        if spec.output:
-            field = "semantic.output" if spec.model else "output" if spec.form is not None else ""
-            names.append((spec.output, spec.field_path(field) if field else spec.where))
+        names += [(name, spec.output_path) for name in [*spec.more_outputs, spec.output] if name]
         for name, place in names:
             self._check_free(name, place, is_derived=spec.origin is not None)
             if name in values:

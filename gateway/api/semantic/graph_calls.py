@@ -179,7 +179,8 @@ class GraphCallBuilder:
             if name not in made and name not in repeat.carry:
                 message = f"no call of the repeat generates {name!r}, and it is not carried"
                 raise RequestError(400, message, code="unknown_variable", param=f"{where}.outputs.{index}")
-        first = {name: self._first(name, repeat.start, known, f"{place}.start.{name}") for name in repeat.carry}
+        before = [name for name in repeat.carry if name in known and name not in body.outputs]
+        first = {name: self._first(name, repeat.start, before, f"{place}.start.{name}") for name in repeat.carry}
         carry = {name: _template(text, f"{place}.carry.{name}") for name, text in repeat.carry.items()}
         until = _condition(repeat.until, f"{place}.until")
         form = Repeat(calls, first, carry, until, repeat.max, body.outputs, repeat.on_max)

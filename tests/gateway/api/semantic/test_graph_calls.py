@@ -126,6 +126,8 @@ async def test_a_repeat_ends_once_its_condition_holds(scripted_gateway: Scripted
     assert answer["outputs"] == {"draft": "new++", "verdict": "good"}
     _, answer = await send(client, calls=[revision()])
     assert answer["outputs"] == {"revised": "+++"}, "without a start, a carried text is empty in the first round"
+    _, answer = await send(client, calls=[{**revision(), "outputs": ["draft"]}])
+    assert answer["outputs"] == {"draft": "++"}, "an output of the repeat is no variable from before it"
 
 
 @pytest.mark.parametrize("on_max", ["fail", "last"])
@@ -226,6 +228,22 @@ async def test_a_form_that_cannot_run_is_refused(
     assert code is None or refused["error"]["code"] == code, refused
     assert (server.asked, unfinished()) == ([], 0)
     assert (await session.send("GET", "/variables"))[1]["data"] == [], "nothing was added"
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        (revision(), "calls.1.outputs"),
+        (mapped([1], "x", "revised"), "calls.1.output"),
+        ({"if": IS_X, "then": [call("x", "revised")]}, "calls.1"),
+        (call("x", "revised"), "calls.1.semantic.output"),
+    ],
+)
+async def test_an_output_whose_name_is_taken(
+    scripted_gateway: ScriptedGateway, form: dict[str, Any], param: str
+) -> None:
+    status, refused = await send(scripted_gateway[0], calls=[call("x", "revised"), form])
+    assert (status, refused["error"]["param"]) == (409, param), refused
 
 
 async def test_forms_are_nested_at_most_eight_times(scripted_gateway: ScriptedGateway) -> None:
