@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from engine import Engine, EngineConfig
 from engine.config import default_cache
@@ -21,6 +22,9 @@ from engine.tokenizer import Tokenizer
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.gateway_harness import GatewayHarness
 from tests.fakes.postgres_server import PostgresServer, running_postgres
+
+settings.register_profile("myna", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("myna")  # a busy machine must not fail a test of properties
 
 SECONDS = 120.0
 """Time limit of a test."""

@@ -135,12 +135,12 @@ class Session:
 
     def _unknown(self, name: str, known: Iterable[str], where: str | None) -> UnknownVariable:
         if len(name) > MAX_NAME:  # not a name: to compare it would take long
-            return UnknownVariable(f"session {self.id} has no variable {name[:MAX_NAME]!r}…", where)
+            return UnknownVariable(f"the session has no variable {name[:MAX_NAME]!r}…", where)
         matches = difflib.get_close_matches(name, itertools.islice(known, _SUGGESTION_POOL), n=3)
         hint = "; declare it, or first send the call that generates it"
         if matches:
             hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in matches)}?"
-        return UnknownVariable(f"session {self.id} has no variable {name!r}{hint}", where)
+        return UnknownVariable(f"the session has no variable {name!r}{hint}", where)
 
     def _check_free(self, name: str, where: str, *, is_derived: bool = False) -> None:
         """Raise BadReference or VariableAlreadySet if a new variable cannot have this name. `is_derived`: a form has

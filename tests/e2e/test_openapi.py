@@ -62,7 +62,7 @@ def test_answers_are_as_described(operation: Any, small: GatewayHarness, model: 
             http.delete(f"/sessions/{session['id']}")
 
     @given(case=operation.as_strategy())
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
     def check(case: Any) -> None:
         if isinstance(case.body, dict):
             if "model" in case.body:

@@ -103,6 +103,16 @@ class GraphCallBuilder:
             check_references(self._references, _MAX_REFERENCES, where)
         return spec
 
+    async def _check_form(self, raw: Any, schema: type[_Schema], where: str) -> _Schema:
+        """Validate an entry with a form. The error for another field lists those of the form."""
+        fields = [field.alias or name for name, field in schema.model_fields.items()]
+        other = next((key for key in raw if key not in fields), None)
+        if other is not None:
+            path = f"{where}.{other[:40]}"
+            message = f"{path!r} is not supported: an entry with {form_key(raw)!r} may have {', '.join(fields)}"
+            raise RequestError(400, message, code="unsupported_parameter", param=path)
+        return await self._check(raw, schema, where)
+
     async def _check(self, raw: Any, schema: type[_Schema], where: str) -> _Schema:
         # the calls inside a form are checked later, one by one
         return await validate_async(self._request, raw, schema, encode_json(_without_calls(raw)), where)
@@ -135,7 +145,7 @@ class GraphCallBuilder:
         return await build_spec(builder, model, self._models.fallbacks_of(model), max(length, self._average))
 
     async def _map(self, raw: Any, where: str, known: Container[str], depth: int) -> CallSpec:
-        body = await self._check(raw, MapForm, where)
+        body = await self._check_form(raw, MapForm, where)
         inner = body.map.call
         if raw_output(inner) is not None:
             message = "the answers of a map's call are named after the map's output; leave this name out"
@@ -150,7 +160,7 @@ class GraphCallBuilder:
         return self._spec(map_form(body.map, call, f"{where}.map"), where, body.output)
 
     async def _branch(self, raw: Any, where: str, known: Container[str], depth: int) -> CallSpec:
-        body = await self._check(raw, BranchForm, where)
+        body = await self._check_form(raw, BranchForm, where)
         then = await self._body(body.then, f"{where}.then", known, depth)
         otherwise = await self._body(body.else_, f"{where}.else", known, depth)
         condition = _condition(body.if_, f"{where}.if")
@@ -164,7 +174,7 @@ class GraphCallBuilder:
         return self._spec(form, where, output, more)
 
     async def _repeat(self, raw: Any, where: str, known: Container[str], depth: int) -> CallSpec:
-        body = await self._check(raw, RepeatForm, where)
+        body = await self._check_form(raw, RepeatForm, where)
         repeat, place = body.repeat, f"{where}.repeat"
         inner = _Names(known, repeat.carry)
         calls = await self._body(repeat.calls, f"{place}.calls", inner, depth)
@@ -216,14 +226,14 @@ class GraphCallBuilder:
         return specs
 
     async def _tool(self, raw: Any, where: str) -> CallSpec:
-        body = await self._check(raw, ToolForm, where)
+        body = await self._check_form(raw, ToolForm, where)
         return self._spec(await self._tools.tool(body.tool, f"{where}.tool"), where, body.output)
 
     async def _agent(self, raw: Any, where: str) -> CallSpec:
         self._agents += 1
         if self._agents > _MAX_AGENTS:
             raise TooLarge(f"the graph has more than {_MAX_AGENTS} agents", where)
-        body = await self._check(raw, AgentForm, where)
+        body = await self._check_form(raw, AgentForm, where)
         place = f"{where}.agent"
         own = {key: value for key, value in body.agent.items() if key in AgentOptions.model_fields}
         options = await self._check(own, AgentOptions, place)

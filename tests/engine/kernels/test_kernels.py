@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import default_cache
@@ -317,7 +317,7 @@ def test_attention_of_every_family(
 
 
 @every_hand
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20)
 @given(
     sequences=st.lists(
         st.integers(1, 200).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length))),
@@ -369,7 +369,7 @@ def single_row(batch: AttentionBatch, index: int, row: int) -> AttentionBatch:
 
 
 @every_c_hand
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 500), st.integers(1, 28)), min_size=1, max_size=24),
     shared=st.integers(0, 24),

@@ -187,7 +187,7 @@ def _slot(sequence: TokenSequence, position: int) -> int:
 
 
 TestPaging = PagedSequences.TestCase
-TestPaging.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPaging.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def compute(sequence: TokenSequence) -> int:

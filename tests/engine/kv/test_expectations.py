@@ -189,7 +189,7 @@ class ExpectedGroups(RuleBasedStateMachine):
 
 
 TestExpectedGroups = ExpectedGroups.TestCase
-TestExpectedGroups.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestExpectedGroups.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_entries_of_ended_expectations_are_removed() -> None:

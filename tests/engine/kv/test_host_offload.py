@@ -41,7 +41,7 @@ def test_offload_without_slots_stores_nothing() -> None:
     assert host_offload.take_swaps() == Swaps([], [])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.one_of(

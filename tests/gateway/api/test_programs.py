@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.api.programs import find_programs, phases_of
@@ -294,7 +294,6 @@ async def test_a_large_graph_gives_other_requests_turns(scripted_gateway: Script
     assert readers == [[f"call_{number}" for number in range(300)], *[[]] * 300]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(1, 7), st.integers(0, 40))
 def test_pages_of_a_search_are_the_programs_that_match(count: int, size: int, wanted: int) -> None:
     index = ProgramIndex()

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.graph.call import CallSpec
@@ -125,7 +125,6 @@ def assert_is_cycle(message: str, reads: list[set[int]]) -> None:
         assert int(source[1:]) in reads[int(reader[1:])]
 
 
-@settings(deadline=None)
 @given(reads=reads_of_calls(), order=st.permutations(range(NAMES)), cuts=st.sets(st.integers(1, NAMES - 1)))
 def test_depths_and_cycles_are_those_of_all_paths(reads: list[set[int]], order: list[int], cuts: set[int]) -> None:
     """Add the calls in several requests, in any order, so that new calls make existing ones deeper."""
@@ -157,7 +156,6 @@ def test_depths_and_cycles_are_those_of_all_paths(reads: list[set[int]], order: 
         assert depths == {call: expected[call] for call in added}
 
 
-@settings(deadline=None)
 @given(reads=reads_of_calls(), depth=st.integers(1, NAMES))
 def test_paths_longer_than_the_maximum_are_rejected(reads: list[set[int]], depth: int) -> None:
     expected = longest_paths(reads)

@@ -21,7 +21,7 @@ def keys_of(tokens: Sequence[int], *, tenant: str = "t", model: str = "m") -> li
     return prefix_keys(Session("s", tenant, 0.0, 60.0).add(spec), own=False)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 7000), st.integers(0, 1500), st.integers(0, 1500), st.randoms(use_true_random=False))
 def test_texts_share_the_keys_before_they_differ(common: int, one: int, other: int, pick: random.Random) -> None:
     begin = [pick.randrange(50_000) for _ in range(common)]

@@ -68,7 +68,7 @@ def form(fields: list[tuple[str, bytes]]) -> bytes:
     return b"".join(parts) + b"--b--\r\n"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(NAMES, st.binary(max_size=200).filter(lambda data: b"--b" not in data)), max_size=5), st.data()
 )
@@ -79,7 +79,7 @@ async def test_fields_keep_their_order_and_content(fields: list[tuple[str, bytes
     assert await rewritten(form(sent), cuts=cuts) == ("m", [("model", b"m"), *fields])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.sampled_from(

@@ -11,7 +11,7 @@ from gateway.http_client.errors import ConnectionBroken
 from tests.gateway.http_client.raw_server import BODY, FRAMED, connected, raw_server, sends
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(framed=st.sampled_from(sorted(FRAMED)), cuts=st.lists(st.integers(1, 90), max_size=5, unique=True))
 def test_the_response_does_not_depend_on_the_packets(framed: str, cuts: list[int]) -> None:
     async def ask() -> None:

@@ -3,7 +3,7 @@
 import json
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.graph.budget import Limits
@@ -95,7 +95,6 @@ def around(forms: st.SearchStrategy[Form | None]) -> st.SearchStrategy[Form]:
 
 
 @given(around(st.recursive(st.none() | tools | agents, around, max_leaves=4)) | tools | agents)
-@settings(deadline=None)
 def test_a_record_restores_the_form(form: Form) -> None:
     stored = msgspec.json.encode(form_record(form))
     assert form_of(msgspec.json.decode(stored, type=FormRecord)) == form

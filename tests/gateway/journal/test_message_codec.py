@@ -4,7 +4,7 @@ from array import array
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.graph.segments import Messages
@@ -28,7 +28,6 @@ MESSAGES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     messages=st.lists(MESSAGES, min_size=1, max_size=4),
     fields=st.sampled_from([{}, {"tools": [{"name": "\U0001f600"}]}]),
@@ -58,7 +57,6 @@ def test_the_stored_form_is_that_of_earlier_versions() -> None:
     assert encode_messages(segment).tolist() == [marks[0], *codes('{"a":1}'), *first, *second]
 
 
-@settings(deadline=None)
 @given(TEXT)
 def test_texts_are_preserved_and_are_not_messages(text: str) -> None:
     assert text_of(characters(text)) == text

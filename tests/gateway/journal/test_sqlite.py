@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.journal import JournalError
@@ -210,7 +210,6 @@ def test_session_keys_are_not_reused_while_their_facts_exist(tmp_path: Path) -> 
     restored.close()
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_the_file_contains_live_facts_and_few_others(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -48,7 +48,7 @@ def single(
     return call
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1 << 30), st.integers(1, 8), st.integers(1, 25))
 def test_conversations_are_programs_by_their_content_alone(seed: int, sessions: int, turns: int) -> None:
     index = ProgramIndex()
@@ -399,7 +399,7 @@ def test_long_prompts_take_bounded_memory() -> None:
     assert index.bytes < 20_000
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(
@@ -467,7 +467,7 @@ def begun(agent: Agent, program_facts: ProgramFacts | None = None) -> ProgramCal
     return agent.index.begin("t", messages, 50.0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1 << 30), st.integers(1, 12))
 def test_each_turn_continues_the_call_that_it_extends(seed: int, turns: int) -> None:
     index, pick = ProgramIndex(), random.Random(seed)

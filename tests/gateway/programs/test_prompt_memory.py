@@ -5,7 +5,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.programs import prompt_memory
@@ -108,7 +108,6 @@ def test_a_tenant_cannot_displace_the_prompts_of_others() -> None:
     assert memory.bytes <= 7 * held.size
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -238,7 +237,6 @@ _MESSAGES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(_MESSAGES, _MESSAGES, st.permutations(["name", "parameters"]))
 def test_the_result_is_the_first_difference(
     earlier: list[dict[str, Any]], later: list[dict[str, Any]], names: list[str]

@@ -27,7 +27,7 @@ def has_common_text(first: str, second: str) -> bool:
     return any(second[i : i + MIN_CHARACTERS] in pieces for i in range(len(second) - MIN_CHARACTERS + 1))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(0, 1 << 30), st.integers(40, 600), st.data())
 def test_every_part_of_40_characters_is_found(seed: int, length: int, data: st.DataObject) -> None:
     answer = random_text(random.Random(seed), length, "abcdefghij é漢🙂\n")
@@ -43,7 +43,7 @@ def test_every_part_of_40_characters_is_found(seed: int, length: int, data: st.D
     assert link.share == pytest.approx((end - begin) / length)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(LETTERS, LETTERS)
 def test_a_link_is_found_exactly_if_there_is_a_common_text(answer: str, prompt: str) -> None:
     index = links()
@@ -54,7 +54,7 @@ def test_a_link_is_found_exactly_if_there_is_a_common_text(answer: str, prompt: 
     assert bool(found) == (is_whole or has_common_text(stripped, prompt))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 1 << 30))
 def test_random_texts_have_no_links(seed: int) -> None:
     pick = random.Random(seed)
@@ -93,7 +93,6 @@ def test_text_that_an_answer_copied_from_its_prompt_is_no_link() -> None:
     assert index.find("t", [template]) == []
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 30), st.integers(40, 200), st.lists(st.integers(1, 60), min_size=1, max_size=4))
 def test_text_that_an_answer_copied_several_times_is_no_link(seed: int, length: int, gaps: list[int]) -> None:
     pick = random.Random(seed)
@@ -114,7 +113,7 @@ def test_a_part_of_a_text_that_an_answer_copied_does_not_lead_to_it() -> None:
     assert [link.source for link in index.find("t", [own])] == ["own"]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(LETTERS, st.lists(LETTERS, max_size=3))
 def test_exactly_the_common_texts_are_copied(answer: str, prompt: list[str]) -> None:
     keys = text_links._indexed_keys(answer, len(answer))
@@ -182,7 +181,7 @@ def test_removed_sources_are_not_found() -> None:
     assert index.find("t", texts) == []
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from("tuv"), st.integers(0, 9), LETTERS, st.booleans()), max_size=30))
 def test_the_index_holds_exactly_what_was_not_removed(steps: list[tuple[str, int, str, bool]]) -> None:
     index, model = links(), {}

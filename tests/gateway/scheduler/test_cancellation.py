@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.graph.call import CallState
@@ -173,7 +173,6 @@ def test_a_released_variable_without_a_producer_fails_its_consumers_if_it_failed
     assert reader.failure.code == "upstream_failed"
 
 
-@settings(deadline=None)
 @given(
     reads=st.lists(st.sets(st.integers(0, 7), max_size=3), min_size=1, max_size=8),
     deferred=st.sets(st.integers(0, 7), max_size=2),

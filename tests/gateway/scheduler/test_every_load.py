@@ -55,7 +55,7 @@ class SchedulerHarness:
 
 @pytest.mark.parametrize("order", Order)
 @given(seed=st.integers(0, 2**32), mix=st.sampled_from(MIXES), count=st.integers(1, 3))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_no_engine_is_idle_while_a_ready_call_is_placed_on_it(order: Order, seed: int, mix: str, count: int) -> None:
     async def work() -> None:
         harness = SchedulerHarness([SimulatedEngine(f"engine-{index}", CPU) for index in range(count)], order)

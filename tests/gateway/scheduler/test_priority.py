@@ -377,4 +377,4 @@ class Growth(RuleBasedStateMachine):
 
 
 TestGrowth = Growth.TestCase
-TestGrowth.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestGrowth.settings = settings(max_examples=100, stateful_step_count=50)

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.sampling_params import SamplingParams
@@ -218,7 +218,6 @@ def test_no_call_gets_an_engine_that_is_not_ready(
     st.lists(st.integers(0, 8_000), min_size=1, max_size=12),
     st.randoms(use_true_random=False),
 )
-@settings(deadline=None)
 def test_with_unchanged_loads_programs_stop_moving(loads: list[int], sizes: list[int], rng: random.Random) -> None:
     harness = Harness(len(loads))
     turns = {number: harness.call(str(number), size) for number, size in enumerate(sizes)}
@@ -240,7 +239,6 @@ def test_with_unchanged_loads_programs_stop_moving(loads: list[int], sizes: list
 
 
 @given(st.integers(2, 5), st.integers(1, 40), st.integers(0, 1_500))
-@settings(deadline=None)
 def test_equal_engines_get_balanced_programs(engines: int, programs: int, system: int) -> None:
     harness = Harness(engines)
     turns: list[Placed] = []
@@ -253,7 +251,6 @@ def test_equal_engines_get_balanced_programs(engines: int, programs: int, system
 
 
 @given(st.integers(2, 4), st.integers(30, 60), st.integers(0, 6_000))
-@settings(deadline=None)
 def test_programs_that_begin_together_are_balanced_once_they_return(engines: int, programs: int, system: int) -> None:
     harness = Harness(engines)
     turns = [harness.call(str(number), system + 500, system=system) for number in range(programs)]

@@ -542,7 +542,6 @@ TestWholeGraph = WholeGraph.TestCase
 TestWholeGraph.settings = settings(
     max_examples=150,
     stateful_step_count=50,
-    deadline=None,
     derandomize=True,  # the same examples in each run; remove it to search for more
     suppress_health_check=list(HealthCheck),
 )

@@ -101,7 +101,7 @@ def test_tables_are_read_from_files(tmp_path: Path, rows: str, message: str | No
 PROMPTS = st.lists(st.tuples(st.integers(1, 100), st.integers(1, 6), st.booleans()), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PROMPTS)
 def test_every_context_ends_with_its_tokens(prompts: list[tuple[int, int, bool]]) -> None:
     async def work() -> tuple[list[tuple[int, int]], float, float, int]:

@@ -119,7 +119,7 @@ def grammars(tokenizer: Tokenizer) -> Grammars:
 
 
 @given(schema=SCHEMAS, seed=st.integers(0, 1000))
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 def test_every_finished_answer_is_valid(grammars: Grammars, schema: Any, seed: int) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     try:
@@ -135,7 +135,7 @@ def test_every_finished_answer_is_valid(grammars: Grammars, schema: Any, seed: i
 
 
 @given(schema=SCHEMAS, seed=st.integers(0, 1000))
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 def test_every_schema_is_accepted_if_the_enforcement_is_lenient(grammars: Grammars, schema: Any, seed: int) -> None:
     for text, failure in answers(grammars, enforced_schema(schema, Enforcement.LENIENT), seed):
         if failure is None:

@@ -16,7 +16,7 @@ SMALL, BIG = 2**53, 10**18
 @example(2**53 + 1, 2, "")
 @example(2**53 + 1, 2, "exclusive")
 @example(-(2**63), 2**64, "")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_integers_are_exactly_within_their_bounds(low: int, width: int, kind: str) -> None:
     lower, upper = (f"{kind}Minimum", f"{kind}Maximum") if kind else ("minimum", "maximum")
     schema = {"type": "integer", lower: low, upper: low + width}

@@ -31,7 +31,7 @@ def read(work: WorkList, lengths: np.ndarray, head: int = 0) -> dict[int, list[i
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), shape=SHAPES, share=st.booleans())
 def test_every_row_reads_its_keys_once(seed: int, shape: Shape, share: bool) -> None:
     tables, lengths = batch(seed)
@@ -64,7 +64,7 @@ def cost(work: WorkList, shape: Shape, tables: np.ndarray) -> float:
     return read + int(work.starts[-1]) * shape.kv_heads * shape.group * (shape.head_size + 2) * 8
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), shape=SHAPES.filter(lambda shape: shape.programs == 1))
 def test_sharing_never_costs_more(seed: int, shape: Shape) -> None:
     """Use one program, so that nothing is split and the two plans differ only in sharing."""
@@ -73,7 +73,7 @@ def test_sharing_never_costs_more(seed: int, shape: Shape) -> None:
     assert cost(shared, shape, tables) <= cost(plain, shape, tables) * 1.0001
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), window=st.sampled_from([0, 1, 16, 40]), share=st.booleans())
 def test_parts_merge_to_attention(seed: int, window: int, share: bool) -> None:
     tables, lengths = batch(seed)
@@ -124,7 +124,7 @@ def test_common_keys_end_at_the_shorter_row(tables: list[list[int]], lengths: li
     assert (root.first, root.last, root.end) == (0, len(lengths), 0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     sequences=st.lists(st.tuples(st.integers(2, 70), st.integers(0, 400)), min_size=1, max_size=6),
     shape=SHAPES,

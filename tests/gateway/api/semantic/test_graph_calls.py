@@ -442,3 +442,7 @@ async def test_an_entry_that_is_neither_a_chat_completion_nor_a_form(scripted_ga
     assert (status, refused["error"]["param"]) == (400, "calls.0")
     assert "'mpa'" in refused["error"]["message"]
     assert "one of map, if, repeat, tool and agent" in refused["error"]["message"]
+    two = {**mapped([1], "x"), "if": IS_X, "then": [call("x", "y")]}
+    status, refused = await send(scripted_gateway[0], calls=[two])
+    assert (status, refused["error"]["param"]) == (400, "calls.0.if")
+    assert "an entry with 'map' may have map, output" in refused["error"]["message"]

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engines.openai.concurrency import ConcurrencyLimiter, ConcurrencySlot
@@ -28,7 +28,6 @@ _steps = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(limit=st.integers(1, 3), steps=_steps)
 def test_the_limit_holds_and_no_slot_is_free_while_requests_wait(limit: int, steps: list[tuple[str, int, int]]) -> None:
     asyncio.run(_run_steps(limit, steps))

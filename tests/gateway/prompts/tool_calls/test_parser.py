@@ -83,7 +83,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
 
 @pytest.mark.parametrize(("text", "content", "calls"), CASES)
 @given(seed=st.integers(0, 2**32))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_calls_are_found_in_pieces_of_any_size(
     seed: int, text: str, content: str, calls: list[tuple[str, str]]
 ) -> None:
@@ -101,7 +101,6 @@ def test_calls_are_found_in_pieces_of_any_size(
     count=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
-@settings(deadline=None)
 def test_written_calls_are_found_again(arguments: dict[str, Any], count: int, seed: int) -> None:
     body = json.dumps({"name": "add", "arguments": arguments})
     for text, forced in ((body, True), (f"{HERMES.begin}{body}{HERMES.end}" * count, False)):
@@ -149,7 +148,7 @@ FORCED = [
 
 @pytest.mark.parametrize("text", FORCED)
 @given(seed=st.integers(0, 2**32))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_text_of_a_cut_off_forced_call_is_not_emitted(seed: int, text: str) -> None:
     _, whole = read([text], forced=True)
     assert len(whole) == text.count("name")
@@ -169,7 +168,7 @@ def test_the_text_of_a_cut_off_forced_call_is_not_emitted(seed: int, text: str) 
 
 @pytest.mark.parametrize("before", ["", "I look.\n"])
 @given(seed=st.integers(0, 2**32))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_text_of_a_cut_off_call_is_not_emitted(seed: int, before: str) -> None:
     text = f"{before}{HERMES.begin}{ONE}{HERMES.end}"
     pick = random.Random(seed)

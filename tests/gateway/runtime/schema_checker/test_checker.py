@@ -172,7 +172,7 @@ def assert_same_verdict(schema: Any, value: Any) -> None:
     assert verdict == expected
 
 
-SETTINGS = settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=1_000, suppress_health_check=list(HealthCheck))
 
 
 @SETTINGS

@@ -303,7 +303,6 @@ def test_random_forms_end_like_a_direct_interpreter() -> None:
             settings=settings(
                 max_examples=200,
                 stateful_step_count=20,
-                deadline=None,
                 derandomize=True,  # the same examples in each run; remove it to search for more
                 suppress_health_check=list(HealthCheck),
             ),
