@@ -41,6 +41,12 @@ def named_event(name: str, value: Any, id: int | None = None) -> bytes:
 
 HEARTBEAT = b": waiting\n\n"
 """Comment that keeps a stream alive."""
+HEARTBEAT_WITH_IDS = b": waiting\n"
+"""Comment that keeps a stream alive whose events have ids.
+
+After an event with an id, OpenAI's Python client takes each blank line for another event, and cannot parse its empty
+data. So the comment has none; the next event ends it.
+"""
 
 
 class EventStream:

@@ -33,7 +33,7 @@ def arguments(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
     folder = tmp_path_factory.mktemp("ray")
     tiny = write_tiny_llama(folder / "tiny", window=1024)
     config = folder / "myna.toml"
-    config.write_text(f'[[engine]]\nkind = "ray"\nurl = "{cluster.address}"\nlinger = 4\n')
+    config.write_text(f'[[engine]]\nkind = "ray"\nurl = "{cluster.address}"\nlinger = 20\n')
     return ("--config", str(config), "--model", str(tiny), "--kv-tokens", "4096")
 
 

@@ -56,5 +56,5 @@ def test_tool_servers_end_with_the_gateway(tiny: Path, tmp_path: Path, number: s
 def test_an_invalid_file_stops_the_start_with_a_one_line_error(tmp_path: Path) -> None:
     file = tmp_path / "tools.json"
     file.write_text('{"servers": {"a": {"command": ["x"]}}}')
-    with pytest.raises(RuntimeError, match=r"myna serve: \S+tools\.json: servers\.a\.tools: Field required"):
+    with pytest.raises(RuntimeError, match=r"myna serve: \S+tools\.json: servers\.a\.tools: this key is required"):
         GatewayHarness("--tool-servers", str(file))

@@ -13,7 +13,7 @@ from gateway.graph.events import CallChanged, Change, Event, SessionEnded, Varia
 from gateway.graph.forms.form import form_name
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import parse_integer
-from gateway.http.sse import EventStream, named_event
+from gateway.http.sse import HEARTBEAT_WITH_IDS, EventStream, named_event
 
 routes = web.RouteTableDef()
 
@@ -33,7 +33,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     The stream begins with the session, or after `Last-Event-ID`. It ends with the session.
     """
     session, position = session_of(request), _last_event(request)
-    stream = EventStream(request)
+    stream = EventStream(request, lambda: HEARTBEAT_WITH_IDS)
     if stream.is_empty:
         return await stream.end(done=False)
     with subscribed(request.app[SERVICES].scheduler, session=session):

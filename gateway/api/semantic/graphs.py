@@ -50,7 +50,7 @@ from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import choice_param, int_param, parse_bool
-from gateway.http.sse import EventStream, named_event
+from gateway.http.sse import HEARTBEAT_WITH_IDS, EventStream, named_event
 from gateway.runtime.json_codec import encode_json
 from gateway.scheduler.objective import objectives_of
 
@@ -149,7 +149,7 @@ class SubmittedGraph:
             for call in self._addition.calls:
                 scheduler.release(call.output)
             if stream:
-                return await self._stream(EventStream(request))
+                return await self._stream(EventStream(request, lambda: HEARTBEAT_WITH_IDS))
             for variable in outputs:
                 await variable.wait_final()
             return await stream_json(request, self._pieces())

@@ -6,9 +6,17 @@ import time
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+from openai._streaming import SSEDecoder
 
 from gateway.http import sse
-from gateway.http.sse import REQUEST_ID, EventStream, unnamed_events
+from gateway.http.sse import (
+    HEARTBEAT,
+    HEARTBEAT_WITH_IDS,
+    REQUEST_ID,
+    EventStream,
+    named_event,
+    unnamed_events,
+)
 
 
 async def test_heartbeats_interrupt_waits_without_losing_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +94,12 @@ async def test_a_cancelled_wait_is_not_repeated() -> None:
             await waiting
         assert waits == 1
         assert stream._timer is None
+
+
+def test_heartbeats_are_no_events_for_openai_s_client() -> None:
+    streams = {
+        HEARTBEAT: unnamed_events("one") + HEARTBEAT + unnamed_events("two"),
+        HEARTBEAT_WITH_IDS: named_event("x", "one", 1) + 2 * HEARTBEAT_WITH_IDS + named_event("x", "two", 2),
+    }
+    for stream in streams.values():
+        assert [event.json() for event in SSEDecoder().iter_bytes(iter([stream]))] == ["one", "two"]
