@@ -263,7 +263,7 @@ _GRAMMARS = {
 }
 
 
-@attack("schemas and grammars", long=True)
+@attack("schemas and grammars")
 async def _schemas(by: Attacker) -> None:
     for name, schema in _SCHEMAS.items():
         for strict in (True, False):
@@ -520,7 +520,7 @@ async def _large_unread(by: Attacker) -> None:
         writer.close()
 
 
-@attack("conversations without end", long=True)
+@attack("conversations without end")
 async def _conversations(by: Attacker) -> None:
     previous = None
     for _ in range(4):
@@ -799,7 +799,7 @@ async def _items(by: Attacker) -> None:
     await by.send("POST", "/v1/responses", {**body, "include": ["x" * 10] * 100_000, "metadata": {"a": "b" * 10**6}})
 
 
-@attack("content blocks of every kind", long=True)
+@attack("content blocks of every kind")
 async def _blocks(by: Attacker) -> None:
     text = {"type": "text", "text": "a b c "}  # many of them exceed the window: no long prompt is prefilled
     blocks: list[Any] = [

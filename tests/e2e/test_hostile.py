@@ -58,14 +58,14 @@ def run(command: Sequence[str]) -> tuple[int, str]:
 
 def test_no_attack_of_one_key_harms_another(tmp_path: Path) -> None:
     model = write_tiny_default(tmp_path / "tiny", window=8192)
-    options = ["--short", "--rounds", "1", "--requests", "1000", "--json"]
+    options = ["--short", "--rounds", "2", "--requests", "1000", "--json"]
     server = ["--kv-tokens", "16384", "--model", str(model)]
     status, output = run([sys.executable, "-m", "bench.hostile", *options, "--", *server])
     assert "without a fault" in output, output[-4000:]
     rows, ends = results(output)
     assert faults(rows) + ends == [], output[-4000:]
     assert status in (0, 1), "1: a latency is over the bound of the benchmark"
-    assert len(rows) == len(ATTACKS) - len(LONG) + 2
+    assert len(rows) == len(ATTACKS) - len(LONG) + 3
     by_name = {row.name: row for row in rows}
     assert by_name["as many sessions as there may be"].answers["413"] > 0, "the attack reached the limit"
     assert by_name["calls on a value that never comes"].answers["429"] > 0

@@ -9,6 +9,9 @@ from aiohttp import web
 from tests.fakes.in_process_gateway import GatewayClient
 from tests.fakes.scripted_server import Behaviour, says
 
+IS_X = {"value": "x", "equals": "x"}
+"""A condition that holds."""
+
 
 def call(text: str, output: str | None = None, **more: Any) -> dict[str, Any]:
     semantic = {} if output is None else {"semantic": {"output": output}}

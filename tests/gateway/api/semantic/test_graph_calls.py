@@ -12,11 +12,8 @@ from gateway.api.services import SERVICES
 from tests.fakes.in_process_gateway import ScriptedGateway
 from tests.fakes.keyed_gateway import keyed_gateway
 from tests.fakes.scripted_server import Behaviour, refuses, says
-from tests.gateway.api.semantic.graph_requests import answers, call, mapped, send, text_of, until
+from tests.gateway.api.semantic.graph_requests import IS_X, answers, call, mapped, send, text_of, until
 from tests.gateway.api.semantic.session_client import SessionClient
-
-IS_X = {"value": "x", "equals": "x"}
-"""A condition that holds."""
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,8 @@ from aiohttp import web
 
 from tests.fakes.in_process_gateway import ScriptedGateway, gateway_before
 from tests.fakes.scripted_server import ScriptedServer, refuses, says
-from tests.gateway.api.semantic.graph_requests import answers, call, mapped, send, text_of, until
+from tests.gateway.api.semantic.graph_requests import IS_X, answers, call, mapped, send, text_of, until
 from tests.gateway.api.semantic.session_client import SessionClient
-
-IS_X = {"value": "x", "equals": "x"}
-"""A condition that holds."""
 
 
 async def test_a_map_calls_the_model_for_each_element(scripted_gateway: ScriptedGateway) -> None:
