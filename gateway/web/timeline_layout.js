@@ -6,7 +6,8 @@ import { CAUSES, isFinal } from "./causes.js";
  * Return the phases of a call in the order of time, as seconds of the Unix clock.
  *
  * The API reports durations. Their order is that of `CAUSES`; the time since the last report belongs to the cause of
- * the present wait.
+ * the present wait. The durations and the times of beginning and end come from two clocks: where the durations are
+ * longer than the call, all are shortened in proportion, so that the last cause does not vanish.
  *
  * @param {any} call
  * @param {number} now Time of the server.
@@ -15,14 +16,15 @@ import { CAUSES, isFinal } from "./causes.js";
 export function phasesOf(call, now) {
   if (call.created === null) return [];
   const end = Math.max(call.created, call.finished ?? now);
+  const spent = CAUSES.map(({ key }) => ({ cause: key, seconds: Math.max(0, (call.spent[key] ?? 0) / 1e3) }));
+  const total = spent.reduce((sum, { seconds }) => sum + seconds, 0);
+  const scale = Math.min(1, (end - call.created) / Math.max(total, Number.MIN_VALUE));
   const phases = [];
   let position = call.created;
-  for (const { key } of CAUSES) {
-    const seconds = Math.min(Math.max(0, (call.spent[key] ?? 0) / 1e3), end - position);
-    if (seconds > 0) {
-      phases.push({ cause: key, begin: position, end: position + seconds });
-      position += seconds;
-    }
+  for (const { cause, seconds } of spent) {
+    const next = Math.min(end, position + seconds * scale);
+    if (next > position) phases.push({ cause, begin: position, end: next });
+    position = next;
   }
   if (!isFinal(call.state) && end > position) {
     const cause = call.waitsFor ?? "inputs";

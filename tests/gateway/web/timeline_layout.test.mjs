@@ -26,9 +26,14 @@ test("the time since the last report belongs to the present cause", () => {
   assert.deepEqual(phasesOf(call("a", same), 110), [{ cause: "inputs", begin: 100, end: 110 }]);
 });
 
-test("durations that exceed the call are cut", () => {
-  const phases = phasesOf(call("a", { spent_ms: { inputs: 1e9, answer: -5, prompt: 1000 } }), 0);
-  assert.deepEqual(phases, [{ cause: "inputs", begin: 100, end: 104 }]);
+test("durations that exceed the call are shortened in proportion", () => {
+  assert.deepEqual(phasesOf(call("a", { spent_ms: { inputs: 6000, answer: -5, prompt: 2000 } }), 0), [
+    { cause: "inputs", begin: 100, end: 103 },
+    { cause: "prompt", begin: 103, end: 104 },
+  ]);
+  const [first, second, ...others] = phasesOf(call("a", { spent_ms: { inputs: 1e9, prompt: 1000 } }), 0);
+  assert.deepEqual([first.cause, first.begin, second.cause, second.end], ["inputs", 100, "prompt", 104]);
+  assert.ok(first.end < 104 && others.length === 0);
   assert.deepEqual(phasesOf(call("a", { created: null }), 5), []);
 });
 
