@@ -5,8 +5,9 @@ stock OpenAI client: it sends a request with `tools`, waits for the answer, runs
 sends the next request, which contains the answer. Tokens are divided by --tokens, times by --seconds.
 
 All servers are measured in one run, in turns, with the same texts: `myna serve`, `myna serve --order arrival
---retention lru`, and servers named by --url. The KV pool of our own servers is so small that the live sessions need
---oversubscription times as much. --through measures instead a server and a gateway in front of it.
+--retention lru`, servers named by --url, and with --peer vLLM's CPU build. The KV pool of the servers that are started
+is so small that the live sessions need --oversubscription times as much. --through measures instead a server and a
+gateway in front of it.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from bench.agent_sessions import (
     tool_for,
     tools_of,
 )
+from bench.peer import vllm
 from bench.servers import started
 from bench.workloads import first_model
 
@@ -276,6 +278,9 @@ def _base_url(url: str) -> str:
 def start_servers(stack: ExitStack, chosen: argparse.Namespace, kv_tokens: int) -> list[Server]:
     """Start the servers that the command line asks for, and return all servers to measure."""
     named = [(name, _base_url(url)) for name, _, url in (text.partition("=") for text in chosen.url)]
+    if chosen.peer:
+        url, _ = stack.enter_context(vllm(chosen.peer_python, "bfloat16", kv_tokens=kv_tokens))
+        named.append((chosen.peer, url))
     own = [*chosen.settings, "--kv-tokens", str(kv_tokens)]
     addresses: list[tuple[str, str, str]] = []
     if chosen.through:
@@ -289,7 +294,7 @@ def start_servers(stack: ExitStack, chosen: argparse.Namespace, kv_tokens: int) 
             addresses.append(("arrival order, LRU", _serve(stack, *own, *_ARRIVAL), ""))
         addresses += [(name, url, "") for name, url in named]
     if not addresses:
-        raise SystemExit("bench.agents: --no-own needs a server: --url NAME=URL")
+        raise SystemExit("bench.agents: --no-own needs a server: --url NAME=URL or --peer")
     return [Server(name, url, chosen.model or asyncio.run(first_model(url)), salt) for name, url, salt in addresses]
 
 
@@ -360,8 +365,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--through",
         choices=["vllm", "sglang", "llamacpp", "openai"],
-        help="measure a gateway that uses the servers of --url, or one of our own, as engines of this kind",
+        help="measure a gateway that uses the servers of --url and --peer, or one of our own, as engines of this kind",
     )
+    parser.add_argument(
+        "--peer", choices=["vllm"], help="start and measure vLLM's CPU build too, with a KV pool of the same size"
+    )
+    parser.add_argument("--peer-python", default=sys.executable, help="Python interpreter with the peer installed")
     parser.add_argument("--model", help="model of the servers (default: the first that each of them lists)")
     parser.add_argument(
         "--ignore-eos",

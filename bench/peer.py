@@ -35,11 +35,52 @@ _EIGHT_BITS = {
 }
 """As checkpoints say it that vLLM multiplies in whole numbers on a CPU."""
 
+_TEMPLATE = """\
+{%- set described -%}
+{%- if tools %}You can call functions. Each is described here as JSON:
+<tools>
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}</tools>
+To call one, write its name and its arguments as JSON:
+<tool_call>
+{"name": <name>, "arguments": <arguments>}
+</tool_call>{% endif -%}
+{%- endset -%}
+{%- if messages[0].role != 'system' -%}
+<|im_start|>system
+{{ described or 'You are a helpful AI assistant named SmolLM, trained by Hugging Face' }}<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+{%- set role = 'user' if message.role == 'tool' else message.role -%}
+<|im_start|>{{ role }}
+{% if message.role == 'tool' %}<tool_response>
+{{ message.content }}
+</tool_response>{% else %}{{ message.content or '' }}{% endif -%}
+{%- if loop.first and message.role == 'system' and described -%}
+{{ '\\n' + described }}{% endif -%}
+{%- for call in message.tool_calls or [] %}
+<tool_call>
+{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+"""The default model's template has no tools. myna describes them in a text; this template does the same for vLLM."""
+
+_WINDOW = 8192
+_BLOCK = 32
+"""Tokens in a block of vLLM's KV pool: the smallest that its kernels for CPUs take."""
+
 
 @contextmanager
-def vllm(python: str, dtype: str, *, quantize: str = "none") -> Iterator[tuple[str, str]]:
-    """Start vLLM from a separate environment. Yield its address and the model's name. `quantize`: none, or int8 for
-    linear layers in 8 bits: weights with a scale for each output, inputs with a scale for each token."""
+def vllm(python: str, dtype: str, *, quantize: str = "none", kv_tokens: int | None = None) -> Iterator[tuple[str, str]]:
+    """Start vLLM from a separate environment, with tool calls. Yield its address and the model's name.
+
+    `quantize`: none, or int8 for linear layers in 8 bits: weights with a scale for each output, inputs with a scale for
+    each token. `kv_tokens`: size of the KV pool; 2 GiB if it is None.
+    """
     own = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -54,9 +95,21 @@ def vllm(python: str, dtype: str, *, quantize: str = "none") -> Iterator[tuple[s
             config["quantization_config"] = _EIGHT_BITS
         (folder / "config.json").unlink()
         (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        (folder / "template.jinja").write_text(_TEMPLATE)
+        environment = {
+            **os.environ,
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENFORCE_STRICT_TOOL_CALLING": "0",  # else a tool that the request names is not enforced
+        }
         command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", name, "--served-model-name", "peer"]
-        command += ["--dtype", dtype, "--max-model-len", "8192", "--host", "127.0.0.1"]
+        window = _WINDOW if kv_tokens is None else min(_WINDOW, kv_tokens)
+        command += ["--dtype", dtype, "--max-model-len", str(window), "--host", "127.0.0.1"]
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"]
+        command += ["--chat-template", str(folder / "template.jinja")]
+        if kv_tokens is not None:
+            blocks = -(-kv_tokens // _BLOCK) + 1  # vLLM keeps one for itself
+            command += ["--block-size", str(_BLOCK), "--num-gpu-blocks-override", str(blocks)]
         with started(command, port_option="--port", environment=environment, seconds=600) as address:
             yield f"{address}/v1", "peer"
 
