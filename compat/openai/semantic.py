@@ -53,6 +53,7 @@ class Semantic(Request):
 
     session: SessionId | None = None
     inputs: dict[str, JsonValue] = Field(default_factory=dict)
+    defaults: dict[str, JsonValue] = Field(default_factory=dict, max_length=1_000)
     output: str | None = None
     transform: Transform | None = None
     slots: dict[str, SlotRequest] = Field(default_factory=dict, max_length=1_000)

@@ -10,7 +10,7 @@ from gateway.graph.errors import Failure
 from gateway.graph.forms.form import Branch, Form, Map, Origin, Repeat, ToolRun, references_of
 from gateway.graph.segments import Input, Segment, Slot
 from gateway.graph.trace_context import TraceContext
-from gateway.graph.variable import Piece, Reader, Variable
+from gateway.graph.variable import Piece, Reader, Variable, VariableState
 
 if TYPE_CHECKING:
     from gateway.graph.budget import Budget
@@ -75,7 +75,8 @@ class CallSpec:
     `origin`: place in the form that added the call. `unresolved`: reason why the call fails once it runs: it reads
     a path that an element of a map lacks; None if there is none. `fallbacks`: the prompt rendered for other models,
     in order of preference; used if no engine of this model answers. `inputs`: values in the request, by the
-    variables that are set to them before the call starts. `share`: an identical call may serve this one. `salt`:
+    variables that are set to them before the call starts. `defaults`: texts that references of the prompt stand for if
+    their variables are skipped, by the variables. `share`: an identical call may serve this one. `salt`:
     the call's KV cache is shared only with calls of the same salt. `where`: path of the call in a request that
     contains several. `prompt_field`: name of the request's field that contains the prompt.
     """
@@ -85,6 +86,7 @@ class CallSpec:
     output: str | None = None
     parts: Sequence[str | Input] | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
     deferred: bool = False
     objective: Objective | None = None
     share: bool = True
@@ -372,11 +374,19 @@ class Call:
             yield call
             stack += call.children.values()
 
+    def default_of(self, source: Variable) -> str | None:
+        """Return the text that references to a skipped variable stand for in this call; None if they have no default,
+        or the variable is not skipped."""
+        return self.spec.defaults.get(source.name) if source.state is VariableState.SKIPPED else None
+
     def survives(self, source: Variable) -> bool:
         """Return whether the call may end well although a variable that it reads has failed.
 
-        A form may: it fails once it needs that variable. Its result must not depend on which of its calls fails first.
-        A map that needs all elements fails immediately."""
+        A call may that has a default for a skipped variable. A form may: it fails once it needs that variable. Its
+        result must not depend on which of its calls fails first. A map that needs all elements fails immediately.
+        """
+        if self.default_of(source) is not None:
+            return True
         form = self.spec.form
         if not isinstance(form, Map) or form.on_error != "fail":
             return form is not None

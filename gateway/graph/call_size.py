@@ -25,6 +25,7 @@ def spec_bytes(spec: CallSpec) -> int:
     for rendering in spec.fallbacks:
         prompts += _prompt_bytes(rendering.segments)
     texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
+    texts += sum([size_of(name) + size_of(text) for name, text in spec.defaults.items()])
     slots = _SLOT_BYTES * (len(spec.slots) - 1) if spec.slots else 0
     parameters = _parameter_bytes(spec.slots)
     form = 0 if spec.form is None else _form_bytes(spec.form)

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import msgspec
+
 from gateway.graph.budget import Limits
 from gateway.graph.call import CallSpec, Objective, Rendering
 from gateway.graph.forms.form import Agent, AgentTool, Binding, Branch, Condition, Form, Map, Repeat, ToolRun
@@ -42,6 +44,7 @@ class SpecRecord(StoredRecord, frozen=True):
     form: "FormRecord | None"
     where: str
     unresolved: str | None
+    defaults: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class MapRecord(StoredRecord, frozen=True, tag="map"):
@@ -127,6 +130,7 @@ def _spec_record(spec: CallSpec) -> SpecRecord:
         form=None if spec.form is None else form_record(spec.form),
         where=spec.where,
         unresolved=spec.unresolved,
+        defaults=dict(spec.defaults),
     )
 
 
@@ -191,6 +195,7 @@ def _spec(record: SpecRecord) -> CallSpec:
         form=None if record.form is None else form_of(record.form),
         where=record.where,
         unresolved=record.unresolved,
+        defaults=record.defaults,
     )
 
 

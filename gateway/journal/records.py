@@ -101,6 +101,7 @@ class CallRecord(StoredRecord, frozen=True, tag="call"):
     origin: tuple[str, str, str] | None = None
     where: str = ""
     unresolved: str | None = None
+    defaults: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Outcome(StoredRecord, frozen=True):
@@ -190,6 +191,7 @@ def spec_of(record: CallRecord) -> CallSpec:
         origin=None if record.origin is None else Origin(*record.origin),
         where=record.where,
         unresolved=record.unresolved,
+        defaults=record.defaults,
     )
 
 
@@ -246,4 +248,5 @@ def _call(call: Call) -> CallRecord:
         origin=None if spec.origin is None else (spec.origin.call, spec.origin.place, spec.origin.digest),
         where=spec.where if spec.form is not None or spec.origin is not None else "",
         unresolved=spec.unresolved,
+        defaults=dict(spec.defaults),
     )

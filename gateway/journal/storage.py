@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the stored records; see `records`. Each storage contains the version of its newest records."""
-READABLE_SCHEMAS = (2, 3, SCHEMA)
+READABLE_SCHEMAS = (2, 3, 4, SCHEMA)
 """Versions whose records this version reads. A storage of an older one of them gets the current version."""
 
 

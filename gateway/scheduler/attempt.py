@@ -179,6 +179,8 @@ class CallAttempt:
     def _known_value(self, reference: Reference) -> str | None:
         """Return what a reference stands for; None if it is not known yet, or must be parsed."""
         source = self._call.inputs.get(reference.name)
+        if source is not None and (default := self._call.default_of(source)) is not None:
+            return default
         if source is None or not source.has_value or reference.path:
             return None
         return source.value or ""
@@ -191,7 +193,7 @@ class CallAttempt:
             return f"s{self._slot_numbers[name]}{path!r}"
         source = call.inputs[name]
         if not source.has_value:
-            return f"n{name}{path!r}"
+            return f"n{name}{path!r}{call.spec.defaults.get(name)!r}"
         if name not in self._value_digests:  # computed once: a prompt may refer to a large value many times
             value = (source.value or "").encode(errors="surrogatepass")
             self._value_digests[name] = hashlib.blake2b(value, digest_size=20).hexdigest()

@@ -90,6 +90,9 @@ class InputReader:
     async def read(self, source: Variable, reference: Reference) -> str:
         """Return the text that a reference stands for, see `until_readable`. Raises CallFailed if the variable failed
         or the path leads nowhere."""
+        default = self._call.default_of(source)
+        if default is not None:
+            return default
         if not source.state.is_final:
             element = call_of_element(source, reference)
             assert element is not None, "see `until_readable`"

@@ -175,6 +175,7 @@ def _require_session(semantic: Semantic | None, deferred: bool) -> None:
     if semantic is not None:
         fields += [
             ("inputs", bool(semantic.inputs)),
+            ("defaults", bool(semantic.defaults)),
             ("output", semantic.output is not None),
             ("slots", bool(semantic.slots)),
             ("each", semantic.each is not None),

@@ -67,6 +67,9 @@ class ToolFormBuilder:
             return "".join([_renamed(part, prefix, names) for part in parse(text)])
 
         body = {**chat, "messages": replace_strings(chat["messages"], rename)}
+        if isinstance(semantic, dict) and semantic.get("defaults"):  # `build` has checked that the prompt reads them
+            defaults = {names[name]: default for name, default in semantic["defaults"].items()}
+            body["semantic"] = {**semantic, "defaults": defaults}
         return Agent(
             model=spec.model,
             body=encode_json(body).decode(),

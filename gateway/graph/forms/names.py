@@ -35,6 +35,7 @@ def bind(spec: CallSpec, names: Mapping[str, str], values: Mapping[str, str]) ->
         spec,
         segments=_bind_segments(spec.segments, names, values),
         parts=None if spec.parts is None else bind_template(spec.parts, names, values),
+        defaults={names.get(name, name): text for name, text in spec.defaults.items()},
         output=None if spec.output is None else names.get(spec.output, spec.output),
         more_outputs=[names.get(name, name) for name in spec.more_outputs],
         fallbacks=[

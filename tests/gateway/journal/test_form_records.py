@@ -58,6 +58,7 @@ def specs(forms: st.SearchStrategy[Form | None]) -> st.SearchStrategy[CallSpec]:
         objective=st.none() | st.sampled_from(Objective),
         share=st.booleans(),
         salt=st.text(),
+        defaults=st.dictionaries(names, st.text(), max_size=2),
         where=st.text(),
         fallbacks=st.lists(st.builds(Rendering, st.text(), segments), max_size=1).map(tuple),
         form=forms,

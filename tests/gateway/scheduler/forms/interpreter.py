@@ -12,6 +12,13 @@ from tests.gateway.scheduler.forms.fake_model import CallRefused, answer, prompt
 
 Value = str | None
 """Text of a variable; None if it has no value, because its call failed or was skipped."""
+
+
+class Skipped(str):
+    """Value of an output of a branch's other side: the default of the branch. `NO_DEFAULT` if it has none."""
+
+
+NO_DEFAULT = Skipped("a variable that is skipped has no value")
 Scope = Mapping[str, Value]
 
 
@@ -45,6 +52,10 @@ class Interpreter:
             made |= self._entry(raw, {**scope, **made})
         return made
 
+    def run_graph(self, calls: Sequence[Any], scope: Scope) -> dict[str, Value]:
+        """Return the values that a client sees."""
+        return {name: None if value is NO_DEFAULT else value for name, value in self.run(calls, scope).items()}
+
     def _entry(self, raw: Any, scope: Scope) -> dict[str, Value]:
         self.count += 1
         if self.count > self._max_calls:
@@ -66,6 +77,7 @@ class Interpreter:
         semantic = raw["semantic"]
         made: dict[str, Value] = dict.fromkeys([*semantic.get("slots", {}), semantic["output"]])
         slots = set(semantic.get("slots", {}))
+        defaults = semantic.get("defaults", {})
         messages: list[dict[str, str]] = []
         text = ""
         try:
@@ -76,6 +88,8 @@ class Interpreter:
                         text = part
                     elif part.name in slots and made[part.name] is None:
                         text = made[part.name] = answer(prompt_of(messages))
+                    elif part.name in defaults and isinstance(scope.get(part.name), Skipped):
+                        text = defaults[part.name]
                     else:
                         text = _read(part, {**scope, **made})
                     messages[-1]["content"] += text
@@ -104,7 +118,7 @@ class Interpreter:
             call = named(form["call"], "answer of the element")
             made = self._entry(call, {**scope, item: Element(text), "index": Element(index)})
             value = made[own_outputs(call)[-1]]
-            if value is not None:
+            if value is not None and value is not NO_DEFAULT:
                 results.append(json.loads(value) if is_json else value)
             elif on_error == "fail":
                 raise Failed
@@ -120,8 +134,10 @@ class Interpreter:
             return made
         if raw.get("default") is not None:
             default = raw["default"]
-            made = dict.fromkeys(made, default if isinstance(default, str) else _compact(default))
-        return made | self.run(raw.get(side, []), scope)
+            text = Skipped(default if isinstance(default, str) else _compact(default))
+        else:
+            text = NO_DEFAULT
+        return dict.fromkeys(made, text) | _copied(self.run(raw.get(side, []), scope))
 
     def _repeat(self, form: Any, outputs: Sequence[str], scope: Scope) -> dict[str, Value]:
         made: dict[str, Value] = {}
@@ -141,7 +157,7 @@ class Interpreter:
                     start = form["start"][name]
                     carried[name] = _text_or_none(start if isinstance(start, str) else _compact(start), scope)
                 else:
-                    carried[name] = scope.get(name, "")
+                    carried[name] = _text_or_none(f"<<{name}>>", scope) if name in scope else ""
             made = {**carried, **self.run(form["calls"], {**scope, **carried})}
             try:
                 if _holds(form["until"], {**scope, **made}):
@@ -152,7 +168,15 @@ class Interpreter:
                 if form.get("on_max") == "last":
                     break
                 return dict.fromkeys(outputs)
-        return {name: made[name] for name in outputs}
+        return _copied({name: made[name] for name in outputs})
+
+
+def _copied(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return values as outputs of a form: a value that stands in for a skipped one is an ordinary value there."""
+    return {
+        name: str(value) if isinstance(value, Skipped) and value is not NO_DEFAULT else value
+        for name, value in values.items()
+    }
 
 
 def named(raw: Any, name: str) -> Any:
@@ -178,7 +202,7 @@ def own_outputs(raw: Any) -> list[str]:
 
 def _read(reference: Reference, scope: Scope) -> str:
     value = scope[reference.name]
-    if value is None:
+    if value is None or value is NO_DEFAULT:
         if reference.path and list_index(reference.path[0]) is not None:
             raise Undetermined
         raise Failed

@@ -5,6 +5,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from gateway.graph.references import Reference, parse
+
 _INNER_NAMES = ["a", "b", "draft", "verdict"]
 _ITEMS = ["item", "row", "a"]
 _KINDS = ["say", "say", "list", "verdict", "number", "frail"]
@@ -55,6 +57,9 @@ def _chat(draw: Draw, scope: Kinds, output: str | None, slots: Sequence[str] = (
     content = draw(st.sampled_from(_KINDS)) + " " + _text(draw, scope)
     messages = [{"role": "user", "content": content}]
     semantic: dict[str, Any] = {} if output is None else {"output": output}
+    read = sorted({part.name for part in parse(content) if isinstance(part, Reference)})
+    if draw(st.integers(0, 2)) == 0:
+        semantic["defaults"] = dict.fromkeys(draw(st.lists(st.sampled_from(read))), draw(st.sampled_from(["", "none"])))
     if slots:
         semantic["slots"] = {name: {} for name in slots}
         messages.append({"role": "assistant", "content": " and ".join(f"<<{name}>>" for name in slots) + "."})

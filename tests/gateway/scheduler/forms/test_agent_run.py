@@ -62,6 +62,18 @@ async def test_an_agent_calls_tools_until_it_answers(gateway: ScriptedGateway) -
     ]
 
 
+async def test_an_agent_has_defaults_for_skipped_variables(gateway: ScriptedGateway) -> None:
+    client, server, _ = gateway
+    server.script = [asks_for(("add", '{"a": 1, "b": 2}')), says("It is 3.")]
+    body = agent("Draft: <<draft>>", "t/add")
+    body["agent"]["semantic"] = {"defaults": {"draft": "<<none>>"}}
+    branch = {"if": {"value": "x", "equals": "y"}, "then": [call("x", "draft")]}
+    _, answer = await send(client, calls=[branch, body], outputs=["answer"])
+    assert answer["outputs"] == {"answer": "It is 3."}, answer
+    first, second = server.asked
+    assert [asked["messages"][0]["content"] for asked in (first, second)] == ["Draft: <<none>>"] * 2
+
+
 async def test_an_agent_that_never_answers(gateway: ScriptedGateway) -> None:
     client, server, unfinished = gateway
     server.always = asks_for(("add", '{"a": 1, "b": 2}'))

@@ -122,7 +122,7 @@ class FormRuns(RuleBasedStateMachine):
         try:
             specs, given = self.builder.build(variables, calls)
             texts: dict[str, Value] = {spec.name: spec.value for spec in given}
-            self.expected = interpreter.run(calls, texts)
+            self.expected = interpreter.run_graph(calls, texts)
         except (TooManyCalls, Undetermined):
             assume(False)
         self.kept = data.draw(st.sets(st.sampled_from(sorted(self.expected))), label="outputs of deferred calls")
