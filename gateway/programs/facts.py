@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -102,14 +102,15 @@ def token_message(tokens: Sequence[int]) -> PromptMessage:
 
 
 def prompt_message(
-    role: str, texts: Sequence[str], tool_calls: Sequence[tuple[str, str]] = (), media: Iterable[object] = ()
+    role: str, texts: Sequence[str], tool_calls: Sequence[tuple[str, str]] = (), media: Sequence[object] = ()
 ) -> PromptMessage:
     """Return a message with its hashes. `tool_calls`: names and arguments; `media`: parts that are not text."""
     if role == "assistant":
-        answer = answer_keys("".join(texts), tool_calls)
+        answer = answer_keys(texts[0] if len(texts) == 1 else "".join(texts), tool_calls)
         return PromptMessage(role, answer.whole, texts, answer)
     keys: object = text_hash(texts[0]) if len(texts) == 1 else tuple(map(text_hash, texts))
-    return PromptMessage(role, hash((role, keys, *[text_hash(repr(part)) for part in media])), texts)
+    parts = (role, keys, *[text_hash(repr(part)) for part in media]) if media else (role, keys)
+    return PromptMessage(role, hash(parts), texts)
 
 
 @dataclass(frozen=True, slots=True)
