@@ -218,13 +218,20 @@ async def test_no_tool_runs_twice_while_the_gateway_is_killed(tmp_path: Path) ->
                             await asyncio.sleep(0.1)
                     variables = {variable["name"]: variable for variable in await variables_of(http, session)}
                     break
-                if len(unfinished(await variables_of(http, session))) < 4:
-                    body = {**tool_graph(graphs), "stream": True}
-                    async with http.post(f"{server.address}/v1/graphs", json=body) as response:
-                        assert response.status == 200, await response.text()
-                        await response.content.readline()
-                    graphs += 1
-                await asyncio.sleep(random.uniform(0.0, 0.3))
+                # steps of tools, and not seconds: a slow machine would interrupt every agent
+                steps = len(counter.read_text().splitlines()) + random.randint(0, 8)
+                async with asyncio.timeout(60):
+                    while True:
+                        if len(unfinished(await variables_of(http, session))) < 4:
+                            body = {**tool_graph(graphs), "stream": True}
+                            async with http.post(f"{server.address}/v1/graphs", json=body) as response:
+                                assert response.status == 200, await response.text()
+                                await response.content.readline()
+                            graphs += 1
+                        if len(counter.read_text().splitlines()) >= steps:
+                            break
+                        await asyncio.sleep(0.01)
+                await asyncio.sleep(random.uniform(0.0, 0.05))
                 inside += bool(unfinished(await variables_of(http, session)))
             finally:
                 server.process.kill()
