@@ -115,8 +115,8 @@ def batch_invariant(engine: Engine) -> None:
 
 @pytest.fixture(scope="session")
 def exact_engine() -> Engine:
-    """Return the default model in float32."""
-    return Engine(EngineConfig(kv_tokens=32_768, dtype="float32"))
+    """Return the default model in float32. Its kernels are slow: short steps would take most of the time."""
+    return Engine(EngineConfig(kv_tokens=32_768, dtype="float32", step_seconds=10.0))
 
 
 @pytest.fixture(scope="session")

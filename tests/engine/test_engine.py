@@ -45,13 +45,21 @@ def prompts(exact_engine: Engine) -> list[list[int]]:
 @pytest.fixture(scope="session")
 def batch_answers(exact_engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
     """Return the answers of the float32 engine to all prompts in one batch."""
-    return run(exact_engine, prompts, GREEDY, interactive=False)  # in full steps: these kernels are slow
+    return run(exact_engine, prompts, GREEDY, interactive=False)
 
 
 @pytest.fixture(scope="session")
-def reference_answers(
-    exact_engine: Engine, reference: Any, prompts: list[list[int]], batch_answers: list[list[int]]
-) -> list[list[int]]:
+def reference_logits(reference: Any, prompts: list[list[int]], batch_answers: list[list[int]]) -> list[torch.Tensor]:
+    """Return the logits of transformers at each place of the float32 engine's answers."""
+    with torch.inference_mode():
+        return [
+            reference(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
+            for prompt, answer in zip(prompts, batch_answers, strict=True)
+        ]
+
+
+@pytest.fixture(scope="session")
+def reference_answers(exact_engine: Engine, reference_logits: list[torch.Tensor]) -> list[list[int]]:
     """Return the token that transformers predicts at each place of the float32 engine's answers, up to the end token.
 
     The answers equal these tokens exactly if they equal the output of transformers' greedy `generate`, and one pass
@@ -59,9 +67,7 @@ def reference_answers(
     """
     (end,) = exact_engine.tokenizer.eos_ids
     reference_answers = []
-    for prompt, answer in zip(prompts, batch_answers, strict=True):
-        with torch.inference_mode():
-            logits = reference(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
+    for logits in reference_logits:
         says = logits.argmax(-1).tolist()
         reference_answers.append(says[: says.index(end) + 1] if end in says else says)
     return reference_answers
@@ -171,14 +177,12 @@ def test_seeded_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[
 
 
 def test_bfloat16_agrees_with_the_exact_model(
-    engine: Engine, reference: Any, prompts: list[list[int]], reference_answers: list[list[int]]
+    engine: Engine, prompts: list[list[int]], batch_answers: list[list[int]], reference_logits: list[torch.Tensor]
 ) -> None:
     """Compare along the float32 model's own continuations; the figures are in docs/benchmarks.md."""
     same = positions = 0
     gaps = []
-    for prompt, answer in zip(prompts, reference_answers, strict=True):
-        with torch.inference_mode():
-            exact = reference(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
+    for prompt, answer, exact in zip(prompts, batch_answers, reference_logits, strict=True):
         got = teacher_forced(engine, prompt, answer)
         for row, choice in zip(exact, got, strict=True):
             positions += 1
@@ -194,12 +198,9 @@ def test_bfloat16_agrees_with_the_exact_model(
 
 def teacher_forced(engine: Engine, prompt: list[int], answer: list[int]) -> list[int]:
     """Return the engine's most likely token at each place of `answer`, given all tokens before it."""
-    choices = []
     one = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
-    for length in range(len(answer)):
-        (choice,) = run(engine, [prompt + answer[:length]], one)
-        choices += choice
-    return choices
+    run(engine, [prompt], one)  # the others find it in the cache
+    return [choice for (choice,) in run(engine, [prompt + answer[:length] for length in range(len(answer))], one)]
 
 
 # contexts

@@ -49,14 +49,20 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_prompts_equal_those_of_transformers(
-    prompts: TemplatePromptBuilder, tokenizer: Tokenizer, gguf_file: Path, messages: list[dict[str, Any]]
-) -> None:
+@pytest.fixture(scope="module")
+def reference(tokenizer: Tokenizer, gguf_file: Path) -> Any:
+    """Return the tokenizer of transformers, which is slow to load."""
     from transformers import AutoTokenizer
 
-    reference = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    reference.chat_template = tokenizer.chat_template
+    loaded = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    loaded.chat_template = tokenizer.chat_template
+    return loaded
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_prompts_equal_those_of_transformers(
+    prompts: TemplatePromptBuilder, reference: Any, messages: list[dict[str, Any]]
+) -> None:
     text = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokens(chat(prompts, messages, references=NO_NAME)) == reference.encode(text, add_special_tokens=False)
 

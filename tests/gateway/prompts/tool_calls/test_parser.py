@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.prompts.tool_calls.formats import HERMES
 from gateway.prompts.tool_calls.parser import (
+    _MAX_HELD,
     AnswerText,
     ToolCallArguments,
     ToolCallEvent,
@@ -260,16 +261,12 @@ def test_the_input_of_a_call_may_be_a_text(
 @pytest.mark.parametrize("begin", ["", "text", "<tool_call>", "[", '<tool_call>{"name": "add", "arguments": {}}'])
 @pytest.mark.parametrize("character", [" ", "\n", "["])
 def test_white_space_is_held_back_within_a_bound(begin: str, character: str) -> None:
-    def push(piece: str) -> tuple[float, list[Any]]:
-        reader = ToolCallParser(NAMES, forced=False)
-        began = time.process_time()
-        found = list(reader.push(begin))
-        for _ in range(100_000):
-            found += reader.push(piece)
-        return time.process_time() - began, found
-
-    seconds, found = push(character)
-    assert seconds < 1 + 15 * push("a")[0], "far longer if all that is held back is searched for each character"
+    """All that is held back is searched for each character. So it must not grow with the answer."""
+    reader = ToolCallParser(NAMES, forced=False)
+    found = list(reader.push(begin))
+    for _ in range(10_000):
+        found += reader.push(character)
+        assert len(reader._buffer) + len(reader._pending_mark) <= _MAX_HELD + len(begin)
     if "add" not in begin:
         text = "".join(event.text for event in found if isinstance(event, AnswerText))
-        assert len(text) > 90_000, "it was emitted while it arrived"
+        assert len(text) > 7_000, "it was emitted while it arrived"
