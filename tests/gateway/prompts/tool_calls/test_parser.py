@@ -261,7 +261,7 @@ def test_the_input_of_a_call_may_be_a_text(
 @pytest.mark.parametrize("begin", ["", "text", "<tool_call>", "[", '<tool_call>{"name": "add", "arguments": {}}'])
 @pytest.mark.parametrize("character", [" ", "\n", "["])
 def test_white_space_is_held_back_within_a_bound(begin: str, character: str) -> None:
-    """All that is held back is searched for each character. So it must not grow with the answer."""
+    """Check that what is held back, which is searched for each character, does not grow with the answer."""
     reader = ToolCallParser(NAMES, forced=False)
     found = list(reader.push(begin))
     for _ in range(10_000):
