@@ -59,13 +59,11 @@ async def run_graph(client: AsyncOpenAI) -> str:
 @asynccontextmanager
 async def tool_session() -> AsyncIterator[Any]:
     """Start the MCP server for `run_client`, and yield a session with it."""
-    from mcp import ClientSession, StdioServerParameters
-    from mcp.client.stdio import stdio_client
+    from mcp import Client, StdioServerParameters
 
-    server = StdioServerParameters(command=sys.executable, args=["-m", "mcp_server_time"])
-    async with stdio_client(server) as (read, write), ClientSession(read, write) as session:
-        await session.initialize()
-        yield session
+    # the same client as the server's: it gets the tools in the newest version of the protocol, as the same texts
+    async with Client(StdioServerParameters(command=sys.executable, args=["-m", "mcp_server_time"])) as client:
+        yield client
 
 
 async def run_client(client: AsyncOpenAI, session: Any) -> str:
