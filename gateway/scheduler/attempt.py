@@ -343,6 +343,8 @@ class CallAttempt:
         length = filled_length = 0
         with source.read() as reader:
             while pieces := await self._call.next_pieces(reader, source):
+                if self._call.default_of(source) is not None:
+                    break  # the pieces are the default of the branch, which this call does not read
                 for piece in pieces:
                     pending.append(piece.text)
                     length += len(piece.text)

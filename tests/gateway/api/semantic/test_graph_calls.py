@@ -98,6 +98,16 @@ async def test_a_reader_of_a_skipped_variable_has_a_default(
     assert unfinished() == 0
 
 
+async def test_a_default_replaces_the_whole_default_of_a_branch(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: f"[{text}]")
+    form = {"if": {"value": "<<verdict>>", "equals": "yes"}, "then": [call("x", "a")], "default": "b" * 1_000}
+    reader = call("It is <<a>>.", semantic={"output": "end", "defaults": {"a": "own"}})
+    # the branch waits, so the prompt of the reader waits for `a`
+    _, answer = await send(client, calls=[reader, call("verdict", "verdict"), form], outputs=["end"])
+    assert answer["outputs"] == {"end": "[It is own.]"}
+
+
 async def test_defaults_inside_forms(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.always = answers(lambda text: f"[{text}]")
