@@ -183,8 +183,9 @@ class FormSteps:
             return
         if value is not None:
             self.call.session.record_value(target, value)
-            await self.call.session.event_log.flush()
+        # in the same turn as the value: a restart between both would find a value of the other side, which is ready
         target.skip(value, Failure(SKIPPED, reason, self.call.id))
+        await self.call.session.event_log.flush()
 
     async def pause(self) -> None:
         """Let other tasks of the event loop have a turn."""

@@ -199,6 +199,36 @@ async def test_a_restart_after_any_fact_completes_all_accepted_calls(tmp_path: P
         await third.die()
 
 
+async def test_a_restart_after_any_fact_keeps_what_is_skipped(tmp_path: Path) -> None:
+    harness = JournalHarness(tmp_path / "j")
+    recorded = RecordedTurns(harness.journal)
+    session = harness.store.create("", "s")
+    await harness.put(session, "verdict", "no")
+    condition = Condition([Input(Reference("verdict"), "if")], "equals", '"yes"')
+    branch = Branch(condition, [spec("a", deferred=False), spec("b", deferred=False)], [], "default")
+    readers = [dataclasses.replace(spec(f"r{name}", name), defaults={name: "own"}) for name in "ab"]
+    await harness.run(session, CallSpec(model="", form=branch, more_outputs=["a"], output="b", deferred=True), *readers)
+    await harness.scheduler.wait_idle()
+    expected = {v.name: (v.state, v.value) for v in session.variables.values()}
+    assert expected["a"] == expected["b"] == (VariableState.SKIPPED, "default")
+    await harness.die()
+
+    cuts = 0
+    for end in range(2, len(recorded.turns) + 1):
+        path = tmp_path / f"cut-{end}"
+        file = JournalFile(path)
+        file.commit(Batch(entries_of(fact for turn in recorded.turns[:end] for fact in turn), [], []))
+        file.close()
+        restored = JournalHarness(path)
+        (back,) = restored.restored
+        await restored.resume()
+        if back.calls:
+            cuts += 1
+            assert {v.name: (v.state, v.value) for v in back.variables.values()} == expected, f"cut behind {end}"
+        await restored.die()
+    assert cuts > 3
+
+
 async def test_a_finished_slot_is_not_generated_again(tmp_path: Path) -> None:
     harness = JournalHarness(tmp_path / "j")
     recorded = RecordedTurns(harness.journal)
