@@ -108,6 +108,16 @@ async def test_a_default_replaces_the_whole_default_of_a_branch(scripted_gateway
     assert answer["outputs"] == {"end": "[It is own.]"}
 
 
+async def test_a_default_in_the_text_after_the_last_slot(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    server.always = says("x")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<<s>>, not <<a>>"}]
+    semantic = {"output": "end", "slots": {"s": {}}, "defaults": {"a": "own"}}
+    reader = {"model": "fake", "messages": messages, "semantic": semantic}
+    _, answer = await send(client, calls=[NOT_RUN, reader], outputs=["end"])
+    assert answer["outputs"] == {"end": "x, not own"}
+
+
 async def test_defaults_inside_forms(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.always = answers(lambda text: f"[{text}]")
