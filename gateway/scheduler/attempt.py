@@ -98,7 +98,8 @@ class CallAttempt:
         """Remaining parts of the output."""
         self._output_size = 0
         """Size of the output so far, in bytes."""
-        self._value_digests: dict[str, str] = {}
+        self._text_digests: dict[str, str] = {}
+        """Digests of the values of variables, or of their defaults while they have no value."""
         self._slot_numbers = {name: number for number, name in enumerate(call.slots)}
 
     async def prepare(self) -> bytes | None:
@@ -187,17 +188,18 @@ class CallAttempt:
 
     def _origin(self, reference: Reference) -> str:
         """Return an identity of what a reference stands for, if that is not known: the number of the call's own slot,
-        the value and the path, or the name of a variable that has no value yet."""
+        the value and the path, or the number and the default of a variable that has no value yet."""
         name, path, call = reference.name, reference.path, self._call
         if name in call.slots:
             return f"s{self._slot_numbers[name]}{path!r}"
         source = call.inputs[name]
-        if not source.has_value:
-            return f"n{name}{path!r}{call.spec.defaults.get(name)!r}"
-        if name not in self._value_digests:  # computed once: a prompt may refer to a large value many times
-            value = (source.value or "").encode(errors="surrogatepass")
-            self._value_digests[name] = hashlib.blake2b(value, digest_size=20).hexdigest()
-        return f"v{self._value_digests[name]}{path!r}"
+        text = source.value if source.has_value else call.spec.defaults.get(name)
+        if name not in self._text_digests:  # computed once: a prompt may refer to a large text many times
+            encoded = (text or "").encode(errors="surrogatepass")
+            self._text_digests[name] = hashlib.blake2b(encoded, digest_size=20).hexdigest()
+        if not source.has_value:  # a name may be used again after its variable was deleted
+            return f"n{source.number}{path!r}{text is None}{self._text_digests[name]}"
+        return f"v{self._text_digests[name]}{path!r}"
 
     async def generate(self) -> None:
         """Generate the slots, and fill the segments between them. Then the output is complete, but not final."""

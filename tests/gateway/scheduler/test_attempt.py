@@ -234,6 +234,52 @@ async def test_values_are_part_of_the_digest() -> None:
     assert await digest(graph, reads("a", "0")) != a
 
 
+async def test_defaults_of_variables_without_a_value_are_part_of_the_digest() -> None:
+    graph = session()
+    graph.add_variable("late")
+    digests = []
+    for number, defaults in enumerate([{}, {"late": ""}, {"late": "x"}, {"late": "x"}, {"late": "y"}]):
+        reads = [Text([1]), Slot(f"s{number}", GREEDY.sampling), Input(Reference("late"), "m"), GREEDY]
+        digests.append(await digest(graph, {"segments": reads, "defaults": defaults}))
+    assert digests[2] == digests[3]
+    assert len(set(digests)) == 4
+
+
+async def test_a_digest_reads_a_default_once() -> None:
+    """A prompt may refer to a default of many megabytes thousands of times."""
+    graph = session()
+    graph.add_variable("late")
+    default = CountedText("x")
+    reads = [Text([1]), Slot("s", GREEDY.sampling), *[Input(Reference("late"), "m")] * 50, GREEDY]
+    assert await digest(graph, {"segments": reads, "defaults": {"late": default}}) is not None
+    assert default.reads == 1
+
+
+class CountedText(str):
+    """A text that counts how often it is converted."""
+
+    reads = 0
+
+    def __repr__(self) -> str:
+        self.reads += 1
+        return super().__repr__()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        self.reads += 1
+        return super().encode(encoding, errors)
+
+
+async def test_a_name_that_is_used_again_changes_the_digest() -> None:
+    graph = session()
+    digests = set()
+    for number in range(2):
+        graph.add_variable("late")
+        reads = [Text([1]), Slot(f"s{number}", GREEDY.sampling), Input(Reference("late"), "m"), GREEDY]
+        digests.add(await digest(graph, {"segments": reads}))
+        graph.delete("late")
+    assert len(digests) == 2
+
+
 async def test_a_call_by_hand_and_one_by_reference_have_one_digest() -> None:
     graph = session()
     graph.set_values(graph.add_variable("a", "red"))
