@@ -217,7 +217,12 @@ class McpAgentBuilder:
             else:
                 content = self._rename(message.content, references)
             renamed.append(message.model_copy(update={"content": content}))
-        return self._body.chat.model_copy(update={"messages": renamed})
+        chat = self._body.chat
+        semantic = chat.semantic
+        if semantic is not None:
+            defaults = {self.names.get(name, name): default for name, default in semantic.defaults.items()}
+            semantic = semantic.model_copy(update={"defaults": defaults})
+        return chat.model_copy(update={"messages": renamed, "semantic": semantic})
 
     def _rename(self, content: Any, references: Container[str]) -> Any:
         """Return the content of a message with names that only this agent knows."""
@@ -272,7 +277,7 @@ def _json_of(chat: ChatCompletionRequest) -> Mapping[str, Any]:
     content = chat.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"semantic", "stream"})
     if chat.semantic is not None:
         kept = chat.semantic.model_dump(mode="json", by_alias=True, exclude_none=True)
-        content["semantic"] = {name: kept[name] for name in kept if name in ("share", "objective")}
+        content["semantic"] = {name: kept[name] for name in kept if name in ("share", "objective", "defaults")}
     return content
 
 

@@ -89,6 +89,23 @@ async def test_a_session_with_variables(mcp: McpGateway) -> None:
     assert response.output[2].content[0].text == "a <<n>>"
 
 
+async def test_defaults_for_skipped_variables(mcp: McpGateway) -> None:
+    call = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "semantic": {"output": "n"}}
+    graph = {"session": "s", "calls": [{"if": {"value": "x", "equals": "y"}, "then": [call]}], "outputs": ["n"]}
+    await mcp.http.post("/v1/sessions", json={"id": "s"})
+    async with mcp.http.post("/v1/graphs", json=graph) as answer:
+        assert (await answer.json())["errors"]["n"]["code"] == "skipped"
+    mcp.server.script = [asks_for(("t__add", '{"a": 1, "b": 2}')), says("done"), says("done")]
+    extension = {"session": "s", "defaults": {"n": {"k": None}}}
+    response = await mcp.create(input="say <<n>>", extra_body={"semantic": extension})
+    assert kinds(response) == ["mcp_list_tools", "mcp_call", "message"]
+    assert [asked["messages"][0]["content"] for asked in mcp.server.asked] == ['say {"k":null}'] * 2
+    await mcp.create(input="say <<n>>", extra_body={"semantic": {"session": "s", "defaults": {"n": None}}})
+    assert mcp.server.asked[-1]["messages"][0]["content"] == "say null"
+    error = await refused(mcp, 400, "unknown_variable", extra_body={"semantic": {"session": "s", "defaults": {"m": 1}}})
+    assert "'m' is not read by the prompt" in str(error)
+
+
 async def test_the_model_has_to_call_a_tool(mcp: McpGateway) -> None:
     mcp.server.script = [asks_for(("t__add", '{"a": 1, "b": 2}')), says("3")]
     choice = {"type": "mcp", "server_label": "t", "name": "add"}
