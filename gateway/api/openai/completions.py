@@ -16,6 +16,7 @@ from gateway.api.semantic.extension import CALL_HEADERS, NO_EXTENSION
 from gateway.api.serializers.completions import CompletionSerializer
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
+from gateway.graph.references import Reference, parse
 from gateway.graph.segments import Input
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
@@ -70,10 +71,14 @@ def _specs(
     if (body.semantic or NO_EXTENSION).slots:
         message = "slots are parts of assistant messages; a completion has no messages"
         raise RequestError(400, message, code="unsupported_with_semantic", param="semantic.slots")
+    read: set[str] = set()
+    if body.semantic is not None and body.semantic.defaults:
+        parts = [part for prompt in body.prompts if isinstance(prompt, str) for part in parse(prompt, references)]
+        read = {part.name for part in parts if isinstance(part, Reference)}
     specs: list[CallSpec] = []
     for number, prompt in enumerate(body.prompts):
         where = f"prompt.{number}" if len(body.prompts) > 1 else "prompt"
-        builder = CompletionSpecBuilder(body, prompt, where, references, deferred)
+        builder = CompletionSpecBuilder(body, prompt, where, references, deferred, read)
         spec = pipeline.with_fallbacks(builder, model, fallbacks if isinstance(prompt, str) else ())
         if specs:  # a name is assigned once
             spec = dataclasses.replace(spec, output=None, inputs={})
@@ -83,13 +88,15 @@ def _specs(
 
 @dataclass(slots=True)
 class CompletionSpecBuilder:
-    """Builder of the call for one prompt of a completion. `where`: the prompt's path in the request."""
+    """Builder of the call for one prompt of a completion. `where`: the prompt's path in the request. `read`: names of
+    variables that the prompts read, if the request has defaults."""
 
     body: CompletionRequest
     prompt: str | list[int]
     where: str
     references: Container[str]
     deferred: bool
+    read: Container[str]
 
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
@@ -107,4 +114,4 @@ class CompletionSpecBuilder:
         if body.echo and any(isinstance(segment, Input) for segment in built.segments):
             message = "echo is not supported for prompts with references"
             raise RequestError(400, message, code="unsupported_with_semantic", param="echo")
-        return new_spec(model, built, body, deferred=self.deferred)
+        return new_spec(model, built, body, deferred=self.deferred, read_elsewhere=self.read)

@@ -33,6 +33,21 @@ async def test_a_failure_of_one_prompt_fails_the_completion(scripted_gateway: Sc
     assert unfinished() == 0
 
 
+async def test_defaults_of_several_prompts(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
+    for name in "ab":
+        calls = [{"model": "fake", "messages": [{"role": "user", "content": "x"}], "semantic": {"output": name}}]
+        graph = {"session": "s", "calls": [{"if": {"value": "x", "equals": "y"}, "then": calls}], "outputs": [name]}
+        await client.post("/v1/sessions", json={"id": "s"})
+        assert (await client.post("/v1/graphs", json=graph)).status == 200
+    extension = {"session": "s", "defaults": {"a": "1", "b": "2"}}
+    status, _ = await complete(client, prompt=["is <<a>>", "is <<b>>", "is"], semantic=extension)
+    assert status == 200
+    assert sorted(asked["prompt"] for asked in server.asked) == ["is", "is 1", "is 2"]
+    status, answer = await complete(client, prompt=["is <<a>>", "is"], semantic=extension)
+    assert (status, answer["error"]["param"]) == (400, "semantic.defaults.b")
+
+
 async def test_prompts_of_tokens_are_sent_as_tokens(tmp_path: Path) -> None:
     write_byte_tokenizer(tmp_path)
     tokenizer = Tokenizer(tmp_path)
