@@ -93,12 +93,13 @@ class InputReader:
         default = self._call.default_of(source)
         if default is not None:
             return default
-        if not source.state.is_final:
-            element = call_of_element(source, reference)
-            assert element is not None, "see `until_readable`"
-            return await self._resolve_in_turn(element.output.value or "", partial(read_element, source, reference))
-        if not source.has_value:
+        if source.state.is_final and not source.has_value:
             raise CallFailed(upstream_failure(source))
+        element = call_of_element(source, reference) if reads_element(source, reference) else None
+        if element is not None and element.output.has_value:
+            # also if the list is complete: what a call may parse must not depend on when it reads
+            return await self._resolve_in_turn(element.output.value or "", partial(read_element, source, reference))
+        assert source.state.is_final, "see `until_readable`"
         value = source.value or ""
         if not reference.path:
             return value

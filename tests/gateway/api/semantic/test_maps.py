@@ -158,6 +158,20 @@ async def test_an_element_is_read_before_the_others_are_ready(scripted_gateway: 
     await until(lambda: unfinished() == 0)
 
 
+async def test_an_element_of_a_complete_list_costs_no_more_than_one_that_is_read_before(
+    scripted_gateway: ScriptedGateway,
+) -> None:
+    client, server, _ = scripted_gateway
+    server.always = answers(lambda text: f"{text:>10000}")
+    await SessionClient(client).create()
+    status, _ = await send(client, session="s", calls=[mapped(list(range(100)), "<<item>>")], outputs=["results"])
+    assert status == 200
+    every = "".join(f"<<results.{index}>>" for index in range(100))  # a list of 1 MB is parsed 64 times at most
+    _, answer = await send(client, session="s", calls=[call(every, "end")], outputs=["end"])
+    assert "errors" not in answer
+    assert text_of(server.asked[-1]) == "".join(f"{index:>10000}" for index in range(100))
+
+
 @pytest.mark.parametrize(
     ("on_error", "reference", "expected"),
     [
