@@ -246,7 +246,7 @@ async def test_defaults_of_variables_without_a_value_are_part_of_the_digest() ->
 
 
 async def test_a_digest_reads_a_default_once() -> None:
-    """A prompt may refer to a default of many megabytes thousands of times."""
+    """Refer to a default many times: it may have megabytes."""
     graph = session()
     graph.add_variable("late")
     default = CountedText("x")
