@@ -1,6 +1,6 @@
 """Upper bounds of what a call may use, which are reserved until its end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from gateway.accounts.prices import Prices
 from gateway.graph.call import CallSpec
@@ -24,18 +24,19 @@ class CallBounds:
         """Return the tokens and the cost that the call has at most.
 
         A prompt counts the tokens of its known texts; without a tokenizer, each character counts as a token. Values
-        that the prompt refers to, and an answer without `max_tokens`, count as the rest of the model's window.
+        that the prompt refers to, and an answer without `max_tokens`, count as the rest of the model's window. If the
+        window is unknown, a default of the call counts like a known text.
         """
         if not spec.model:
             return 0, 0.0
-        tokens, cost = self._of_prompt_and_answer(spec.model, spec.segments)
+        tokens, cost = self._of_prompt_and_answer(spec.model, spec.segments, spec.defaults)
         for fallback in spec.fallbacks:
-            more_tokens, more_cost = self._of_prompt_and_answer(fallback.model, fallback.segments)
+            more_tokens, more_cost = self._of_prompt_and_answer(fallback.model, fallback.segments, spec.defaults)
             tokens, cost = max(tokens, more_tokens), max(cost, more_cost)
         return tokens, cost
 
-    def _of_prompt_and_answer(self, model: str, segments: Sequence[Segment]) -> _Bound:
-        prompt = completion = unknown = 0
+    def _of_prompt_and_answer(self, model: str, segments: Sequence[Segment], defaults: Mapping[str, str]) -> _Bound:
+        prompt = completion = unknown = excess = 0
         for segment in segments:
             if type(segment) is Text:  # most segments; their weights are estimates of time
                 prompt += len(segment.tokens)
@@ -47,10 +48,13 @@ class CallBounds:
                     completion += length
             elif isinstance(segment, Input):
                 unknown += 1
+                if defaults:
+                    excess += max(0, len(defaults.get(segment.reference.name, "")) - _UNKNOWN_TOKENS)
             else:
                 prompt += segment.length
         window = self._window_of(model)
         if window is None:
+            prompt += excess
             completion += unknown * _UNKNOWN_TOKENS
         else:
             prompt = prompt if prompt < window else window

@@ -39,6 +39,15 @@ def test_a_call_reserves_its_prompt_and_its_longest_answer(model: str, segments:
     assert BOUNDS.of_call(CallSpec(model=model, segments=segments)) == (tokens, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("model", "default", "tokens"),
+    [("unknown", "x", 60 + 2 * 4_096), ("unknown", "x" * 10_000, 60 + 2 * 10_000), ("small", "x" * 10_000, 100)],
+)
+def test_each_reference_to_a_default_counts_its_text(model: str, default: str, tokens: int) -> None:
+    segments = [TEXT, VALUE, TEXT, VALUE, slot(20)]
+    assert BOUNDS.of_call(CallSpec(model=model, segments=segments, defaults={"a": default})) == (tokens, 0.0)
+
+
 def test_the_most_expensive_fallback_counts() -> None:
     spec = CallSpec(model="small", segments=[TEXT, slot(10)], fallbacks=[Rendering("large", [TEXT, slot(60)])])
     tokens, cost = BOUNDS.of_call(spec)
