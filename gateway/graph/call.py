@@ -75,9 +75,9 @@ class CallSpec:
     `origin`: place in the form that added the call. `unresolved`: reason why the call fails once it runs: it reads
     a path that an element of a map lacks; None if there is none. `fallbacks`: the prompt rendered for other models,
     in order of preference; used if no engine of this model answers. `inputs`: values in the request, by the
-    variables that are set to them before the call starts. `defaults`: texts that references of the prompt stand for if
-    their variables are skipped, by the variables. `share`: an identical call may serve this one. `salt`:
-    the call's KV cache is shared only with calls of the same salt. `where`: path of the call in a request that
+    variables that are set to them before the call starts. `defaults`: texts that replace references of the
+    prompt whose variables are skipped, by the names of these variables. `share`: an identical call may serve this one.
+    `salt`: the call's KV cache is shared only with calls of the same salt. `where`: path of the call in a request that
     contains several. `prompt_field`: name of the request's field that contains the prompt.
     """
 
@@ -375,15 +375,16 @@ class Call:
             stack += call.children.values()
 
     def default_of(self, source: Variable) -> str | None:
-        """Return the text that references to a skipped variable stand for in this call; None if they have no default,
-        or the variable is not skipped."""
+        """Return the text that replaces references to a skipped variable in this call. Return None if the variable is
+        not skipped, or if this call has no default of its own for it; the branch may have one."""
         return self.spec.defaults.get(source.name) if source.state is VariableState.SKIPPED else None
 
     def survives(self, source: Variable) -> bool:
-        """Return whether the call may end well although a variable that it reads has failed.
+        """Return whether the call continues although a variable that it reads has ended without a value.
 
-        A call may that has a default for a skipped variable. A form may: it fails once it needs that variable. Its
-        result must not depend on which of its calls fails first. A map that needs all elements fails immediately.
+        A call continues if it has a default for the variable, which is skipped. A form continues, and fails only once
+        it needs the variable, so that its result does not depend on which of its calls fails first. Exception: a map
+        with `on_error` "fail" ends as soon as the answer for an element has failed.
         """
         if self.default_of(source) is not None:
             return True

@@ -68,7 +68,7 @@ class Map:
 class Branch:
     """Calls that are added if a condition holds, and others if not.
 
-    `default`: text of the variables of the side that is not taken. None: they have no value.
+    `default`: value of the outputs that only the side that does not run generates. None: they have no value.
     """
 
     condition: Condition

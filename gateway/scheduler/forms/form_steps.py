@@ -178,7 +178,7 @@ class FormSteps:
                     ) from None
 
     async def skip(self, target: Variable, value: str | None, reason: str) -> None:
-        """Make an output skipped. `value`: text that its readers get, if there is one."""
+        """Make an output skipped. `value`: text that its readers get; None: they fail because of `reason`."""
         if target.state.is_final:
             return
         if value is not None:
@@ -193,4 +193,4 @@ class FormSteps:
 
 
 SKIPPED = "skipped"
-"""Code of the failure of a variable that has no value because its branch was not taken."""
+"""Code of the failure of a variable whose calls are on the side of a branch that does not run, without a default."""

@@ -225,11 +225,15 @@ async def _run_branch(steps: FormSteps, form: Branch) -> None:
     side = "then" if holds else "else"
     await steps.add(partial(side_calls, form, call.id, side))
     names = own_names(form.then if holds else form.otherwise)
-    reason = f"the condition {'holds' if holds else 'does not hold'}, so the calls in `{'else' if holds else 'then'}` "
+    state, skipped = ("holds", "else") if holds else ("does not hold", "then")
+    reason = (
+        f"{call.spec.field_path('if')}: the condition {state}, so the calls in `{skipped}` are not run, and the branch "
+        "has no `default`"
+    )
     outputs = {output.name: output for output in call.outputs}
     for name, output in outputs.items():
         if name not in names:
-            await steps.skip(output, form.default, f"{reason}are not run")
+            await steps.skip(output, form.default, reason)
     await steps.copy_all((call.inputs[side_name(name, side)], outputs[name]) for name in names)
 
 

@@ -70,7 +70,11 @@ async def test_a_skipped_variable_without_a_default_fails_its_readers(scripted_g
     assert answer["outputs"] == {"a": None, "end": None}
     assert answer["errors"]["a"]["code"] == "skipped"
     assert answer["errors"]["end"]["code"] == "upstream_failed"
-    assert "the condition does not hold, so the calls in `then` are not run" in answer["errors"]["end"]["message"]
+    reason = (
+        "calls.0.if: the condition does not hold, so the calls in `then` are not run, and the branch has no `default`"
+    )
+    assert answer["errors"]["a"]["message"] == reason
+    assert answer["errors"]["end"]["message"].endswith(f": {reason}")
     assert unfinished() == 0
 
 
@@ -162,6 +166,7 @@ async def test_calls_with_different_defaults_are_different_calls(scripted_gatewa
     ("body", "name", "reason"),
     [
         (call("<<a>>", semantic={"output": "end", "defaults": {"b": 1}}), "b", "'b' is not read by the prompt"),
+        (call("<<a.x>>", semantic={"output": "end", "defaults": {"a.x": 1}}), "a.x", "refers, without paths"),
         (call("text", semantic={"output": "end", "defaults": {"a": 1}}), "a", "'a' is not read by the prompt"),
         (
             {
