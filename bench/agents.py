@@ -5,9 +5,9 @@ stock OpenAI client: it sends a request with `tools`, waits for the answer, runs
 sends the next request, which contains the answer. Tokens are divided by --tokens, times by --seconds.
 
 All servers are measured in one run, in turns, with the same texts: `myna serve`, `myna serve --order arrival
---retention lru`, servers named by --url, and with --peer vLLM's CPU build. The KV pool of the servers that are started
-is so small that the live sessions need --oversubscription times as much. --through measures instead a server and a
-gateway in front of it.
+--retention lru`, the servers of --url, and with --peer vLLM's CPU build. The servers that this program starts have a
+small KV pool: the longest prompts of all sessions together need --oversubscription times its size. With --through, the
+program measures each server of --url and --peer, or one of our own if there is none, alone and behind a gateway.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from bench.servers import started
 from bench.workloads import first_model
 
 _ARRIVAL = ("--order", "arrival", "--retention", "lru")
-"""Options of a server that schedules and evicts as most servers do."""
+"""Options of `myna serve` for the policies of most servers: calls in the order of arrival, LRU eviction."""
 _BLOCK = 16
 """Size of a block of our KV pool, in tokens."""
 _REQUEST_SECONDS = 600.0
@@ -56,7 +56,7 @@ class UnexpectedAnswer(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server to measure. `salt`: its texts differ from those of servers with another salt, which share its cache."""
+    """A server to measure. `salt`: part of the seed of its texts. Servers that share a cache have different salts."""
 
     name: str
     url: str
@@ -223,8 +223,10 @@ def _last_percent(seconds: Sequence[float]) -> float:
 
 
 def summary(runs: Sequence[Run], first: Sequence[Run]) -> dict[str, float | None]:
-    """Return the medians over the rounds of one server. `first`: the runs to which ratios relate; above 1: this server
-    takes longer."""
+    """Return the medians over the rounds of one server. `first`: runs of the first server.
+
+    `ratio`: in a round, this server's mean divided by that of the first server; above 1: the first server is faster.
+    """
     rates = [run.hit_rate for run in runs if run.hit_rate is not None]
     return {
         "session_seconds": statistics.median(run.mean for run in runs),
@@ -257,8 +259,11 @@ def table(found: dict[str, list[Run]]) -> str:
 
 
 def pool_tokens(sessions: Sequence[AgentSession], oversubscription: float) -> int:
-    """Return the size of a KV pool of which the sessions, all live at their longest, need `oversubscription` times as
-    much. The longest session fits in any case."""
+    """Return the size of a KV pool, in tokens.
+
+    The longest prompts of all sessions together need `oversubscription` times this size; less, if the pool is larger
+    because it must have room for the longest session.
+    """
     peaks = [peak_tokens(session) for session in sessions]
     largest = max(peaks) + CALL_LIMIT
     return -(-max(int(sum(peaks) / oversubscription), largest) // _BLOCK) * _BLOCK
@@ -299,7 +304,7 @@ def start_servers(stack: ExitStack, chosen: argparse.Namespace, kv_tokens: int) 
 
 
 def _first(group: BaseExceptionGroup[UnexpectedAnswer]) -> BaseException:
-    """Return the first exception of a group that is no group."""
+    """Return the first exception in a group, or in the groups inside it."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -33,7 +33,7 @@ _EIGHT_BITS = {
         }
     },
 }
-"""As checkpoints say it that vLLM multiplies in whole numbers on a CPU."""
+"""`quantization_config` of a checkpoint whose linear layers vLLM multiplies in int8 on a CPU."""
 
 _TEMPLATE = """\
 {%- set described -%}
@@ -67,19 +67,20 @@ To call one, write its name and its arguments as JSON:
 <|im_start|>assistant
 {% endif -%}
 """
-"""The default model's template has no tools. myna describes them in a text; this template does the same for vLLM."""
+"""Chat template for vLLM that describes tools in the same words as myna. The default model's own template has none."""
 
 _WINDOW = 8192
 _BLOCK = 32
-"""Tokens in a block of vLLM's KV pool: the smallest that its kernels for CPUs take."""
+"""Size of a block of vLLM's KV pool, in tokens: the smallest that its CPU kernels accept."""
 
 
 @contextmanager
 def vllm(python: str, dtype: str, *, quantize: str = "none", kv_tokens: int | None = None) -> Iterator[tuple[str, str]]:
-    """Start vLLM from a separate environment, with tool calls. Yield its address and the model's name.
+    """Start vLLM with tool calls enabled. Yield the base URL of its API and the model's name.
 
-    `quantize`: none, or int8 for linear layers in 8 bits: weights with a scale for each output, inputs with a scale for
-    each token. `kv_tokens`: size of the KV pool; 2 GiB if it is None.
+    `python`: interpreter of the environment that contains vLLM. `quantize`: `none`, or `int8` for linear layers in
+    8 bits: weights have a scale for each output, inputs a scale for each token. `kv_tokens`: size of the KV pool, in
+    tokens. None: 2 GiB.
     """
     own = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
     with tempfile.TemporaryDirectory() as name:
@@ -90,7 +91,7 @@ def vllm(python: str, dtype: str, *, quantize: str = "none", kv_tokens: int | No
             else:
                 (folder / file.name).symlink_to(file)
         config = json.loads((own / "config.json").read_text())
-        del config["partial_rotary_factor"]  # 1.0, which transformers takes as part of another scaling
+        del config["partial_rotary_factor"]  # it is 1.0, but transformers then assumes another RoPE scaling
         if quantize == "int8":
             config["quantization_config"] = _EIGHT_BITS
         (folder / "config.json").unlink()
@@ -100,7 +101,7 @@ def vllm(python: str, dtype: str, *, quantize: str = "none", kv_tokens: int | No
             **os.environ,
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENFORCE_STRICT_TOOL_CALLING": "0",  # else a tool that the request names is not enforced
+            "VLLM_ENFORCE_STRICT_TOOL_CALLING": "0",  # otherwise it does not enforce the tool of tool_choice
         }
         command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", name, "--served-model-name", "peer"]
         window = _WINDOW if kv_tokens is None else min(_WINDOW, kv_tokens)
