@@ -170,6 +170,14 @@ def test_few_rows_of_a_long_prompt_are_split_by_keys(window: int) -> None:
     assert error < BOUNDS[torch.float32]
 
 
+def test_rows_that_see_no_key_of_a_part() -> None:
+    """Split 225 keys at 128. The first of 120 rows sees 106 keys, so it has nothing in the second part."""
+    tables = np.arange(1, 17, dtype=np.int32).reshape(1, -1)
+    error, attention = run(np.array([120]), tables, np.array([225], dtype=np.int32), torch.float16, 1, 128, 0, 0.0)
+    assert attention.windows[0].is_split
+    assert error < BOUNDS[torch.float16]
+
+
 def test_unused_places_change_nothing() -> None:
     assert run(*trees(5), torch.float32, 2, 64, 0, 0.0, places=24)[0] < BOUNDS[torch.float32]
 
