@@ -6,6 +6,7 @@ import functools
 import gc
 import inspect
 import json
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -23,8 +24,13 @@ from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.gateway_harness import GatewayHarness
 from tests.fakes.postgres_server import PostgresServer, running_postgres
 
-settings.register_profile("myna", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("myna")  # a busy machine must not fail a test of properties
+settings.register_profile(  # a busy machine must not fail a test of properties
+    "myna",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=os.environ.get("MYNA_TEST_REPRODUCIBLE") == "1",
+)
+settings.load_profile("myna")
 
 SECONDS = 120.0
 """Time limit of a test."""
