@@ -43,6 +43,7 @@ def code_blocks(name: str) -> dict[str, str]:
     return {language: "\n".join(codes) for language, codes in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAYS)
 def test_the_code_blocks_of_documents_run(server: GatewayHarness, name: str) -> None:
     found = code_blocks(name)

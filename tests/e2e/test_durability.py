@@ -27,6 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=4096)
 
 
+@pytest.mark.slow
 async def test_no_accepted_work_is_lost_while_engines_and_gateways_are_killed(tiny: Path, tmp_path: Path) -> None:
     # short form of `python -m bench.chaos`
     arguments = ["--model", str(tiny), "--kv-tokens", "65536"]

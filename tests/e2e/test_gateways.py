@@ -117,6 +117,7 @@ async def killable_pair(postgres: PostgresServer, tiny: Path) -> AsyncIterator[G
             await pair.close()
 
 
+@pytest.mark.slow
 async def test_no_accepted_work_is_lost_while_gateways_are_killed_and_stopped(
     postgres: PostgresServer, tiny: Path
 ) -> None:

@@ -218,6 +218,7 @@ def test_tls(tiny: Path, tmp_path: Path) -> None:
 # slow clients and many clients
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_does_not_delay_others(server: GatewayHarness, http: httpx.Client) -> None:
     session = "slow-reader"
     body = {**CHAT, "stream": True, "max_tokens": 800, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}

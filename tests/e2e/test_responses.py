@@ -297,6 +297,7 @@ CUSTOM: Any = {
 }
 
 
+@pytest.mark.slow
 def test_the_input_of_a_custom_tool_matches_its_grammar(client: OpenAI) -> None:
     forced: Any = {"type": "custom", "name": "edit"}
     options: Any = {"tools": [CUSTOM, WEATHER], "tool_choice": forced, "max_output_tokens": 400, "temperature": 0}
@@ -338,6 +339,7 @@ def test_tools_of_a_namespace_are_called(client: OpenAI) -> None:
     assert json.loads(call.arguments).keys() == {"city"}
 
 
+@pytest.mark.slow
 def test_input_tokens_are_those_of_the_prompt(client: OpenAI) -> None:
     counted = client.responses.input_tokens.count(model=MODEL, input="Name a river.", instructions="Be short.")
     answer = respond(client, instructions="Be short.")

@@ -450,6 +450,7 @@ def test_copy_blocks_copies_whole_blocks(implementation: Implementation) -> None
     assert not kv.keys[0][3].any()
 
 
+@pytest.mark.slow
 def test_wrong_amx_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Simulate an emulator with wrong AMX. The library stops using AMX, also in a later load in this process."""
     monkeypatch.setattr(CpuKernels, "_amx_works", lambda self: False)

@@ -290,6 +290,7 @@ async def test_a_freed_context_can_be_expected_to_continue(subject: Subject) -> 
     assert subject.engine.load == 0
 
 
+@pytest.mark.slow
 async def test_concurrent_contexts_get_the_same_text_as_single_ones(subject: Subject) -> None:
     prompts = [[20 + index, 21, 22 + index] for index in range(12)]
     alone = [text(await ask(subject, GREEDY, numbers)) for numbers in prompts]

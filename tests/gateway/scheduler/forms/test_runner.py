@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -296,6 +297,7 @@ class FormRuns(RuleBasedStateMachine):
             assert expected is None or was_interrupted or may_be_cancelled, (variable.name, failure, expected)
 
 
+@pytest.mark.slow
 def test_random_forms_end_like_a_direct_interpreter() -> None:
     with SpecBuilder() as builder:
         run_state_machine_as_test(
