@@ -61,17 +61,17 @@ def chat_messages(messages: Sequence[Message]) -> list[PromptMessage]:
     found = []
     for message in messages:
         content = message.content
-        texts = [content or message.refusal or ""] if not isinstance(content, list) else _texts_of(message)
-        media = [part.original for part in message.media] if isinstance(content, list) else ()
+        media: Sequence[object] = ()
         calls: Sequence[tuple[str, str]] = ()
+        if isinstance(content, list):
+            texts = [part for part in message.parts if isinstance(part, str)]
+            media = [part.original for part in message.media]
+        else:
+            texts = [content or message.refusal or ""]
         if message.tool_calls:
             calls = [(call.function.name, call.function.arguments) for call in message.tool_calls]
         found.append(prompt_message(message.role, texts, calls, media))
     return found
-
-
-def _texts_of(message: Message) -> list[str]:
-    return [part for part in message.parts if isinstance(part, str)]
 
 
 def text_messages(prompt: str | Sequence[int]) -> list[PromptMessage]:

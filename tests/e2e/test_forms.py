@@ -231,7 +231,7 @@ async def test_no_tool_runs_twice_while_the_gateway_is_killed(tmp_path: Path) ->
                         if len(counter.read_text().splitlines()) >= steps:
                             break
                         await asyncio.sleep(0.01)
-                await asyncio.sleep(random.uniform(0.0, 0.05))
+                await asyncio.sleep(random.uniform(0.0, 0.05))  # to a moment inside the next step
                 inside += bool(unfinished(await variables_of(http, session)))
             finally:
                 server.process.kill()

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,20 @@ class RecordedTurns:
     def _close(self) -> None:
         self._open = False
 
+    def write(self, path: Path, count: int) -> None:
+        """Write the facts of the first turns into a new journal file."""
+        file = JournalFile(path)
+        file.commit(Batch(entries_of(fact for turn in self.turns[:count] for fact in turn), [], []))
+        file.close()
+
+    def cuts(self, folder: Path) -> Iterator[tuple[int, Path]]:
+        """Write a journal file for a kill after each turn from the second on. Yield the number of turns and the
+        file."""
+        for count in range(2, len(self.turns) + 1):
+            path = folder / f"cut-{count}"
+            self.write(path, count)
+            yield count, path
+
 
 async def test_a_restart_after_any_fact_completes_all_accepted_calls(tmp_path: Path) -> None:
     harness = JournalHarness(tmp_path / "j")
@@ -173,11 +188,7 @@ async def test_a_restart_after_any_fact_completes_all_accepted_calls(tmp_path: P
     await harness.die()
     assert len(recorded.turns) > 12
 
-    for end in range(2, len(recorded.turns) + 1):
-        path = tmp_path / f"cut-{end}"
-        file = JournalFile(path)
-        file.commit(Batch(entries_of(fact for turn in recorded.turns[:end] for fact in turn), [], []))
-        file.close()
+    for end, path in recorded.cuts(tmp_path):
         restored = JournalHarness(path)
         (back,) = restored.restored
         told = {event.id for event in back.event_log.events}
@@ -214,11 +225,7 @@ async def test_a_restart_after_any_fact_keeps_what_is_skipped(tmp_path: Path) ->
     await harness.die()
 
     cuts = 0
-    for end in range(2, len(recorded.turns) + 1):
-        path = tmp_path / f"cut-{end}"
-        file = JournalFile(path)
-        file.commit(Batch(entries_of(fact for turn in recorded.turns[:end] for fact in turn), [], []))
-        file.close()
+    for end, path in recorded.cuts(tmp_path):
         restored = JournalHarness(path)
         (back,) = restored.restored
         await restored.resume()
@@ -240,9 +247,7 @@ async def test_a_finished_slot_is_not_generated_again(tmp_path: Path) -> None:
     done = next(
         index for index, turn in enumerate(recorded.turns) if any(isinstance(fact[2], SlotTextRecord) for fact in turn)
     )
-    file = JournalFile(tmp_path / "cut")
-    file.commit(Batch(entries_of(fact for turn in recorded.turns[: done + 1] for fact in turn), [], []))
-    file.close()
+    recorded.write(tmp_path / "cut", done + 1)
 
     restored = JournalHarness(tmp_path / "cut")
     (back,) = restored.restored
