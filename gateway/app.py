@@ -110,7 +110,7 @@ def build_services(
 
     order = Order(settings.order)
     pauses = settings.pause_programs and order is Order.NEED
-    priorities = Priorities(CostModel(), order, accounts.weights, orders_programs=pauses)
+    priorities = Priorities(CostModel(), order, accounts.weights, orders_programs=pauses, window_of=models.window_of)
     has_virtual_keys = bool(settings.admin_keys())
     several = len(accounts.weights) > 1 or has_virtual_keys
     tools = ToolServers(settings.tool_settings())

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gateway.simulator.agents.comparison import (
-    MODEL_WINDOWS,
     OVERSUBSCRIPTIONS,
     POLICIES,
     REFERENCE,
@@ -22,6 +21,7 @@ from gateway.simulator.agents.comparison import (
 )
 from gateway.simulator.agents.policies.myna import PARTS
 from gateway.simulator.agents.replay import SERVER
+from gateway.simulator.engine import TABLES
 from gateway.simulator.trace import BadTrace
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--sessions", type=int, default=SESSIONS, metavar="N", help=f"number of sessions (default: {SESSIONS})"
     )
-    tables = tuple(MODEL_WINDOWS)
+    tables = tuple(TABLES)
     parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables), help="engines (default: all)")
     parser.add_argument(
         "--utilisations",

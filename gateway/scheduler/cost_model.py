@@ -23,14 +23,15 @@ _DEFAULT_PACE = StepTimes(row_seconds=0.001, step_seconds=0.010)
 
 
 class Cost(NamedTuple):
-    """Cost of a call whose inputs exist, in seconds.
+    """Cost of a call whose inputs exist.
 
-    `time`: duration from its first prompt row to its last token. `work`: the engine time that it occupies. Calls share
-    steps, so `work` counts only a part of each.
+    `time`: duration from its first prompt row to its last token, in seconds. `work`: the engine time that it occupies,
+    in seconds. Calls share steps, so `work` counts only a part of each. `prompt`: number of tokens of its prompt.
     """
 
     time: float = 0.0
     work: float = 0.0
+    prompt: float = 0.0
 
 
 class CostModel:
@@ -61,7 +62,7 @@ class CostModel:
                 prompt += self.tokens(source)
         pace = self.pace or _DEFAULT_PACE
         rows, step = max(0.0, prompt - cached) * pace.row_seconds, pace.step_seconds
-        return Cost(rows + output * step, rows + output * math.sqrt(pace.row_seconds * step))
+        return Cost(rows + output * step, rows + output * math.sqrt(pace.row_seconds * step), prompt)
 
     def answer_tokens(self, call: Call) -> float:
         """Return the estimated number of tokens that the call generates."""

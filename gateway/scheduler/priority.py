@@ -8,15 +8,16 @@ All deadlines are times of one clock, so no call waits for ever. This is earlies
 inherited along the graph.
 
 A plain request of a program that has attained much service gets a deadline that is later by at most `MAX_DELAY`. If
-programs are ordered as a whole, the deadline also depends on the arrival of its program, so that programs that run end
-before newcomers take their memory. See `gateway.programs.service` for both, and for the bounds of starvation.
+programs are ordered as a whole, the deadline also depends on the arrival and the progress of its program, so that
+programs that run end before newcomers take their memory. See `gateway.programs.service` for both, and for the bounds of
+starvation.
 
 There is no clock and no I/O here: the caller passes the time.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -52,6 +53,8 @@ PRODUCER_LEAD = 1e-6
 It is enough to order the calls of an application, and so small that engines treat them as equally urgent. With the
 whole time, the beginning of a long application would go before the end of an earlier one, and both would end late.
 """
+_UNKNOWN_WINDOW = 131_072
+"""Assumed window of a model whose server does not report it, in tokens."""
 _MAX_VISITED = 1000
 """Maximum number of calls that are visited to sum up the work that a call needs. Beyond it, the work of the whole
 session counts."""
@@ -86,13 +89,15 @@ class Priorities:
         weights: Mapping[str, float] | None = None,
         *,
         orders_programs: bool = False,
+        window_of: Callable[[str], int | None] = lambda model: None,
     ) -> None:
         """`order`: with `Order.ARRIVAL`, engines get the order of arrival only. `weights`: weights of the
         tenants for the fair queue; 1 if not listed. `orders_programs`: calls of programs go in the order of the
-        programs' arrival."""
+        programs. `window_of`: returns the window of a model, in tokens, None if it is not known."""
         self.cost_model = cost_model
         self.order = order
         self._orders_programs = orders_programs
+        self._window_of = window_of
         self.prefix_index = PrefixIndex()
         self._entries: dict[str, _Entry] = {}
         self._sessions: dict[int, _Outstanding] = {}
@@ -118,7 +123,7 @@ class Priorities:
         session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
         if call.program is not None and not call.session.id:
-            fair_offset += self._program_offset(call, call.program, now)
+            fair_offset += self._program_offset(call, call.program, cost, now)
         elif self._orders_programs:
             fair_offset -= self.programs.average_lead(now)
         deadline_unread = now + fair_offset + patience + path + deadline_extension(session.seconds)
@@ -139,10 +144,11 @@ class Priorities:
                     variable, Objective.LATENCY if variable.latency_subscribers else Objective.THROUGHPUT, now
                 )
 
-    def _program_offset(self, call: Call, member: ProgramMember, now: float) -> float:
+    def _program_offset(self, call: Call, member: ProgramMember, cost: Cost, now: float) -> float:
         """Record a call of a program. Return how much later its deadline is because of its program, in seconds."""
         program, tenant = member.program_id, call.session.tenant
-        self.programs.begin(program, tenant, now)
+        window = self._window_of(call.spec.model or "") or _UNKNOWN_WINDOW
+        self.programs.begin(program, tenant, now, cost.prompt / window)
         if self._orders_programs:
             return -self.programs.lead(program, tenant, now)
         return min(MAX_DELAY, self.programs.delay(program, now))

@@ -35,7 +35,7 @@ class Costs:
 
     `rows`: seconds of a step by its number of rows, with linear interpolation. `attention`: additional seconds of a
     decoding row for each token that it attends to. `step_rows`: maximum number of rows in a step. `kv_tokens`: size of
-    the KV cache.
+    the KV cache. `window`: maximum number of tokens of a prompt with its answer.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Costs:
     attention: float
     step_rows: int
     kv_tokens: int
+    window: int = 131_072
 
     def step(self, rows: int, attended: int) -> float:
         """Return the seconds of a step. `attended`: tokens that all decoding rows together attend to."""
@@ -79,6 +80,7 @@ CPU = Costs(
     attention=9e-7,
     step_rows=512,
     kv_tokens=256_000,
+    window=8_192,
 )
 """SmolLM2-135M in bfloat16 on two threads of an AVX512-bf16 server CPU, measured 2026-11-24."""
 H100 = Costs(

@@ -26,9 +26,8 @@ from gateway.simulator.engine import TABLES
 from gateway.simulator.trace import BadTrace
 
 WINDOW = 131_072
-"""Maximum number of tokens of a recorded prompt with its answer: the window of the model of the H100 table."""
-MODEL_WINDOWS = {"h100": 131_072, "cpu": 8_192}
-"""Window of the model of each table, in tokens. Sessions are scaled from `WINDOW` to it; times stay."""
+"""Maximum number of tokens of a recorded prompt with its answer. Sessions are scaled from it to the window of each
+table's model; times stay."""
 TOGETHER = 0.0
 """Utilisation that stands for sessions that all arrive at once."""
 UTILISATIONS = (0.7, 0.85, 0.95, TOGETHER)
@@ -205,8 +204,8 @@ def run_load(
     load's arrivals and unlimited memory, measures the KV of live sessions. Neither depends on the oversubscription.
     """
     table, utilisation = load
-    costs, window = TABLES[table], MODEL_WINDOWS[table]
-    sessions = [scale_tokens(session, window / WINDOW) for session in recorded]
+    costs = TABLES[table]
+    sessions = [scale_tokens(session, costs.window / WINDOW) for session in recorded]
     trial = replay(sessions, [0.0] * len(sessions), costs, _UNLIMITED, VllmPolicy)
     arrivals = [0.0] * len(sessions)
     if utilisation != TOGETHER:

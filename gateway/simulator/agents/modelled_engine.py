@@ -32,6 +32,7 @@ def facts_of(costs: Costs, capacity: int) -> EngineFacts:
         (costs.step(8, 0) - costs.step(1, 0)) / 7,
         costs.attention,
         capacity,
+        costs.window,
     )
 
 

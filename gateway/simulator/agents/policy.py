@@ -12,13 +12,15 @@ class EngineFacts(NamedTuple):
     """Facts about the engine that a policy may use.
 
     `row_seconds`: time of one prompt row. `token_seconds`: time that one more decoding call adds to a step, without
-    attention. `key_seconds`: time to attend to one token. `capacity`: tokens of the KV pool.
+    attention. `key_seconds`: time to attend to one token. `capacity`: tokens of the KV pool. `window`: tokens of the
+    model's window.
     """
 
     row_seconds: float
     token_seconds: float
     key_seconds: float
     capacity: int
+    window: int
 
 
 class AgentPolicy:

@@ -129,7 +129,7 @@ class ServerEngine:
         rows = facts.row_seconds * (recorded.prompt - recorded.shared)
         work = rows + self._answer_tokens * math.sqrt(facts.row_seconds * step)
         tenant = self._tenant(call)
-        self._service.begin(program, tenant, call.issued)
+        self._service.begin(program, tenant, call.issued, recorded.prompt / facts.window)
         lead = self._service.lead(program, tenant, call.issued)
         return call.issued - lead + rows + self._answer_tokens * step + deadline_extension(work)
 

@@ -12,9 +12,15 @@ from gateway.programs.service import (
     HALF_LIFE,
     IDLE_SECONDS,
     MAX_DIFFERENCE,
+    PROGRESS_CALLS,
+    PROGRESS_SECONDS,
     SERVICE_FACTOR,
     ProgramService,
+    progress,
 )
+
+FIRST = progress(0.0, 1)
+"""Progress of a program with one call and an empty prompt, in seconds."""
 
 
 def test_a_program_that_returns_goes_before_newcomers() -> None:
@@ -34,60 +40,81 @@ def test_a_short_program_does_not_wait_for_all_of_a_long_one() -> None:
     assert service.rank("short", 100.0) < service.rank("long", 100.0)
 
 
+def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() -> None:
+    service = ProgramService()
+    for _ in range(10):
+        service.begin("many calls", "key", 0.0, 0.1)
+    service.begin("short prompt", "key", 0.0, 0.1)
+    service.begin("long prompt", "key", 0.0, 0.9)
+    service.begin("long prompt", "key", 0.0, 0.2)  # the client has shortened its history
+    order = sorted(("short prompt", "many calls", "long prompt"), key=lambda program: service.rank(program, 0.0))
+    assert order == ["long prompt", "many calls", "short prompt"]
+
+
+def test_progress_is_bounded() -> None:
+    service = ProgramService()
+    for _ in range(3 * PROGRESS_CALLS):
+        service.begin("agent", "key", 0.0, 17.0)
+    assert service.rank("agent", 0.0) == -2 * PROGRESS_SECONDS
+
+
 def test_weights_divide_the_service() -> None:
     service = ProgramService({"heavy": 4.0})
     for program in ("heavy", "light"):
         service.begin(program, program, 0.0)
         service.charge(program, 8 * GRANT_SECONDS, 0.0)
-    assert service.rank("heavy", 0.0) == SERVICE_FACTOR * GRANT_SECONDS
-    assert service.rank("light", 0.0) == SERVICE_FACTOR * 7 * GRANT_SECONDS
+    assert service.rank("heavy", 0.0) == SERVICE_FACTOR * GRANT_SECONDS - FIRST
+    assert service.rank("light", 0.0) == SERVICE_FACTOR * 7 * GRANT_SECONDS - FIRST
 
 
 def test_attained_service_decays() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0)
     service.charge("agent", 8 * GRANT_SECONDS, 0.0)
-    assert service.rank("agent", HALF_LIFE) == pytest.approx(SERVICE_FACTOR * 3 * GRANT_SECONDS)
-    assert service.rank("agent", 2 * HALF_LIFE) == pytest.approx(SERVICE_FACTOR * GRANT_SECONDS)
+    assert service.rank("agent", HALF_LIFE) == pytest.approx(SERVICE_FACTOR * 3 * GRANT_SECONDS - FIRST)
+    assert service.rank("agent", 2 * HALF_LIFE) == pytest.approx(SERVICE_FACTOR * GRANT_SECONDS - FIRST)
 
 
 def test_an_idle_program_counts_as_new() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0)
     service.begin("agent", "key", IDLE_SECONDS)
-    assert service.rank("agent", IDLE_SECONDS) == 0.0
+    assert service.rank("agent", IDLE_SECONDS) == -progress(0.0, 2)
     service.begin("agent", "key", 3 * IDLE_SECONDS)
-    assert service.rank("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS
+    assert service.rank("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS - FIRST
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 200.0)), min_size=1, max_size=80),
+    st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 200.0), st.floats(0, 2)), min_size=1, max_size=80),
     st.floats(0.0, 400.0),
 )
-def test_no_program_starves(newcomers: list[tuple[int, float]], earlier: float) -> None:
+def test_no_program_starves(newcomers: list[tuple[int, float, float]], earlier: float) -> None:
     """Serve the lowest rank, one slice at a time, while newcomers arrive without end. The program that waits is
-    overtaken by those alone that arrived before its rank, each for no longer than the bound says."""
+    overtaken by those alone that arrived before its rank and the largest progress, each for no longer than the bound
+    says."""
     service = ProgramService()
     service.begin("waiting", "key", 0.0)
     service.charge("waiting", earlier, 0.0)
     rank = service.rank("waiting", 0.0)
     now, served = 0.0, {}
     arrivals: dict[str, float] = {}
-    for number, (gap, slice_seconds) in enumerate(newcomers):
+    for number, (gap, slice_seconds, filled) in enumerate(newcomers):
         name = f"newcomer {number}"
-        service.begin(name, "key", now)
+        for _ in range(PROGRESS_CALLS):
+            service.begin(name, "key", now, filled)
         arrivals[name] = now
         candidates = ["waiting", *arrivals]
         first = min(candidates, key=lambda program: (service.rank(program, now), program != "waiting"))
         if first == "waiting":
             break
-        assert arrivals[first] < rank
+        assert arrivals[first] < rank + 2 * PROGRESS_SECONDS
         service.charge(first, slice_seconds, now)
         served[first] = served.get(first, 0.0) + slice_seconds
         now += gap / 10
         for name, seconds in served.items():
             # the last slice may begin just before the bound; half a minute of decay changes less than a hundredth
-            assert seconds <= 1.01 * (GRANT_SECONDS + (rank - arrivals[name]) / SERVICE_FACTOR) + 200.0
+            latest = rank + 2 * PROGRESS_SECONDS
+            assert seconds <= 1.01 * (GRANT_SECONDS + (latest - arrivals[name]) / SERVICE_FACTOR) + 200.0
 
 
 def test_memory_is_bounded() -> None:
@@ -97,7 +124,7 @@ def test_memory_is_bounded() -> None:
         service.begin(f"program {number}", "key", float(number))
         service.begin("regular", "key", float(number))
     assert len(service) == 100
-    assert service.rank("regular", 999.0) == 0.0  # used all the time, so never forgotten
+    assert service.rank("regular", 999.0) == -progress(0.0, 1000)  # used all the time, so never forgotten
     assert service.rank("program 0", 999.0) == 999.0  # forgotten
 
 
@@ -108,7 +135,7 @@ def test_a_tenant_with_many_programs_pushes_out_no_others() -> None:
     service.charge("quiet", 2 * GRANT_SECONDS, 0.0)
     for number in range(1000):
         service.begin(f"program {number}", "loud key", 1.0)
-    assert service.rank("quiet", 0.0) == SERVICE_FACTOR * GRANT_SECONDS
+    assert service.rank("quiet", 0.0) == SERVICE_FACTOR * GRANT_SECONDS - FIRST
     assert len(service) == 100
     assert service.forget_some("loud key")
     assert not service.forget_some("loud key")
@@ -127,11 +154,13 @@ def test_programs_of_a_tenant_that_is_alone_go_in_the_order_of_their_arrival() -
     service = ProgramService()
     for program, arrival in (("old", 100.0), ("young", 1900.0)):
         service.begin(program, "key", arrival)
+    calls = 1
     for now in (2000.0, 2500.0):
         for _ in range(100):
             service.begin("old", "key", now)
-            assert service.lead("old", "key", now) == now - 100.0
-        assert service.lead("young", "key", now) == now - 1900.0
+            calls += 1
+            assert service.lead("old", "key", now) == pytest.approx(now - 100.0 + progress(0.0, calls))
+        assert service.lead("young", "key", now) == pytest.approx(now - 1900.0 + FIRST)
         assert service.lead("unknown", "key", now) == 0.0
 
 
@@ -165,8 +194,8 @@ def test_the_average_lead_fades_without_calls() -> None:
     assert service.average_lead(0.0) == 0.0
     service.begin("agent", "key", 0.0)
     service.lead("agent", "key", 1000.0)
-    assert service.average_lead(1000.0) == 1000.0
-    assert service.average_lead(1600.0) == pytest.approx(500.0)
+    assert service.average_lead(1000.0) == pytest.approx(1000.0 + FIRST)
+    assert service.average_lead(1600.0) == pytest.approx((1000.0 + FIRST) / 2)
 
 
 def test_averages_of_tenants_are_bounded() -> None:

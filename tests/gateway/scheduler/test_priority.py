@@ -12,7 +12,7 @@ from gateway.graph.call import Call, CallSpec, CallState, Objective
 from gateway.graph.references import Reference
 from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session
-from gateway.programs.service import GRANT_SECONDS, MAX_DELAY, SERVICE_FACTOR
+from gateway.programs.service import GRANT_SECONDS, MAX_DELAY, PROGRESS_SECONDS, SERVICE_FACTOR
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.objective import sources
 from gateway.scheduler.priority import (
@@ -59,9 +59,9 @@ class PriorityHarness:
     def read(self, call: Call, objective: Objective = Objective.LATENCY) -> None:
         self.priorities.subscribe(call.output, objective, self.now)
 
-    def request(self, program: str) -> Call:
+    def request(self, program: str, prompt: int = 100) -> Call:
         """Add a plain request of a program, for which a client waits."""
-        call = join(Session(id="", tenant="", created=0.0, ttl=60.0))
+        call = join(Session(id="", tenant="", created=0.0, ttl=60.0), prompt=prompt)
         call.program = _Member(program)
         self.priorities.add(call, self.now)
         self.read(call)
@@ -134,6 +134,20 @@ def test_where_programs_are_ordered_the_older_goes_first_and_sessions_are_not_de
         "a declared session competes with the agents, not with newcomers"
     )
     assert abs(harness.priorities.rank(declared) - harness.priorities.rank(turn)) < 250.0
+
+
+@pytest.mark.parametrize("window", [4_000, None])
+def test_of_programs_of_one_age_the_one_whose_prompt_fills_more_of_the_window_goes_first(window: int | None) -> None:
+    harness = PriorityHarness()
+    harness.priorities = Priorities(
+        harness.cost_model, orders_programs=True, window_of=lambda model: window if model == "m" else 1
+    )
+    for program, prompt in (("short", 100), ("long", 3_000)):
+        finish(harness.request(program, prompt))
+    short, long = harness.request("short"), harness.request("long")
+    lead = harness.priorities.rank(short) - harness.priorities.rank(long)
+    filled = 2_900 / (window or 131_072)
+    assert lead == pytest.approx(filled * PROGRESS_SECONDS, abs=0.1), "their calls have equal work"
 
 
 def test_programs_pay_for_what_their_calls_used() -> None:

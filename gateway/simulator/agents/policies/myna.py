@@ -1,4 +1,4 @@
-"""The policy of myna: programs by arrival and service, pauses of calls, and forecasts of returns.
+"""The policy of myna: programs by arrival, progress and service, pauses of calls, and forecasts of returns.
 
 It is made of the parts that gateway and engine use: `gateway.programs.tool_times`, `gateway.programs.service`,
 `engine.kv.pausing` and `engine.kv.forecast`. It knows which agent a call belongs to, how an answer ends, and how
@@ -32,7 +32,7 @@ _TENANT = ""
 
 
 class MynaPolicy(AgentPolicy):
-    """Programs by arrival and service, with pauses and forecasts. See `AgentPolicy`."""
+    """Programs by arrival, progress and service, with pauses and forecasts. See `AgentPolicy`."""
 
     name = "myna"
     is_timed = True
@@ -61,7 +61,7 @@ class MynaPolicy(AgentPolicy):
 
     def arrive(self, call: AgentCall, now: float) -> None:
         """Learn how long the pause before the call took. See `AgentPolicy.arrive`."""
-        self._service.begin(str(call.session), _TENANT, now)
+        self._service.begin(str(call.session), _TENANT, now, call.length / self.facts.window)
         self._waiting[call.chain] = call
         self._forget(now)
         if (gap := self._gaps.pop(call.chain, None)) is not None:

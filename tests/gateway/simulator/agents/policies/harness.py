@@ -7,7 +7,7 @@ from gateway.simulator.agents.kv_pool import Extent, KvPool
 from gateway.simulator.agents.policy import AgentPolicy, EngineFacts
 from tests.gateway.simulator.agents.synthetic import request
 
-FACTS = EngineFacts(row_seconds=0.001, token_seconds=0.001, key_seconds=1e-6, capacity=10_000)
+FACTS = EngineFacts(row_seconds=0.001, token_seconds=0.001, key_seconds=1e-6, capacity=10_000, window=8_192)
 
 
 class PolicyHarness:
