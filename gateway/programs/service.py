@@ -1,9 +1,10 @@
 """Order between programs, from their arrival, their progress and the service that they have attained. Pure: the caller
 passes the time.
 
-The rank of a program is a time, in seconds of the caller's clock; the lowest goes first:
+The rank and the due time of a program are times, in seconds of the caller's clock; the lowest goes first:
 
-    rank = arrival + SERVICE_FACTOR * max(0, attained service / weight - GRANT_SECONDS) - progress
+    rank = arrival + SERVICE_FACTOR * max(0, attained service / weight - GRANT_SECONDS)
+    due time = rank - progress
 
 Agents return from tools again and again, and a program that is done frees its KV. If newcomers overtook the programs
 that run, all of them would hold KV and evict each other. So arrival counts most in `rank`: a program that returns from
@@ -13,17 +14,20 @@ arrive together would take turns, and evict each other's KV at each turn.
 
 The progress of a program says how near its end is expected. The prompt of an agent grows until the agent is done or the
 window of its model is full. On recorded agents, those with the longest prompts and with the most calls had the least
-work left. The mean time to completion is shortest if those with the least work left go first. See `progress`.
+work left. The mean time to completion is shortest if those with the least work left go first. So calls go in the order
+of due times; see `progress`. But only the rank decides which KV a call may displace after a long pause
+(`engine.kv.pausing`): programs that arrive together would otherwise evict each other, whenever one of them has come
+further.
 
 The server's queue is made of deadlines of single calls. By default, `lead` makes the deadline of a call earlier by the
-age of its program's rank. With `--no-pause-programs`, `delay` alone moves it, and makes it later: without pauses, the
-order by arrival probably costs time (docs/benchmarks.md).
+time since its program was due. With `--no-pause-programs`, `delay` alone moves it, and makes it later: without pauses,
+the order by arrival probably costs time (docs/benchmarks.md).
 
-Starvation bound of `rank`, without the decay: let program A have rank r, and p = 2 * PROGRESS_SECONDS, the largest
-progress. A program that arrives after time r + p never goes before A. A program B that arrives before r + p goes before
-A only until B has attained
+Starvation bound of the due time, without the decay: let program A be due at time d, and p = 2 * PROGRESS_SECONDS, the
+largest progress. A program that arrives after time d + p never goes before A. A program B that arrives before d + p
+goes before A only until B has attained
 
-    weight * (GRANT_SECONDS + (r + p - arrival of B) / SERVICE_FACTOR)
+    weight * (GRANT_SECONDS + (d + p - arrival of B) / SERVICE_FACTOR)
 
 seconds of service. The sum over all such programs bounds the service that goes before A.
 """
@@ -38,7 +42,7 @@ SERVICE_FACTOR = 3.0
 GRANT_SECONDS = 300.0
 """Attained service, in seconds of engine time for weight 1, that leaves a program's rank at its arrival."""
 PROGRESS_SECONDS = 1000.0
-"""Seconds by which a prompt that fills the window of its model makes the rank of a program earlier, and by which
+"""Seconds by which a prompt that fills the window of its model makes the due time of a program earlier, and by which
 `PROGRESS_CALLS` calls do. On recorded agents, 500 and 2000 were within 1%."""
 PROGRESS_CALLS = 240
 """Number of calls of a program that count as much as a prompt that fills the window."""
@@ -68,8 +72,7 @@ _MAX_FORGOTTEN = 256
 
 
 def progress(filled: float, calls: int) -> float:
-    """Return by how many seconds the rank of a program is earlier because of its progress: at most twice
-    `PROGRESS_SECONDS`.
+    """Return by how many seconds a program is due earlier because of its progress: at most twice `PROGRESS_SECONDS`.
 
     `filled`: part of the model's window that the longest prompt of the program fills, from 0 to 1. `calls`: number of
     its calls.
@@ -169,17 +172,25 @@ class ProgramService:
         service = self._programs.get(program)
         if service is None:
             return now
-        return service.arrival + self.delay(program, now) - progress(service.filled, service.calls)
+        return service.arrival + self.delay(program, now)
+
+    def due(self, program: str, now: float) -> float:
+        """Return the due time of a program, in seconds: its rank less its progress. For a program that is not known,
+        the time itself."""
+        service = self._programs.get(program)
+        if service is None:
+            return now
+        return self.rank(program, now) - progress(service.filled, service.calls)
 
     def lead(self, program: str, tenant: str, now: float) -> float:
         """Count a call of a program. Return by how many seconds its deadline is earlier than that of a call of a new
         program.
 
-        This is the time minus the rank of the program. While other tenants have calls, programs are ordered only within
+        This is the time since the program was due. While other tenants have calls, programs are ordered only within
         their tenant: the average lead of the tenant is replaced by that of all tenants, and the lead differs from it by
         at most `MAX_DIFFERENCE`.
         """
-        lead = now - self.rank(program, now)
+        lead = now - self.due(program, now)
         average = self._averages.pop(tenant, None) or _Average()
         has_others = bool(self._averages) and now - next(reversed(self._averages.values())).time <= _ACTIVE_SECONDS
         average.add(lead, now)

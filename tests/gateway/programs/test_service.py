@@ -47,7 +47,7 @@ def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() ->
     service.begin("short prompt", "key", 0.0, 0.1)
     service.begin("long prompt", "key", 0.0, 0.9)
     service.begin("long prompt", "key", 0.0, 0.2)  # the client has shortened its history
-    order = sorted(("short prompt", "many calls", "long prompt"), key=lambda program: service.rank(program, 0.0))
+    order = sorted(("short prompt", "many calls", "long prompt"), key=lambda program: service.due(program, 0.0))
     assert order == ["long prompt", "many calls", "short prompt"]
 
 
@@ -55,7 +55,8 @@ def test_progress_is_bounded() -> None:
     service = ProgramService()
     for _ in range(3 * PROGRESS_CALLS):
         service.begin("agent", "key", 0.0, 17.0)
-    assert service.rank("agent", 0.0) == -2 * PROGRESS_SECONDS
+    assert service.due("agent", 0.0) == -2 * PROGRESS_SECONDS
+    assert service.rank("agent", 0.0) == 0.0, "what a program may displace does not depend on its progress"
 
 
 def test_weights_divide_the_service() -> None:
@@ -63,25 +64,26 @@ def test_weights_divide_the_service() -> None:
     for program in ("heavy", "light"):
         service.begin(program, program, 0.0)
         service.charge(program, 8 * GRANT_SECONDS, 0.0)
-    assert service.rank("heavy", 0.0) == SERVICE_FACTOR * GRANT_SECONDS - FIRST
-    assert service.rank("light", 0.0) == SERVICE_FACTOR * 7 * GRANT_SECONDS - FIRST
+    assert service.rank("heavy", 0.0) == SERVICE_FACTOR * GRANT_SECONDS
+    assert service.rank("light", 0.0) == SERVICE_FACTOR * 7 * GRANT_SECONDS
 
 
 def test_attained_service_decays() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0)
     service.charge("agent", 8 * GRANT_SECONDS, 0.0)
-    assert service.rank("agent", HALF_LIFE) == pytest.approx(SERVICE_FACTOR * 3 * GRANT_SECONDS - FIRST)
-    assert service.rank("agent", 2 * HALF_LIFE) == pytest.approx(SERVICE_FACTOR * GRANT_SECONDS - FIRST)
+    assert service.rank("agent", HALF_LIFE) == pytest.approx(SERVICE_FACTOR * 3 * GRANT_SECONDS)
+    assert service.rank("agent", 2 * HALF_LIFE) == pytest.approx(SERVICE_FACTOR * GRANT_SECONDS)
 
 
 def test_an_idle_program_counts_as_new() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0)
     service.begin("agent", "key", IDLE_SECONDS)
-    assert service.rank("agent", IDLE_SECONDS) == -progress(0.0, 2)
+    assert service.rank("agent", IDLE_SECONDS) == 0.0
     service.begin("agent", "key", 3 * IDLE_SECONDS)
-    assert service.rank("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS - FIRST
+    assert service.rank("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS
+    assert service.due("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS - FIRST, "its calls count anew"
 
 
 @given(
@@ -89,13 +91,13 @@ def test_an_idle_program_counts_as_new() -> None:
     st.floats(0.0, 400.0),
 )
 def test_no_program_starves(newcomers: list[tuple[int, float, float]], earlier: float) -> None:
-    """Serve the lowest rank, one slice at a time, while newcomers arrive without end. The program that waits is
-    overtaken by those alone that arrived before its rank and the largest progress, each for no longer than the bound
-    says."""
+    """Serve the earliest due time, one slice at a time, while newcomers arrive without end. The program that waits is
+    overtaken by those alone that arrived before its due time and the largest progress, each for no longer than the
+    bound says."""
     service = ProgramService()
     service.begin("waiting", "key", 0.0)
     service.charge("waiting", earlier, 0.0)
-    rank = service.rank("waiting", 0.0)
+    due = service.due("waiting", 0.0)
     now, served = 0.0, {}
     arrivals: dict[str, float] = {}
     for number, (gap, slice_seconds, filled) in enumerate(newcomers):
@@ -104,16 +106,16 @@ def test_no_program_starves(newcomers: list[tuple[int, float, float]], earlier: 
             service.begin(name, "key", now, filled)
         arrivals[name] = now
         candidates = ["waiting", *arrivals]
-        first = min(candidates, key=lambda program: (service.rank(program, now), program != "waiting"))
+        first = min(candidates, key=lambda program: (service.due(program, now), program != "waiting"))
         if first == "waiting":
             break
-        assert arrivals[first] < rank + 2 * PROGRESS_SECONDS
+        assert arrivals[first] < due + 2 * PROGRESS_SECONDS
         service.charge(first, slice_seconds, now)
         served[first] = served.get(first, 0.0) + slice_seconds
         now += gap / 10
         for name, seconds in served.items():
             # the last slice may begin just before the bound; half a minute of decay changes less than a hundredth
-            latest = rank + 2 * PROGRESS_SECONDS
+            latest = due + 2 * PROGRESS_SECONDS
             assert seconds <= 1.01 * (GRANT_SECONDS + (latest - arrivals[name]) / SERVICE_FACTOR) + 200.0
 
 
@@ -124,7 +126,7 @@ def test_memory_is_bounded() -> None:
         service.begin(f"program {number}", "key", float(number))
         service.begin("regular", "key", float(number))
     assert len(service) == 100
-    assert service.rank("regular", 999.0) == -progress(0.0, 1000)  # used all the time, so never forgotten
+    assert service.rank("regular", 999.0) == 0.0  # used all the time, so never forgotten
     assert service.rank("program 0", 999.0) == 999.0  # forgotten
 
 
@@ -135,7 +137,7 @@ def test_a_tenant_with_many_programs_pushes_out_no_others() -> None:
     service.charge("quiet", 2 * GRANT_SECONDS, 0.0)
     for number in range(1000):
         service.begin(f"program {number}", "loud key", 1.0)
-    assert service.rank("quiet", 0.0) == SERVICE_FACTOR * GRANT_SECONDS - FIRST
+    assert service.rank("quiet", 0.0) == SERVICE_FACTOR * GRANT_SECONDS
     assert len(service) == 100
     assert service.forget_some("loud key")
     assert not service.forget_some("loud key")

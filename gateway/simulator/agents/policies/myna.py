@@ -106,10 +106,10 @@ class MynaPolicy(AgentPolicy):
         self._charged[call] = call.service
 
     def order(self, call: AgentCall, pool: KvPool, now: float) -> tuple[float, ...]:
-        """Return the rank of the call's program, then the order of arrival. See `AgentPolicy.order`."""
+        """Return the due time of the call's program, then the order of arrival. See `AgentPolicy.order`."""
         if "priority" in self._without:
             return (call.number,)
-        return self._service.rank(str(call.session), now), call.number
+        return self._service.due(str(call.session), now), call.number
 
     def admits(self, call: AgentCall, waiting: Sequence[AgentCall], pool: KvPool, now: float) -> bool:
         """Return whether the call may run now. See `AgentPolicy.admits`."""
@@ -180,6 +180,6 @@ class MynaPolicy(AgentPolicy):
         wait = self._expected_wait(extent, now)
         if not wait:
             call = self._waiting.get(extent.chain)
-            return 0.0, 0.0 if call is None else self._service.rank(str(call.session), now), extent.start
+            return 0.0, 0.0 if call is None else self._service.due(str(call.session), now), extent.start
         seconds = extent.resident * self.facts.row_seconds
         return eviction_score(wait, extent.resident, seconds), now - extent.released, extent.start
