@@ -29,6 +29,7 @@ from gateway.programs import (
     compare_prompts,
     held_prompt,
     prompt_message,
+    text_message,
     token_message,
 )
 from gateway.prompts.normalize import normalize_messages
@@ -60,7 +61,10 @@ def chat_messages(messages: Sequence[Message]) -> list[PromptMessage]:
     """Return the messages of a conversation with their hashes. The time is linear in their texts."""
     found = []
     for message in messages:
-        content = message.content
+        content, tool_calls = message.content, message.tool_calls
+        if isinstance(content, str) and content and not tool_calls:
+            found.append(text_message(message.role, content))
+            continue
         media: Sequence[object] = ()
         calls: Sequence[tuple[str, str]] = ()
         if isinstance(content, list):
@@ -68,8 +72,8 @@ def chat_messages(messages: Sequence[Message]) -> list[PromptMessage]:
             media = [part.original for part in message.media]
         else:
             texts = [content or message.refusal or ""]
-        if message.tool_calls:
-            calls = [(call.function.name, call.function.arguments) for call in message.tool_calls]
+        if tool_calls:
+            calls = [(call.function.name, call.function.arguments) for call in tool_calls]
         found.append(prompt_message(message.role, texts, calls, media))
     return found
 
@@ -77,7 +81,7 @@ def chat_messages(messages: Sequence[Message]) -> list[PromptMessage]:
 def text_messages(prompt: str | Sequence[int]) -> list[PromptMessage]:
     """Return the prompt of a completion as a conversation of one message. Prompts given as token ids have no text."""
     if isinstance(prompt, str):
-        return [prompt_message("user", [prompt])]
+        return [text_message("user", prompt)]
     return [token_message(prompt)]
 
 

@@ -15,6 +15,7 @@ from gateway.programs.facts import (
     PromptMessage,
     client_ids,
     prompt_message,
+    text_message,
     token_message,
 )
 from gateway.programs.program import CallRecord, Edge, LostPrefix, Program, ProgramCall
@@ -49,5 +50,6 @@ __all__ = [
     "compare_prompts",
     "held_prompt",
     "prompt_message",
+    "text_message",
     "token_message",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gateway.programs.facts import AnswerKeys, ProgramFacts, PromptMessage
+from gateway.programs.facts import SYSTEM_ROLES, AnswerKeys, ProgramFacts, PromptMessage
 from gateway.programs.program import ProgramCall
 
 _MAX_EQUAL = 8
@@ -18,7 +18,7 @@ class Conversation:
     have a hash of their own.
     """
 
-    __slots__ = ("answers", "chain", "depths", "has_answers", "messages", "system")
+    __slots__ = ("_answers", "chain", "depths", "has_answers", "messages", "system")
 
     def __init__(self, messages: Sequence[PromptMessage]) -> None:
         self.messages = messages
@@ -27,33 +27,39 @@ class Conversation:
         assistant that is not the first of several, and at the end."""
         self.depths: list[int] = []
         """Number of messages up to each of these places."""
-        self.answers: list[AnswerKeys | None] = []
-        """Keys of the message that follows at each of these places; None at the end."""
         self.has_answers = False
+        self._answers: dict[int, AnswerKeys | None] = {}
+        """Keys of answers that were asked for, by place."""
         key = system = 0
         follows_answer = True  # an assistant's message at the start answers no prompt
         for index, message in enumerate(messages):
-            if message.is_system:
+            role = message.role
+            if role in SYSTEM_ROLES:
                 system = hash((system, message.key))
                 continue
-            is_answer = message.role == "assistant"
+            is_answer = role == "assistant"
             if is_answer:
                 self.has_answers = True
                 if not follows_answer:
                     self.chain.append(key)
                     self.depths.append(index)
-                    self.answers.append(message.answer)
             key = hash((key, message.key))
             follows_answer = is_answer
         self.system = system
         self.chain.append(key)
         self.depths.append(len(messages))
-        self.answers.append(None)
 
     @property
     def key(self) -> int:
         """Hash of the whole conversation."""
         return self.chain[-1]
+
+    def answer(self, place: int) -> AnswerKeys | None:
+        """Return the keys of the message that follows at a place, counted as in `chain`; None at the end."""
+        if place not in self._answers:
+            depth = self.depths[place]
+            self._answers[place] = self.messages[depth].answer if depth < len(self.messages) else None
+        return self._answers[place]
 
 
 class _CallsByKey:
@@ -144,9 +150,10 @@ class ConversationIndex:
         extend any more. Conversations without an answer in common continue nothing of each other, whatever their ids.
         """
         for place in range(len(conversation.depths) - 1, max(-1, len(conversation.depths) - 1 - _MAX_ANSWERS), -1):
-            position, answer = conversation.depths[place], conversation.answers[place]
+            position = conversation.depths[place]
             if position <= depth:
                 break
+            answer = conversation.answer(place)
             if answer is None or not answer.is_long:
                 continue
             found = [call for call in self._answers.get(answer.whole) if call.program is match.program]
@@ -155,12 +162,12 @@ class ConversationIndex:
         return match
 
     def _find_by_answer(self, conversation: Conversation) -> tuple[ProgramCall | None, int]:
-        places = list(zip(conversation.depths, conversation.answers, strict=True))[-_MAX_ANSWERS:]
-        for depth, answer in reversed(places):
+        for place in range(len(conversation.depths) - 1, max(-1, len(conversation.depths) - 1 - _MAX_ANSWERS), -1):
+            answer = conversation.answer(place)
             if answer is not None and answer.is_long:
                 found = self._answers.get(answer.whole)
                 if found and all(call.program is found[0].program for call in found):
-                    return found[-1], depth
+                    return found[-1], conversation.depths[place]
         return None, 0
 
     def _find_by_prompt(self, conversation: Conversation, facts: ProgramFacts) -> tuple[ProgramCall | None, int]:
@@ -169,7 +176,7 @@ class ConversationIndex:
             calls = self._prompts.get(conversation.chain[place])
             if not calls:
                 continue
-            answer = conversation.answers[place]
+            answer = conversation.answer(place)
             best, best_rank = None, (False, False, False, False)
             for call in reversed(calls):
                 if not _continues(call, answer, system, conversation):

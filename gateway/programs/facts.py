@@ -15,6 +15,7 @@ _EDGE_CHARACTERS = 8_192
 """Number of characters that are hashed at each end of a longer text, and about as many between the ends."""
 _ID_CHARACTERS = 64
 """Length of a client's id, in characters, from which its digest replaces it."""
+_new_tuple = tuple.__new__
 _HEAD_CHARACTERS = 48
 """Number of characters at the start of an answer that are compared if the client has rewritten the rest."""
 _MAX_TOOL_CALLS = 32
@@ -23,6 +24,8 @@ _MAX_ARGUMENTS = 262_144
 """Length of arguments, in characters, beyond which they are not parsed."""
 _SESSION_PART = re.compile(r"(?:^|_)session_([0-9A-Za-z-]{8,128})$|\"session_id\"\s*:\s*\"([^\"\\]{8,128})\"")
 """The session in Anthropic's `metadata.user_id` as Claude Code writes it: a suffix of a text, or a field of JSON."""
+SYSTEM_ROLES = ("system", "developer")
+"""Roles of the instructions of an application."""
 _ID_HEADERS = (
     ("x-session-id", "x-parent-session-id"),
     ("x-claude-code-session-id", ""),
@@ -72,28 +75,38 @@ def answer_keys(text: str, tool_calls: Sequence[tuple[str, str]] = ()) -> Answer
     """Return the keys of an answer. `tool_calls`: names and arguments."""
     text = text.strip()
     head = hash(text[:_HEAD_CHARACTERS]) if text else 0
-    if not tool_calls:
-        return AnswerKeys(hash((text_hash(text), 0)), head, 0, len(text) >= MIN_CHARACTERS)
-    calls = tuple([(name, text_hash("".join(arguments.split()))) for name, arguments in tool_calls])
     length = len(text) + sum([len(arguments) for _, arguments in tool_calls])
-    tools = hash(tuple([name for name, _ in tool_calls]))
-    return AnswerKeys(hash((text_hash(text), calls)), head, tools, length >= MIN_CHARACTERS)
+    tools = hash(tuple([name for name, _ in tool_calls])) if tool_calls else 0
+    return AnswerKeys(_answer_hash(text, _tool_calls_key(tool_calls)), head, tools, length >= MIN_CHARACTERS)
 
 
-@dataclass(slots=True)
-class PromptMessage:
+def _answer_hash(text: str, tool_calls: object) -> int:
+    """Return the hash of all of an answer. `text`: without white space around it. `tool_calls`: their key."""
+    return hash((text_hash(text), tool_calls))
+
+
+def _tool_calls_key(tool_calls: Sequence[tuple[str, str]]) -> object:
+    """Return a key of the names and the arguments of tool calls; 0 if there are none."""
+    return tuple([(name, text_hash("".join(arguments.split()))) for name, arguments in tool_calls]) or 0
+
+
+class PromptMessage(NamedTuple):
     """A message of a prompt. `key`: hash of its role and content. `texts`: its texts, in which answers are searched.
-    `answer`: its keys, if its role is `assistant`."""
+    `tool_calls`: names and arguments, if its role is `assistant`.
+
+    A prompt has many messages, and only few of their answers are looked at. So the keys of an answer are computed when
+    they are asked for.
+    """
 
     role: str
     key: int
     texts: Sequence[str] = ()
-    answer: AnswerKeys | None = None
+    tool_calls: Sequence[tuple[str, str]] = ()
 
     @property
-    def is_system(self) -> bool:
-        """Whether it is an instruction of the application."""
-        return self.role in ("system", "developer")
+    def answer(self) -> AnswerKeys | None:
+        """Its keys as an answer; None if its role is not `assistant`. The time is linear in its texts."""
+        return answer_keys("".join(self.texts), self.tool_calls) if self.role == "assistant" else None
 
 
 def token_message(tokens: Sequence[int]) -> PromptMessage:
@@ -101,13 +114,19 @@ def token_message(tokens: Sequence[int]) -> PromptMessage:
     return PromptMessage("user", hash(("tokens", token_hash(tokens))))
 
 
+def text_message(role: str, text: str) -> PromptMessage:
+    """Return a message that has one text and nothing else. Most have: it takes half the time of `prompt_message`."""
+    key = _answer_hash(text.strip(), 0) if role == "assistant" else hash((role, text_hash(text)))
+    return _new_tuple(PromptMessage, (role, key, (text,), ()))
+
+
 def prompt_message(
     role: str, texts: Sequence[str], tool_calls: Sequence[tuple[str, str]] = (), media: Sequence[object] = ()
 ) -> PromptMessage:
     """Return a message with its hashes. `tool_calls`: names and arguments; `media`: parts that are not text."""
     if role == "assistant":
-        answer = answer_keys(texts[0] if len(texts) == 1 else "".join(texts), tool_calls)
-        return PromptMessage(role, answer.whole, texts, answer)
+        key = _answer_hash("".join(texts).strip(), _tool_calls_key(tool_calls))
+        return PromptMessage(role, key, texts, tool_calls)
     keys: object = text_hash(texts[0]) if len(texts) == 1 else tuple(map(text_hash, texts))
     parts = (role, keys, *[text_hash(repr(part)) for part in media]) if media else (role, keys)
     return PromptMessage(role, hash(parts), texts)

@@ -10,7 +10,7 @@ from gateway.graph.call import Call
 from gateway.graph.ids import new_id
 from gateway.graph.limits import SharedLimit
 from gateway.programs.conversation_index import Conversation, ConversationIndex
-from gateway.programs.facts import AnswerFacts, ProgramFacts, answer_keys
+from gateway.programs.facts import SYSTEM_ROLES, AnswerFacts, ProgramFacts, answer_keys
 from gateway.programs.program import CallRecord, Edge, Evidence, LostPrefix, Program, ProgramCall
 from gateway.programs.prompt_memory import HeldPrompt, PromptMemory
 from gateway.programs.text_links import MIN_CHARACTERS, MIN_WHOLE_CHARACTERS, TextLink, TextLinks
@@ -237,7 +237,7 @@ class ProgramIndex:
             if len(held.systems) > _MAX_SYSTEMS:
                 held.systems.popitem(last=False)
         for message in conversation.messages[depth:] if depth else conversation.messages:
-            if message.role != "assistant" and not (is_known and message.is_system):
+            if message.role != "assistant" and not (is_known and message.role in SYSTEM_ROLES):
                 texts += message.texts
         return texts
 
@@ -509,9 +509,9 @@ class ProgramIndex:
 def _find_by_place(program: Program, conversation: Conversation) -> ProgramCall | None:
     """Return the call of the program that gave the last answer in the conversation at the same place, however short the
     answer is. It connects turns of an agent with an id whose early messages change from turn to turn."""
-    if not program.calls or len(conversation.answers) < 2:
+    if not program.calls or len(conversation.depths) < 2:
         return None
-    answer, depth = conversation.answers[-2], conversation.depths[-2]
+    answer, depth = conversation.answer(len(conversation.depths) - 2), conversation.depths[-2]
     for call in islice(reversed(program.calls.values()), _MAX_COMPARED_CALLS):
         if call.depth == depth and call.answer is not None and answer is not None and call.answer.whole == answer.whole:
             return call

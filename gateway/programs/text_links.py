@@ -159,11 +159,14 @@ class TextLinks(Generic[Source]):
                 twin.is_common = answer.is_common = True
             held.wholes[whole] = answer
         windows = held.windows
-        for key in keys:
-            before = windows.setdefault(key, answer)
-            if before is not answer:
-                others = before[1 - _MAX_SOURCES :] if isinstance(before, tuple) else (before,)
-                windows[key] = (*others, answer)
+        if windows.keys().isdisjoint(keys):
+            windows.update(dict.fromkeys(keys, answer))  # a third of the time of the loop below
+        else:
+            for key in keys:
+                before = windows.setdefault(key, answer)
+                if before is not answer:
+                    others = before[1 - _MAX_SOURCES :] if isinstance(before, tuple) else (before,)
+                    windows[key] = (*others, answer)
         self._limit.add(tenant, size)
         self._make_room(tenant)
 
@@ -286,13 +289,10 @@ def _indexed_keys(text: str, end: int, copied: bytes = b"") -> set[int]:
     """Return the hashes under which a text is indexed up to `end`. `copied`: marks characters; windows of marked ones
     are left out."""
     last = min(len(text) - _WINDOW + 1, end)
-    keys: set[int] = set()
-    for offset in range(_STEP):
-        positions: Iterable[int] = range(offset, last, _PERIOD)
-        if copied:
-            positions = [index for index in positions if not copied.startswith(_MARKS, index)]
-        keys.update(map(hash, [text[index : index + _WINDOW] for index in positions]))
-    return keys
+    positions = [index for offset in range(_STEP) for index in range(offset, last, _PERIOD)]
+    if copied:
+        positions = [index for index in positions if not copied.startswith(_MARKS, index)]
+    return set(map(hash, [text[index : index + _WINDOW] for index in positions]))
 
 
 def _searched_keys(text: str) -> list[int]:

@@ -60,7 +60,7 @@ def test_ids_of_tool_calls_and_reasoning_do_not_count() -> None:
 def test_refusals_and_prompts_of_completions_are_texts() -> None:
     (refusal,) = chat_messages([message(role="assistant", refusal="no")])
     assert list(refusal.texts) == ["no"]
-    assert text_messages("a")[0].texts == ["a"]
+    assert list(text_messages("a")[0].texts) == ["a"]
     assert text_messages([1, 2])[0].key == text_messages([1, 2])[0].key != text_messages([2, 1])[0].key
 
 

@@ -14,6 +14,7 @@ from gateway.programs.facts import (
     client_ids,
     prompt_message,
     text_hash,
+    text_message,
     token_hash,
     token_message,
 )
@@ -41,6 +42,13 @@ def test_messages_differ_in_role_texts_and_media() -> None:
     }
     assert len(keys) == 6
     assert prompt_message("user", ["a", "b"]).key == prompt_message("user", ["a", "b"]).key
+
+
+@given(st.sampled_from(["user", "assistant", "system", "tool"]), st.text() | st.text().map(lambda text: text * 1_000))
+def test_a_message_of_one_text_is_the_same_however_it_is_made(role: str, text: str) -> None:
+    one, other = text_message(role, text), prompt_message(role, [text])
+    assert (one.key, list(one.texts), one.answer) == (other.key, list(other.texts), other.answer)
+    assert one.answer == (answer_keys(text) if role == "assistant" else None)
 
 
 def test_long_texts_differ_at_their_ends_and_in_length() -> None:
