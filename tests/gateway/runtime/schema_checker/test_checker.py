@@ -1,6 +1,5 @@
 """Tests of gateway/runtime/schema_checker/checker.py: agreement with jsonschema, and hostile schemas and values."""
 
-import time
 from typing import Any
 
 import jsonschema
@@ -28,34 +27,33 @@ def chain(levels: int) -> dict[str, Any]:
     return {"unevaluatedProperties": False, "$ref": "#/$defs/d0", "$defs": {**definitions, f"d{levels}": True}}
 
 
+NUMBERS = list(range(10_000))
+
+
 @pytest.mark.parametrize(
     ("schema", "value"),
     [
         (exponential(40), 1),
         (chain(40), {"a": 1, "b": 2}),
         ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, 1),
-        ({"items": {"anyOf": [{"required": [f"r{index}"]} for index in range(5_000)]}}, [{}] * 5_000),
-        ({"allOf": [{"uniqueItems": True} for _ in range(1_000)]}, list(range(10_000))),
-        ({"items": {"enum": [[index] for index in range(5_000)]}}, [nested(100)] * 50_000),
-        ({"additionalProperties": False, "patternProperties": {f"^{index}(abc|def){{0,90}}$": True for index in range(999)}}, {f"q{index}": 1 for index in range(999)}),
-        ({"unevaluatedProperties": {"type": "string"}, "allOf": [{"properties": {f"p{index}": True}} for index in range(5_000)]}, {f"q{index}": 1 for index in range(10_000)}),
-        ({"items": {"x" * index: True for index in range(2_000)}}, [1] * 10_000),
-        ({"anyOf": [{"pattern": f"^(x+x+){{1,40}}y{index}"} for index in range(2_000)]}, "x" * 100_000),
+        ({"items": {"anyOf": [*({"required": [f"r{index}"]} for index in range(5_000)), {}]}}, [{}] * 100_000),
+        ({"allOf": [{"uniqueItems": True} for _ in range(5_000)]}, list(range(1_000_000))),
+        ({"items": {"enum": [*([index] for index in range(2_000)), NUMBERS]}}, [NUMBERS] * 1_000_000),
+        ({"items": {"additionalProperties": {}, "patternProperties": {f"^{index}(abc|def){{0,90}}$": True for index in range(999)}}}, [{f"q{index}": 1 for index in range(999)}] * 1_000),
+        ({"items": {"unevaluatedProperties": {"type": "integer"}, "allOf": [{"properties": {f"p{index}": True}} for index in range(5_000)]}}, [{f"q{index}": 1 for index in range(10_000)}] * 100_000),
+        ({"items": {f"x{index}": True for index in range(19_000)}}, [1] * 2_000_000),
+        ({"items": {"anyOf": [*({"pattern": f"^(x+x+){{1,40}}y{index}"} for index in range(2_000)), {}]}}, ["x" * 100_000] * 10_000),
         ({"properties": {f"p{index}": True for index in range(19_999)}, "x": [1] * 9_000}, {}),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}, nested(1_000)),
         ({"const": nested(900)}, nested(900)),
     ],
+    ids=range(13),
 )  # fmt: skip
-def test_hostile_schemas_and_values_get_no_verdict_in_little_time(schema: Any, value: Any) -> None:
-    began = time.process_time()
-    budget = WorkBudget(50_000)
-    try:
-        SchemaChecker(schema).check(value, budget)
-    except NoVerdict:
-        pass
-    else:
-        assert not schema.get("properties"), "a schema that is too large is not used"
-    assert time.process_time() - began < 1.5
+def test_hostile_schemas_and_values_get_no_verdict(schema: Any, value: Any) -> None:
+    """Check that the budget ends the checks. Where the size of the value matters, a check whose work the budget does
+    not bound takes more than 15 minutes, and the test's time limit ends it."""
+    with pytest.raises(NoVerdict):
+        SchemaChecker(schema).check(value, WorkBudget(50_000))
 
 
 def test_deep_values_are_checked_as_deep_as_the_schema_goes() -> None:

@@ -1,7 +1,5 @@
 """Tests of gateway/runtime/schema_checker/pattern_cache.py: patterns are compiled once and take linear time."""
 
-import time
-
 import pytest
 
 from gateway.runtime.schema_checker.pattern_cache import PatternCache
@@ -10,9 +8,9 @@ from tests.gateway.runtime.schema_checker.verdicts import found
 
 
 def test_a_catastrophic_pattern_takes_linear_time() -> None:
-    began = time.process_time()
+    """Check that RE2 searches. Python's `re` takes seconds for 25 characters, and twice as long for each more: the
+    test's time limit ends it."""
     assert found({"pattern": "^(a+)+$"}, "a" * 50_000 + "b") == "$: pattern: the string does not match"
-    assert time.process_time() - began < 0.5
 
 
 def test_a_pattern_is_compiled_once() -> None:
