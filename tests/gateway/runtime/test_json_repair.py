@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.runtime.json_repair import JsonRepairer, repair_json
+from tests.fakes.counted_text import CountedText
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -98,26 +98,28 @@ def test_text_after_the_object_is_ignored_and_counted() -> None:
     assert repairer.push("more") + repairer.finish() == ""
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000 + "}" * 200_000, '{"a": "' + '" "' * 100_000, "{" + "," * 300_000])
-def test_hostile_text_takes_linear_time(text: str) -> None:
-    began = time.process_time()
-    repair_json(text)
-    assert time.process_time() - began < 5
-
-
 @pytest.mark.parametrize(
     "text",
     [
-        "```x" + " " * 100_000 + "x",
-        " " * 2_000_000,
-        '{"a": 1,' + " " * 2_000_000 + '"b": 2}',
-        '{"a": "b"' + " " * 2_000_000 + "}",
+        "[" * 400_000 + "}" * 400_000,
+        '{"a": "' + ('" ' + " " * 500 + '"') * 100_000,
+        "{" + ("," + " " * 200) * 300_000,
+        "```x" + " " * 3_000_000 + "x",
+        '{"a": 1,' + " " * 20_000_000 + '"b": 2}',
+        '{"a": "b"' + " " * 20_000_000 + "}",
     ],
+    ids=range(6),
 )
-def test_white_space_takes_linear_time(text: str) -> None:
-    began = time.process_time()
+def test_hostile_text_takes_linear_time(text: str) -> None:
+    """Repair text that takes more than ten minutes if each step copies the text, or searches all open brackets or the
+    rest of the text: the test's time limit ends it."""
     repair_json(text)
-    assert time.process_time() - began < 5, "minutes if it is copied for each character, or searched again"
+
+
+def test_white_space_is_not_copied_for_each_character() -> None:
+    text = CountedText(" " * 100_000)
+    assert repair_json(text) == "{}"
+    assert text.copied <= 2 * len(text)
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "```\nNaN\n```", "[NaN, Infinity]"])

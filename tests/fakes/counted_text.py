@@ -1,0 +1,33 @@
+"""Text that counts how many of its characters are copied: a bound on work that does not depend on the machine."""
+
+from typing import Any
+
+
+class CountedText(str):
+    """Text that counts the characters that its slices and concatenations copy, and those of its parts."""
+
+    __slots__ = ("_counts",)
+
+    def __new__(cls, text: str, counts: list[int] | None = None) -> "CountedText":
+        """`counts`: sizes of the copies so far, which a text shares with its parts."""
+        counted = super().__new__(cls, text)
+        counted._counts = [] if counts is None else counts
+        return counted
+
+    @property
+    def copied(self) -> int:
+        """Number of characters that were copied."""
+        return sum(self._counts)
+
+    def _copy(self, text: str) -> "CountedText":
+        self._counts.append(len(text))
+        return CountedText(text, self._counts)
+
+    def __getitem__(self, key: Any) -> "CountedText":
+        return self._copy(super().__getitem__(key))
+
+    def __add__(self, other: str) -> "CountedText":
+        return self._copy(super().__add__(other))
+
+    def __radd__(self, other: str) -> "CountedText":
+        return self._copy(other + str(self))
