@@ -1,4 +1,4 @@
-"""Text that counts how many of its characters are copied: a bound on work that does not depend on the machine."""
+"""Texts that count work with them: a bound that does not depend on the speed of the machine."""
 
 from typing import Any
 
@@ -31,3 +31,15 @@ class CountedText(str):
 
     def __radd__(self, other: str) -> "CountedText":
         return self._copy(other + str(self))
+
+
+class CountedKey(str):
+    """Text that counts comparisons with it, in `comparisons` of the class."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedKey.comparisons += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__

@@ -16,6 +16,7 @@ from compat.parrot.requests import (
     SemanticCall,
     pieces,
 )
+from tests.fakes.counted_text import CountedKey
 
 
 def call(template: str, *parameters: dict[str, Any], **more: Any) -> SemanticCall:
@@ -42,6 +43,16 @@ def test_pieces_join_to_the_template(parts: list[tuple[str, str]]) -> None:
     assert "".join(piece if isinstance(piece, str) else f"{{{{{piece.name}}}}}" for piece in found) == template
     assert [piece.name for piece in found if isinstance(piece, Parameter)] == [name for _, name in parts]
     assert "" not in found
+
+
+def test_many_parameters_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountedKey, "comparisons", 0)
+    names = [CountedKey(f"p{index}") for index in range(2_000)]
+    parameters = [Parameter.model_construct(name=name, is_output=False, value="v") for name in names]
+    template = "".join(f"{{{{{name}}}}}" for name in names)
+    many = SemanticCall.model_construct(template=template, parameters=parameters)
+    assert many._template_and_parameters_agree() is many
+    assert CountedKey.comparisons <= 5 * 2_000, "2,000,000 if each is compared with those before it"
 
 
 @pytest.mark.parametrize(
