@@ -1,6 +1,6 @@
 """gateway/telemetry/span_texts.py: prompts and answers as attributes of spans."""
 
-import time
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -193,15 +193,19 @@ def test_hostile_messages() -> None:
 def test_a_large_value_that_a_prompt_repeats_is_not_copied_as_often() -> None:
     value = "v" * 1_000_000
     reference = Input(Reference("va"), "m")
-    call = call_of(Characters("begin "), *[reference] * 10_000, Characters(" end"), a=value)
-    began = time.monotonic()
-    (message,) = inputs(call)
-    assert time.monotonic() - began < 2.0, "10 GB as a whole"
+    call = call_of(Characters("begin "), *[reference] * 300, Characters(" end"), a=value)
+    tracemalloc.start()
+    try:
+        (message,) = inputs(call)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(value), "300 MB as a whole"
     assert message["parts"][0]["content"].startswith("begin v")
     assert message["parts"][0]["content"].endswith("v end")
 
 
 def test_an_answer_with_many_opening_marks() -> None:
-    began = time.monotonic()
-    answered("<tool_call>" * 90_000)
-    assert time.monotonic() - began < 2.0
+    """Describe an answer that takes more than an hour if the end of each mark is searched in the rest of the answer:
+    the test's time limit ends it."""
+    answered("<tool_call>" * 2_000_000)

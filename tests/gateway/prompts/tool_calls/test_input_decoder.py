@@ -1,7 +1,6 @@
 """gateway/prompts/tool_calls/input_decoder.py: the input of a custom tool, from arguments in pieces."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -48,6 +47,6 @@ def test_arguments_of_another_form_are_the_input_as_far_as_possible(arguments: s
 
 
 def test_white_space_before_the_input_takes_linear_time() -> None:
-    began = time.process_time()
-    decode(["{", *[" "] * 100_000])
-    assert time.process_time() - began < 3, "12 s if it is searched for each piece"
+    """Decode white space that takes more than half an hour if it is searched for each piece: the test's time limit
+    ends it."""
+    decode(["{", *[" "] * 1_000_000])
