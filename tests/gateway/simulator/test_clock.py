@@ -1,7 +1,6 @@
 """Tests of gateway/simulator/clock.py: an event loop on virtual time."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -9,6 +8,8 @@ from gateway.simulator import clock
 
 
 def test_waiting_takes_no_real_time() -> None:
+    """Wait for an hour of virtual time. If it were real time, the test's time limit would end it."""
+
     async def work() -> list[float]:
         loop = asyncio.get_running_loop()
 
@@ -18,9 +19,7 @@ def test_waiting_takes_no_real_time() -> None:
 
         return await asyncio.gather(wait(3600.0), wait(5.0), wait(0.0))
 
-    began = time.monotonic()
     assert clock.run(work()) == pytest.approx([3600.0, 5.0, 0.0])
-    assert time.monotonic() - began < 60, "an hour of virtual time"
 
 
 def test_waiting_without_a_timer_is_an_error() -> None:
