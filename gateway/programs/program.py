@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gateway.graph.call import Call, CallState, Times, Usage
 from gateway.graph.errors import Failure
@@ -18,8 +18,7 @@ Evidence = Literal["session", "id", "content", "text", "none"]
 has in common with an answer; or none, because it began the program."""
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(NamedTuple):
     """An edge from an earlier call, by its id, to the call that has the edge. `program`: that of the earlier call when
     the edge was found. `length`: characters that the two have in common, for texts of answers."""
 

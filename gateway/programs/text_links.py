@@ -289,10 +289,12 @@ def _indexed_keys(text: str, end: int, copied: bytes = b"") -> set[int]:
     """Return the hashes under which a text is indexed up to `end`. `copied`: marks characters; windows of marked ones
     are left out."""
     last = min(len(text) - _WINDOW + 1, end)
-    positions = [index for offset in range(_STEP) for index in range(offset, last, _PERIOD)]
-    if copied:
-        positions = [index for index in positions if not copied.startswith(_MARKS, index)]
-    return set(map(hash, [text[index : index + _WINDOW] for index in positions]))
+    return {
+        hash(text[index : index + _WINDOW])
+        for offset in range(_STEP)
+        for index in range(offset, last, _PERIOD)
+        if not copied or not copied.startswith(_MARKS, index)
+    }
 
 
 def _searched_keys(text: str) -> list[int]:

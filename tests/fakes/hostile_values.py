@@ -10,7 +10,7 @@ for _ in range(150):
 MISSING = object()
 """Stands for a field or an element that is left out."""
 VALUES: list[Any] = [
-    *(MISSING, None, True, -1, 2**70, 0.5, "", "x" * 200_000, "\ud800", "<<x>>", [], {}),
+    *(MISSING, None, True, -1, 2**70, 0.5, "", "x" * 900_000, "\ud800", "<<x>>", [], {}),
     *([[]], [{}] * 600, ["x"] * 20_000, {f"k{number}": 1 for number in range(2_000)}, _NESTED),
     *({"type": "message"}, {"id": "msg_1"}),
 ]

@@ -1,5 +1,6 @@
 """Requests of the Responses API in which one value is wrong, missing or huge: no server error, over HTTP and WebSocket."""
 
+import io
 import json
 from typing import Any
 
@@ -79,7 +80,7 @@ async def test_a_wrong_value_is_no_server_error(scripted_gateway: ScriptedGatewa
             body = {name: value for name, value in body.items() if name in ("model", "input")}
         elif path.endswith("conversations"):
             body = {"items": body.get("input")}
-        data, headers = json.dumps(body), {"Content-Type": "application/json"}
+        data, headers = io.BytesIO(json.dumps(body).encode()), {"Content-Type": "application/json"}
         with CallCounter() as calls:
             async with client.post(path, data=data, headers=headers) as answer:
                 told = await answer.json()
