@@ -75,7 +75,8 @@ class Priorities:
         rank = min(own deadline, ranks of the unfinished calls that read or follow it) - PRODUCER_LEAD * time
 
     So a call never has a higher rank than a call that needs it. Calls of its tenant that arrive after a call's own
-    deadline cannot overtake it, except calls of older programs.
+    deadline cannot overtake it, except calls of programs that are due earlier: these for a bounded time, see
+    `gateway.programs.service`.
 
     A change of the graph marks the calls that it concerns. The next query of ranks computes these calls and, as far as
     their ranks change, their ancestors, once each. The time is linear in the edges between them, however many changes
@@ -125,7 +126,7 @@ class Priorities:
         if call.program is not None and not call.session.id:
             fair_offset += self._program_offset(call, call.program, cost, now)
         elif self._orders_programs:
-            fair_offset -= self.programs.average_lead(now)
+            fair_offset -= self.programs.average_lead(call.session.tenant, now)
         deadline_unread = now + fair_offset + patience + path + deadline_extension(session.seconds)
         self._entries[call.id] = entry = _Entry(call, prefixes, cost, path, fair_offset, deadline_unread)
         self._changed[call.id] = call

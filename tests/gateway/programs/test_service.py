@@ -1,5 +1,6 @@
 """gateway/programs/service.py: ranks of programs, the starvation bound, decay and bounds."""
 
+import itertools
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from gateway.programs.service import (
     HALF_LIFE,
     IDLE_SECONDS,
     MAX_DIFFERENCE,
+    MAX_LEAD,
     PROGRESS_CALLS,
     PROGRESS_SECONDS,
     SERVICE_FACTOR,
@@ -29,7 +31,7 @@ def test_a_program_that_returns_goes_before_newcomers() -> None:
     service.charge("agent", 5.0, 50.0)
     service.begin("newcomer", "key", 60.0)
     service.begin("agent", "key", 61.0)
-    assert service.rank("agent", 61.0) < service.rank("newcomer", 61.0)
+    assert service.due("agent", 61.0, 61.0) < service.due("newcomer", 60.0, 61.0)
 
 
 def test_a_short_program_does_not_wait_for_all_of_a_long_one() -> None:
@@ -37,7 +39,7 @@ def test_a_short_program_does_not_wait_for_all_of_a_long_one() -> None:
     service.begin("long", "key", 0.0)
     service.charge("long", GRANT_SECONDS + 100.0, 100.0)
     service.begin("short", "key", 100.0)
-    assert service.rank("short", 100.0) < service.rank("long", 100.0)
+    assert service.due("short", 100.0, 100.0) < service.due("long", 100.0, 100.0)
 
 
 def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() -> None:
@@ -46,8 +48,8 @@ def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() ->
         service.begin("many calls", "key", 0.0, 0.1)
     service.begin("short prompt", "key", 0.0, 0.1)
     service.begin("long prompt", "key", 0.0, 0.9)
-    service.begin("long prompt", "key", 0.0, 0.2)  # the client has shortened its history
-    order = sorted(("short prompt", "many calls", "long prompt"), key=lambda program: service.due(program, 0.0))
+    service.begin("long prompt", "key", 0.0, 0.2)  # its longest prompt counts, although the client has shortened it
+    order = sorted(("short prompt", "many calls", "long prompt"), key=lambda program: service.due(program, 0.0, 0.0))
     assert order == ["long prompt", "many calls", "short prompt"]
 
 
@@ -55,7 +57,7 @@ def test_progress_is_bounded() -> None:
     service = ProgramService()
     for _ in range(3 * PROGRESS_CALLS):
         service.begin("agent", "key", 0.0, 17.0)
-    assert service.due("agent", 0.0) == -2 * PROGRESS_SECONDS
+    assert service.due("agent", 0.0, 0.0) == -2 * PROGRESS_SECONDS
     assert service.rank("agent", 0.0) == 0.0, "what a program may displace does not depend on its progress"
 
 
@@ -83,40 +85,67 @@ def test_an_idle_program_counts_as_new() -> None:
     assert service.rank("agent", IDLE_SECONDS) == 0.0
     service.begin("agent", "key", 3 * IDLE_SECONDS)
     assert service.rank("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS
-    assert service.due("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS - FIRST, "its calls count anew"
+    due = service.due("agent", 3 * IDLE_SECONDS, 3 * IDLE_SECONDS)
+    assert due == 3 * IDLE_SECONDS - FIRST, "its calls count anew"
 
 
+@pytest.mark.parametrize("begun", [0.0, 9_000.0])
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 200.0), st.floats(0, 2)), min_size=1, max_size=80),
-    st.floats(0.0, 400.0),
+    programs=st.integers(1, 40),
+    slices=st.lists(st.floats(20.0, 400.0), min_size=1, max_size=10),
+    filled=st.sampled_from([0.0, 2.0]),
+    weight=st.sampled_from([1.0, 4.0]),
 )
-def test_no_program_starves(newcomers: list[tuple[int, float, float]], earlier: float) -> None:
-    """Serve the earliest due time, one slice at a time, while newcomers arrive without end. The program that waits is
-    overtaken by those alone that arrived before its due time and the largest progress, each for no longer than the
-    bound says."""
-    service = ProgramService()
-    service.begin("waiting", "key", 0.0)
-    service.charge("waiting", earlier, 0.0)
-    due = service.due("waiting", 0.0)
-    now, served = 0.0, {}
+def test_no_call_starves(begun: float, programs: int, slices: list[float], filled: float, weight: float) -> None:
+    """Serve the call with the earliest deadline, one at a time. Some programs, older or younger than a call that waits,
+    always have a call. None of their calls that arrive after a time goes before it, so it gets its turn."""
+    service = ProgramService({"key": weight})
     arrivals: dict[str, float] = {}
-    for number, (gap, slice_seconds, filled) in enumerate(newcomers):
-        name = f"newcomer {number}"
-        for _ in range(PROGRESS_CALLS):
-            service.begin(name, "key", now, filled)
-        arrivals[name] = now
-        candidates = ["waiting", *arrivals]
-        first = min(candidates, key=lambda program: (service.due(program, now), program != "waiting"))
-        if first == "waiting":
-            break
-        assert arrivals[first] < due + 2 * PROGRESS_SECONDS
-        service.charge(first, slice_seconds, now)
-        served[first] = served.get(first, 0.0) + slice_seconds
-        now += gap / 10
-        for name, seconds in served.items():
-            # the last slice may begin just before the bound; half a minute of decay changes less than a hundredth
-            latest = due + 2 * PROGRESS_SECONDS
-            assert seconds <= 1.01 * (GRANT_SECONDS + (latest - arrivals[name]) / SERVICE_FACTOR) + 200.0
+    deadlines: dict[str, float] = {}
+
+    def request(program: str, now: float, calls: int = 1) -> None:
+        for _ in range(calls):
+            service.begin(program, "key", now, 0.0 if program == "waiting" else filled)
+        arrivals[program] = now
+        deadlines[program] = now - service.lead(program, "key", now)
+
+    names = [f"program {number}" for number in range(programs)]
+    if begun < 8_000.0:
+        for name in names:
+            request(name, begun, PROGRESS_CALLS)
+            request(name, begun + 3_000.0)
+            request(name, begun + 6_000.0)
+    request("waiting", 8_000.0)
+    if begun >= 8_000.0:
+        for name in names:
+            request(name, begun, PROGRESS_CALLS)
+    now, turns = max(begun, 8_000.0), itertools.cycle(slices)
+    while (first := min(deadlines, key=deadlines.__getitem__)) != "waiting":
+        assert arrivals[first] <= 8_000.0 + 2 * MAX_LEAD
+        seconds = next(turns)
+        now += seconds
+        service.charge(first, seconds, now)
+        request(first, now)
+
+
+def test_the_lead_is_bounded_in_both_directions() -> None:
+    service = ProgramService()
+    for second in range(0, 20_000, 1_000):
+        service.begin("old", "key", float(second))
+    assert service.lead("old", "key", 20_000.0) == MAX_LEAD
+    service.begin("greedy", "key", 20_000.0)
+    service.charge("greedy", 1e9, 20_000.0)
+    assert service.lead("greedy", "key", 20_000.0) == -MAX_LEAD
+
+
+def test_a_tenant_whose_calls_belong_to_no_program_counts_as_active() -> None:
+    service = ProgramService()
+    for _ in range(PROGRESS_CALLS):
+        service.begin("agent", "busy", 0.0, 1.0)
+    assert service.lead("agent", "busy", 0.0) == 2 * PROGRESS_SECONDS
+    service.average_lead("other", 1.0)
+    service.begin("new", "busy", 1.0)
+    assert service.lead("agent", "busy", 1.0) - service.lead("new", "busy", 1.0) <= 2 * MAX_DIFFERENCE
 
 
 def test_memory_is_bounded() -> None:
@@ -152,7 +181,7 @@ def test_impossible_service_is_refused(seconds: float) -> None:
         ProgramService().charge("agent", seconds, 0.0)
 
 
-def test_programs_of_a_tenant_that_is_alone_go_in_the_order_of_their_arrival() -> None:
+def test_programs_of_a_tenant_that_is_alone_have_the_time_since_they_were_due_as_lead() -> None:
     service = ProgramService()
     for program, arrival in (("old", 100.0), ("young", 1900.0)):
         service.begin(program, "key", arrival)
@@ -188,16 +217,17 @@ def test_tenants_that_are_active_differ_by_a_bounded_lead(calls: list[tuple[str,
         service.begin(program, tenant, now)
         seen.add(tenant)
         lead = service.lead(program, tenant, now)
-        assert abs(lead - service.average_lead(now)) <= MAX_DIFFERENCE + 1e-6 or len(seen) == 1
+        average = service.average_lead(tenant, now)
+        assert abs(lead - average) <= MAX_DIFFERENCE + 1e-6 or len(seen) == 1
 
 
 def test_the_average_lead_fades_without_calls() -> None:
     service = ProgramService()
-    assert service.average_lead(0.0) == 0.0
+    assert service.average_lead("key", 0.0) == 0.0
     service.begin("agent", "key", 0.0)
     service.lead("agent", "key", 1000.0)
-    assert service.average_lead(1000.0) == pytest.approx(1000.0 + FIRST)
-    assert service.average_lead(1600.0) == pytest.approx((1000.0 + FIRST) / 2)
+    assert service.average_lead("key", 1000.0) == pytest.approx(1000.0 + FIRST)
+    assert service.average_lead("key", 1600.0) == pytest.approx((1000.0 + FIRST) / 2)
 
 
 def test_averages_of_tenants_are_bounded() -> None:

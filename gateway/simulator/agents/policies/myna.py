@@ -106,10 +106,13 @@ class MynaPolicy(AgentPolicy):
         self._charged[call] = call.service
 
     def order(self, call: AgentCall, pool: KvPool, now: float) -> tuple[float, ...]:
-        """Return the due time of the call's program, then the order of arrival. See `AgentPolicy.order`."""
+        """Return when the call is due because of its program, then the order of arrival. See `AgentPolicy.order`."""
         if "priority" in self._without:
             return (call.number,)
-        return self._service.due(str(call.session), now), call.number
+        return self._due(call, now), call.number
+
+    def _due(self, call: AgentCall, now: float) -> float:
+        return self._service.due(str(call.session), call.issued, now)
 
     def admits(self, call: AgentCall, waiting: Sequence[AgentCall], pool: KvPool, now: float) -> bool:
         """Return whether the call may run now. See `AgentPolicy.admits`."""
@@ -180,6 +183,6 @@ class MynaPolicy(AgentPolicy):
         wait = self._expected_wait(extent, now)
         if not wait:
             call = self._waiting.get(extent.chain)
-            return 0.0, 0.0 if call is None else self._service.due(str(call.session), now), extent.start
+            return 0.0, 0.0 if call is None else self._due(call, now), extent.start
         seconds = extent.resident * self.facts.row_seconds
         return eviction_score(wait, extent.resident, seconds), now - extent.released, extent.start
