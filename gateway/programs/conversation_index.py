@@ -12,13 +12,13 @@ _MAX_ANSWERS = 64
 
 
 class Conversation:
-    """The conversation of a prompt as a chain of hashes, one for each message without those of the system.
+    """The conversation of a prompt as a chain of hashes: one for each place where an answer of a model can follow.
 
     Messages of the system do not count, because applications change them between turns (the date, a reminder); they
     have a hash of their own.
     """
 
-    __slots__ = ("_answers", "chain", "depths", "has_answers", "messages", "system")
+    __slots__ = ("chain", "depths", "has_answers", "messages", "system")
 
     def __init__(self, messages: Sequence[PromptMessage]) -> None:
         self.messages = messages
@@ -28,8 +28,6 @@ class Conversation:
         self.depths: list[int] = []
         """Number of messages up to each of these places."""
         self.has_answers = False
-        self._answers: dict[int, AnswerKeys | None] = {}
-        """Keys of answers that were asked for, by place."""
         key = system = 0
         follows_answer = True  # an assistant's message at the start answers no prompt
         for index, message in enumerate(messages):
@@ -55,11 +53,10 @@ class Conversation:
         return self.chain[-1]
 
     def answer(self, place: int) -> AnswerKeys | None:
-        """Return the keys of the message that follows at a place, counted as in `chain`; None at the end."""
-        if place not in self._answers:
-            depth = self.depths[place]
-            self._answers[place] = self.messages[depth].answer if depth < len(self.messages) else None
-        return self._answers[place]
+        """Return the keys of the message that follows at a place, an index in `chain`; None at the end. They are
+        computed at each call, in time linear in the message."""
+        depth = self.depths[place]
+        return self.messages[depth].answer if depth < len(self.messages) else None
 
 
 class _CallsByKey:

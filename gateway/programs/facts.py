@@ -16,6 +16,7 @@ _EDGE_CHARACTERS = 8_192
 _ID_CHARACTERS = 64
 """Length of a client's id, in characters, from which its digest replaces it."""
 _new_tuple = tuple.__new__
+"""Makes a named tuple in half the time of its class."""
 _HEAD_CHARACTERS = 48
 """Number of characters at the start of an answer that are compared if the client has rewritten the rest."""
 _MAX_TOOL_CALLS = 32
@@ -81,7 +82,7 @@ def answer_keys(text: str, tool_calls: Sequence[tuple[str, str]] = ()) -> Answer
 
 
 def _answer_hash(text: str, tool_calls: object) -> int:
-    """Return the hash of all of an answer. `text`: without white space around it. `tool_calls`: their key."""
+    """Return the hash of a whole answer. `text`: without white space around it. `tool_calls`: their key."""
     return hash((text_hash(text), tool_calls))
 
 
@@ -91,11 +92,11 @@ def _tool_calls_key(tool_calls: Sequence[tuple[str, str]]) -> object:
 
 
 class PromptMessage(NamedTuple):
-    """A message of a prompt. `key`: hash of its role and content. `texts`: its texts, in which answers are searched.
-    `tool_calls`: names and arguments, if its role is `assistant`.
+    """A message of a prompt. `key`: hash of its role and content; for the role `assistant`, `whole` of its answer keys.
+    `texts`: its texts, in which answers are searched. `tool_calls`: names and arguments, if its role is `assistant`.
 
-    A prompt has many messages, and only few of their answers are looked at. So the keys of an answer are computed when
-    they are asked for.
+    A prompt has many messages, and `ProgramIndex` reads the keys of few answers. So `answer` computes them at each
+    access.
     """
 
     role: str
@@ -115,7 +116,8 @@ def token_message(tokens: Sequence[int]) -> PromptMessage:
 
 
 def text_message(role: str, text: str) -> PromptMessage:
-    """Return a message that has one text and nothing else. Most have: it takes half the time of `prompt_message`."""
+    """Return a message with one text, and with no tool calls and no media, in half the time of `prompt_message`. Most
+    messages are like this."""
     key = _answer_hash(text.strip(), 0) if role == "assistant" else hash((role, text_hash(text)))
     return _new_tuple(PromptMessage, (role, key, (text,), ()))
 

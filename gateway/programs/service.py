@@ -26,8 +26,8 @@ the order by arrival probably costs time (docs/benchmarks.md).
 
 Starvation bound: the due time of a program moves the deadline of a call by at most `MAX_LEAD`, in either direction. So
 let a call arrive at time t. It is due at t + MAX_LEAD at the latest, and calls that arrive after t + 2 * MAX_LEAD never
-go before it. This holds for any number of programs, whatever they do. While several tenants have calls, `MAX_DIFFERENCE`
-is added to `MAX_LEAD`.
+go before it. This holds for any number of programs, whatever they do. While several tenants have calls,
+`MAX_DIFFERENCE` is added to `MAX_LEAD`. The work of the calls is added as well, see `gateway.scheduler.priority`.
 """
 
 from collections import OrderedDict
@@ -46,9 +46,9 @@ PROGRESS_CALLS = 240
 """Number of calls of a program that count as much as a prompt that fills the window. In the simulator, the mean
 completion with 120 or 480 differed by less than 1%."""
 MAX_LEAD = 7200.0
-"""Maximum number of seconds by which the deadline of a call is earlier or later because of its program. Without it, many
-old programs together could go before a call for ever. In the simulator, the mean completion is less than 1% longer than
-without it, and 4% longer with 3600."""
+"""Maximum number of seconds by which the deadline of a call is earlier or later because of its program. Without it,
+many old programs together could go before a call for ever. In the simulator, the mean completion is less than 1% longer
+than without it, and 4% longer with 3600."""
 HALF_LIFE = 3600.0
 """Time, in seconds, after which attained service counts half."""
 IDLE_SECONDS = 3600.0

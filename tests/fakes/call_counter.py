@@ -1,4 +1,4 @@
-"""Count function calls: a bound on work that does not depend on the speed of the machine."""
+"""Count function calls, so that a test can bound work independently of the speed of the machine."""
 
 import sys
 from types import FrameType
@@ -6,8 +6,11 @@ from typing import Any
 
 
 class CallCounter:
-    """Count the calls of functions, and the resumptions of generators and coroutines, in this thread. A context
-    manager."""
+    """Count the calls of functions, and the resumptions of generators and coroutines, in this thread. Use it as a context
+    manager.
+
+    A function in C counts as one call, whatever it does. Work in other threads does not count.
+    """
 
     def __init__(self) -> None:
         self.count = 0

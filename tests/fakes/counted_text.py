@@ -1,15 +1,19 @@
-"""Texts that count work with them: a bound that does not depend on the speed of the machine."""
+"""Texts that count the operations on them, so that a test can bound work independently of the speed of the machine."""
 
 from typing import Any
 
 
 class CountedText(str):
-    """Text that counts the characters that its slices and concatenations copy, and those of its parts."""
+    """Text that counts the characters that its slices and concatenations copy, and those of its parts.
+
+    Methods such as `join`, `strip` and `replace`, and modules such as `re` and `json`, return plain texts, whose copies
+    are not counted.
+    """
 
     __slots__ = ("_counts",)
 
     def __new__(cls, text: str, counts: list[int] | None = None) -> "CountedText":
-        """`counts`: sizes of the copies so far, which a text shares with its parts."""
+        """`counts`: list of the sizes of all copies, which a text shares with its parts."""
         counted = super().__new__(cls, text)
         counted._counts = [] if counts is None else counts
         return counted
@@ -34,7 +38,10 @@ class CountedText(str):
 
 
 class CountedKey(str):
-    """Text that counts comparisons with it, in `comparisons` of the class."""
+    """Text that counts how often any text of this class is compared, in `comparisons` of the class. A test resets it.
+
+    Python does not compare an object with itself in lists and dictionaries.
+    """
 
     comparisons = 0
 
