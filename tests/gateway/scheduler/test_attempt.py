@@ -249,13 +249,13 @@ async def test_a_digest_reads_a_default_once() -> None:
     """Refer to a default many times: it may have megabytes."""
     graph = session()
     graph.add_variable("late")
-    default = CountedText("x")
+    default = CountedConversions("x")
     reads = [Text([1]), Slot("s", GREEDY.sampling), *[Input(Reference("late"), "m")] * 50, GREEDY]
     assert await digest(graph, {"segments": reads, "defaults": {"late": default}}) is not None
     assert default.reads == 1
 
 
-class CountedText(str):
+class CountedConversions(str):
     """A text that counts how often it is converted."""
 
     reads = 0
