@@ -53,8 +53,7 @@ class Conversation:
         return self.chain[-1]
 
     def answer(self, place: int) -> AnswerKeys | None:
-        """Return the keys of the message that follows at a place, an index in `chain`; None at the end. They are
-        computed at each call, in time linear in the message."""
+        """Return the keys of the message that follows at a place, an index in `chain`; None at the end."""
         depth = self.depths[place]
         return self.messages[depth].answer if depth < len(self.messages) else None
 

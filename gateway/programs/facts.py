@@ -93,21 +93,23 @@ def _tool_calls_key(tool_calls: Sequence[tuple[str, str]]) -> object:
 
 class PromptMessage(NamedTuple):
     """A message of a prompt. `key`: hash of its role and content; for the role `assistant`, `whole` of its answer keys.
-    `texts`: its texts, in which answers are searched. `tool_calls`: names and arguments, if its role is `assistant`.
+    `texts`: its texts, in which answers are searched. `computed_answer`: its answer keys, if they are computed already.
 
-    A prompt has many messages, and `ProgramIndex` reads the keys of few answers. So `answer` computes them at each
-    access.
+    A prompt has many messages, and `ProgramIndex` reads the keys of few answers. So `answer` computes those of a text
+    at each access. Those of tool calls, which take much longer, are computed with the message.
     """
 
     role: str
     key: int
     texts: Sequence[str] = ()
-    tool_calls: Sequence[tuple[str, str]] = ()
+    computed_answer: AnswerKeys | None = None
 
     @property
     def answer(self) -> AnswerKeys | None:
-        """Its keys as an answer; None if its role is not `assistant`. The time is linear in its texts."""
-        return answer_keys("".join(self.texts), self.tool_calls) if self.role == "assistant" else None
+        """Its keys as an answer; None if its role is not `assistant`."""
+        if self.computed_answer is not None or self.role != "assistant":
+            return self.computed_answer
+        return answer_keys("".join(self.texts))
 
 
 def token_message(tokens: Sequence[int]) -> PromptMessage:
@@ -119,7 +121,7 @@ def text_message(role: str, text: str) -> PromptMessage:
     """Return a message with one text, and with no tool calls and no media, in half the time of `prompt_message`. Most
     messages are like this."""
     key = _answer_hash(text.strip(), 0) if role == "assistant" else hash((role, text_hash(text)))
-    return _new_tuple(PromptMessage, (role, key, (text,), ()))
+    return _new_tuple(PromptMessage, (role, key, (text,), None))
 
 
 def prompt_message(
@@ -127,8 +129,8 @@ def prompt_message(
 ) -> PromptMessage:
     """Return a message with its hashes. `tool_calls`: names and arguments; `media`: parts that are not text."""
     if role == "assistant":
-        key = _answer_hash("".join(texts).strip(), _tool_calls_key(tool_calls))
-        return PromptMessage(role, key, texts, tool_calls)
+        answer = answer_keys("".join(texts), tool_calls)
+        return PromptMessage(role, answer.whole, texts, answer)
     keys: object = text_hash(texts[0]) if len(texts) == 1 else tuple(map(text_hash, texts))
     parts = (role, keys, *[text_hash(repr(part)) for part in media]) if media else (role, keys)
     return PromptMessage(role, hash(parts), texts)

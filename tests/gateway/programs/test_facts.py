@@ -51,6 +51,13 @@ def test_a_message_of_one_text_is_the_same_however_it_is_made(role: str, text: s
     assert one.answer == (answer_keys(text) if role == "assistant" else None)
 
 
+def test_keys_of_tool_calls_are_computed_once() -> None:
+    """Read the keys twice: they take long for megabytes of arguments, and the index reads them on the event loop."""
+    message = prompt_message("assistant", ["x"], [("read", '{"path": "a.py"}')])
+    assert message.answer is message.answer is not None
+    assert message.answer == answer_keys("x", [("read", '{"path":"a.py"}')])
+
+
 def test_long_texts_differ_at_their_ends_and_in_length() -> None:
     text = "x" * 1_000_000
     assert text_hash(text) == text_hash("x" * 1_000_000)
