@@ -1,10 +1,10 @@
 """Programs: the applications behind requests of clients that declare nothing. Pure.
 
-`program_index` finds the program of a request, and `text_links` the answers that its prompt contains. `tool_gaps`
-watches the gaps between its calls, from which `tool_times` learns how long tools run. `service` counts the engine time
-of programs: the server's queue delays the calls of long programs, and the simulator orders programs by arrival and
-service. `pausing` decides which calls wait, so that the KV of the others fits. `prompt_difference` names what differs
-between two turns. `shared_table` gives each tenant its share of the tables.
+`program_index` finds the program of a request, and `text_links` the answers that its prompt contains, by the hashes of
+`text_windows`. `tool_gaps` watches the gaps between its calls, from which `tool_times` learns how long tools run.
+`service` counts the engine time of programs: the server's queue delays the calls of long programs, and the simulator
+orders programs by arrival and service. `prompt_difference` names what differs between two turns. `shared_table` gives
+each tenant its share of the tables.
 """
 
 from gateway.programs.facts import (

@@ -1,19 +1,23 @@
 """Find texts of answers again in later prompts.
 
-Two texts have 40 characters in common only if a window of 17 characters occurs in both, at each of 24 positions that
-follow each other. Answers are indexed at 4 positions of each 24, and prompts are looked up at each 4th position. One of
-the 24 positions is in both sets, however the texts are shifted against each other. So a search takes a lookup for every
-4 characters of a prompt, and no common text is missed. (The positions are a difference cover, as in Burkhardt and
-Kärkkäinen, "Fast lightweight suffix array construction and checking", CPM'03.) Each find is then compared character by
-character.
+An index of the windows of all answers gives the places at which a prompt and an answer may have text in common; see
+`text_windows`. Each find is then compared character by character.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from gateway.graph.limits import SharedLimit
+from gateway.programs.text_windows import (
+    PERIOD,
+    WINDOW,
+    WindowFilter,
+    indexed_keys,
+    searched_keys,
+)
 
 Source = TypeVar("Source", bound=Hashable)
 
@@ -21,13 +25,7 @@ MIN_CHARACTERS = 40
 """Shortest part of an answer that is a link, in characters (code points)."""
 MIN_WHOLE_CHARACTERS = 16
 """Shortest answer that is a link if it is a whole text of a prompt, in characters."""
-_STEP = 4
-"""Distance of the positions at which a prompt is looked up, and number of consecutive positions that are indexed."""
-_PERIOD = 6 * _STEP
-"""Distance of the indexed groups of positions."""
-_WINDOW = MIN_CHARACTERS - _PERIOD + 1
-"""Length of the windows that are hashed, in characters."""
-_MARKS = b"\1" * _WINDOW
+_MARKS = b"\1" * WINDOW
 """Marks of the characters of a window."""
 MAX_INDEXED = 32_768
 """Maximum number of characters of one answer that are indexed: half of them at its start, half at its end."""
@@ -37,6 +35,12 @@ _MAX_SOURCES = 8
 """Maximum number of answers that are remembered for one window: the newest."""
 _MAX_LINKS = 128
 """Maximum number of links of one prompt."""
+_MAX_FOUND = 32_768
+"""Maximum number of positions of one prompt that are looked up after the filter. Only repetitive texts have more."""
+_MAX_PIECES = 8
+"""Maximum number of pieces of one answer that are found in one prompt."""
+_CHANCE_CHARACTERS = 8
+"""Number of characters at an end of a piece that may be equal to those of an answer by chance."""
 _MAX_COMPARISONS = 4_096
 """Maximum number of places at which the texts are compared for one prompt. Repetitive texts have more."""
 _SCANNED_PER_COMPARISON = 256
@@ -78,12 +82,16 @@ class _Answer(Generic[Source]):
     is_common: bool = False
 
 
+_Windows = dict[int, _Answer[Source] | tuple[_Answer[Source], ...]]
+"""Answers by the hashes of their windows."""
+
+
 @dataclass(eq=False, slots=True)
 class _Tenant(Generic[Source]):
     """The answers of one tenant, oldest first, and the index of their windows."""
 
     answers: "OrderedDict[int, _Answer[Source]]" = field(default_factory=OrderedDict)
-    windows: "dict[int, _Answer[Source] | tuple[_Answer[Source], ...]]" = field(default_factory=dict)
+    windows: "_Windows[Source]" = field(default_factory=dict)
     wholes: "dict[int, _Answer[Source]]" = field(default_factory=dict)
     of_source: dict[Source, list[int]] = field(default_factory=dict)
 
@@ -106,6 +114,8 @@ class TextLinks(Generic[Source]):
         """`max_bytes`: maximum memory of all tenants together. `owner_of`: owner of a source. A text that only sources
         of one owner contain is not common."""
         self._limit = SharedLimit(max_bytes, several=several_tenants)
+        self._filter = WindowFilter(max_bytes // _WINDOW_BYTES)
+        """The windows of each tenant's index. A window that only others have costs a lookup, and is no link."""
         self._owner_of = owner_of
         self._tenants: dict[str, _Tenant[Source]] = {}
         self._numbers = 0
@@ -136,20 +146,21 @@ class TextLinks(Generic[Source]):
                 self._add_text(tenant, source, _shortened(stripped), prompt, most)
 
     def _add_text(self, tenant: str, source: Source, text: str, prompt: Sequence[str], most: int) -> None:
-        end = min(len(text), most)
-        keys = _indexed_keys(text, end)
+        keys = indexed_keys(text, min(len(text), most))
         whole = hash(text)
         copied = _copied(text, keys, prompt)
         if copied:
             if 0 not in copied:  # the prompt has all of it
                 return
-            keys, whole = _indexed_keys(text, end, copied), 0
+            keys = [key for number, key in enumerate(keys) if not copied.startswith(_MARKS, number * PERIOD)]
+            whole = 0
+        windows = dict.fromkeys(keys)
         held = self._tenants.get(tenant)
         if held is None:
             held = self._tenants[tenant] = _Tenant()
         length = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
-        size = _ANSWER_BYTES + length + len(copied) + _WINDOW_BYTES * len(keys)
-        answer = _Answer(source, self._owner_of(source), text, whole, tuple(keys), size, copied)
+        size = _ANSWER_BYTES + length + len(copied) + _WINDOW_BYTES * len(windows)
+        answer = _Answer(source, self._owner_of(source), text, whole, tuple(windows), size, copied)
         self._numbers += 1
         held.answers[self._numbers] = answer
         held.of_source.setdefault(source, []).append(self._numbers)
@@ -158,17 +169,22 @@ class TextLinks(Generic[Source]):
             if twin is not None and twin.owner != answer.owner:
                 twin.is_common = answer.is_common = True
             held.wholes[whole] = answer
-        windows = held.windows
-        if windows.keys().isdisjoint(keys):
-            windows.update(dict.fromkeys(keys, answer))  # a third of the time of the loop below
-        else:
-            for key in keys:
-                before = windows.setdefault(key, answer)
-                if before is not answer:
-                    others = before[1 - _MAX_SOURCES :] if isinstance(before, tuple) else (before,)
-                    windows[key] = (*others, answer)
+        self._add_windows(held.windows, answer)
         self._limit.add(tenant, size)
         self._make_room(tenant)
+
+    def _add_windows(self, windows: "_Windows[Source]", answer: _Answer[Source]) -> None:
+        keys = answer.windows
+        if windows.keys().isdisjoint(keys):
+            windows.update(dict.fromkeys(keys, answer))  # a third of the time of the loop below
+            self._filter.add(keys)
+            return
+        self._filter.add([key for key in keys if key not in windows])
+        for key in keys:
+            before = windows.setdefault(key, answer)
+            if before is not answer:
+                others = before[1 - _MAX_SOURCES :] if isinstance(before, tuple) else (before,)
+                windows[key] = (*others, answer)
 
     def _make_room(self, tenant: str) -> None:
         while not self._limit.has_room(tenant, 0) and self._tenants[tenant].answers:
@@ -198,12 +214,15 @@ class TextLinks(Generic[Source]):
         answer = held.answers.pop(number)
         if held.wholes.get(answer.whole) is answer:
             del held.wholes[answer.whole]
-        windows = held.windows
+        windows, removed = held.windows, []
         for key in answer.windows:
             found = windows.pop(key, None)
-            if found is not answer and found is not None:
+            if found is answer:
+                removed.append(key)
+            elif found is not None:
                 left = tuple([other for other in found if other is not answer]) if isinstance(found, tuple) else found
                 windows[key] = left[0] if isinstance(left, tuple) and len(left) == 1 else left
+        self._filter.remove(removed)
         self._limit.remove(tenant, answer.size)
         if not held.answers:
             del self._tenants[tenant]
@@ -214,63 +233,115 @@ class TextLinks(Generic[Source]):
         held = self._tenants.get(tenant)
         if held is None:
             return []
-        found: dict[Source, TextLink[Source]] = {}
-        work = [_MAX_COMPARISONS]
+        pieces: dict[Source, list[_Piece[Source]]] = {}
+        searched: list[str] = []
         left = _MAX_SEARCHED
+        end = beside = 0
+        """Length of the joined texts that are searched, and of the others, which count backwards."""
         for text in texts:
             if len(text) < MIN_WHOLE_CHARACTERS:
                 continue
             stripped = text.strip()
             whole = held.wholes.get(hash(stripped)) if len(stripped) <= MAX_INDEXED else None
-            if whole is not None and whole.text == stripped:
-                is_prompt = len(stripped) >= MIN_CHARACTERS
-                link = TextLink(whole.source, len(stripped), 1.0, is_prompt, whole.is_common)
-                found.setdefault(whole.source, link)
+            if whole is not None and whole.text == stripped and whole.source not in pieces:
+                is_long = len(stripped) >= MIN_CHARACTERS
+                start = end + len(text) - len(text.lstrip()) if is_long and left > 0 else beside - len(text) - 1
+                beside = min(beside, start)
+                pieces[whole.source] = [_Piece(whole, start, start + len(stripped), is_prompt=is_long)]
+                if len(pieces) >= _MAX_LINKS:
+                    break
             if left > 0 and len(text) >= MIN_CHARACTERS:
-                self._search(held, text[:left], stripped, found, work)
+                searched.append(text[:left])
+                end += len(searched[-1]) + 1
                 left -= len(text)
-            if len(found) >= _MAX_LINKS:
-                break
-        return list(found.values())
+        if searched and len(pieces) < _MAX_LINKS:
+            self._search(held, _Texts(searched), pieces)
+        return _links(pieces) if pieces else []
 
-    def _search(
-        self,
-        held: "_Tenant[Source]",
-        text: str,
-        stripped: str,
-        found: dict[Source, TextLink[Source]],
-        work: list[int],
-    ) -> None:
-        """Add the links of one text. `work`: number of comparisons that are left."""
+    def _search(self, held: "_Tenant[Source]", texts: "_Texts", pieces: "dict[Source, list[_Piece[Source]]]") -> None:
+        """Add the pieces of texts that stand in answers."""
         windows = held.windows
-        keys = _searched_keys(text)
-        if windows.keys().isdisjoint(keys):  # half the time of an intersection
-            return
-        known = windows.keys() & set(keys)
-        for number, key in enumerate(keys):
-            if key not in known:
+        work = [_MAX_COMPARISONS]
+        settled: set[int] = set()
+        for position, key in self._filter.found(searched_keys(texts.joined), _MAX_FOUND):
+            entry = windows.get(key)
+            if entry is None or key in settled:
                 continue
-            entry, index = windows[key], number * _STEP
-            answers = entry if isinstance(entry, tuple) else (entry,)
-            is_shared = len(answers) > 1 and len({answer.owner for answer in answers}) > 1
+            text, index = texts.at(position)
             is_settled = True
-            for answer in reversed(answers):
-                before = found.get(answer.source)
-                if before is not None and (not before.is_common or is_shared or answer.is_common):
+            for answer in reversed(entry) if isinstance(entry, tuple) else (entry,):
+                known = pieces.get(answer.source, ())
+                if len(known) >= _MAX_PIECES or any(piece.start <= position < piece.end for piece in known):
                     continue
-                if work[0] <= 0 or len(found) >= _MAX_LINKS:
+                if work[0] <= 0 or len(pieces) >= _MAX_LINKS:
                     return
                 common = _common_range(answer.text, text, index, work, answer.copied)
                 if common is None:
                     is_settled = False
                     continue
-                length = common.end - common.start
+                stripped = text.strip()
                 is_prompt = len(stripped) >= MIN_CHARACTERS and stripped in answer.text
-                share = length / len(answer.text)
-                is_common = is_shared or answer.is_common
-                found[answer.source] = TextLink(answer.source, length, share, is_prompt, is_common)
+                start, end = (position - index + place for place in common)
+                pieces.setdefault(answer.source, []).append(_Piece(answer, start, end, is_prompt))
             if is_settled:  # the same window further on shows nothing new
-                known.discard(key)
+                settled.add(key)
+
+
+@dataclass(slots=True)
+class _Piece(Generic[Source]):
+    """A piece of a prompt's joined texts, from `start` to `end`, that stands in an answer."""
+
+    answer: _Answer[Source]
+    start: int
+    end: int
+    is_prompt: bool
+    is_common: bool = False
+
+
+def _links(pieces: dict[Source, list[_Piece[Source]]]) -> list[TextLink[Source]]:
+    """Return a link for each source: for its longest piece that is not common, or for its longest piece."""
+    _mark_common([piece for of_source in pieces.values() for piece in of_source])
+    links = []
+    for source, of_source in pieces.items():
+        best = max(of_source, key=lambda piece: (not piece.is_common, piece.end - piece.start))
+        length = best.end - best.start
+        links.append(TextLink(source, length, length / len(best.answer.text), best.is_prompt, best.is_common))
+    return links
+
+
+def _mark_common(pieces: list[_Piece[Source]]) -> None:
+    """Mark each piece that lies within a piece of another owner, but for some characters at its ends that are equal by
+    chance."""
+    pieces.sort(key=lambda piece: piece.start)
+    longest: dict[object, int] = {}
+    """Ends of the pieces that begin before this piece, by owner: of the two owners whose pieces end last."""
+    begun = 0
+    for piece in pieces:
+        while begun < len(pieces) and pieces[begun].start <= piece.start + _CHANCE_CHARACTERS:
+            owner, end = pieces[begun].answer.owner, pieces[begun].end
+            longest[owner] = max(end, longest.get(owner, end))
+            if len(longest) > 2:
+                del longest[min(longest, key=longest.__getitem__)]
+            begun += 1
+        own, least = piece.answer.owner, piece.end - _CHANCE_CHARACTERS
+        is_within = any(owner != own and end >= least for owner, end in longest.items())
+        piece.is_common = piece.answer.is_common or is_within
+
+
+class _Texts:
+    """Texts of a prompt, joined, because one long text is searched in less time than many short ones."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._starts = [0]
+        for text in texts[:-1]:
+            self._starts.append(self._starts[-1] + len(text) + 1)
+        self.joined = "\0".join(texts)
+
+    def at(self, position: int) -> tuple[str, int]:
+        """Return the text at a position of the joined texts, and the position in that text."""
+        number = bisect_right(self._starts, position) - 1
+        return self._texts[number], position - self._starts[number]
 
 
 def _shortened(text: str) -> str:
@@ -278,51 +349,27 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_INDEXED else text[: MAX_INDEXED // 2] + "\0" + text[-MAX_INDEXED // 2 :]
 
 
-def _indexed_windows(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the positions at which a text is indexed, with the hashes of the windows there."""
-    for offset in range(_STEP):
-        for position in range(offset, len(text) - _WINDOW + 1, _PERIOD):
-            yield position, hash(text[position : position + _WINDOW])
-
-
-def _indexed_keys(text: str, end: int, copied: bytes = b"") -> set[int]:
-    """Return the hashes under which a text is indexed up to `end`. `copied`: marks characters; windows of marked ones
-    are left out."""
-    last = min(len(text) - _WINDOW + 1, end)
-    return {
-        hash(text[index : index + _WINDOW])
-        for offset in range(_STEP)
-        for index in range(offset, last, _PERIOD)
-        if not copied or not copied.startswith(_MARKS, index)
-    }
-
-
-def _searched_keys(text: str) -> list[int]:
-    """Return the hashes at which a text is looked up, one for each `_STEP` characters."""
-    return list(map(hash, [text[index : index + _WINDOW] for index in range(0, len(text) - _WINDOW + 1, _STEP)]))
-
-
 class _CommonRange(NamedTuple):
-    """A range of an answer that a text has in common with it."""
+    """A range of a text that it has in common with another one."""
 
     start: int
     end: int
 
 
 def _common_range(answer: str, text: str, index: int, work: list[int], copied: bytes = b"") -> _CommonRange | None:
-    """Return the range of the answer that the text has in common around the window at `index`; None if it is shorter
+    """Return the range of the text that the answer has in common around the window at `index`; None if it is shorter
     than `MIN_CHARACTERS`. `work`: number of comparisons that are left. `copied`: marks characters of the answer;
     windows of marked ones are ignored.
 
     It takes time in proportion to the range, besides the search for the window.
     """
-    window = text[index : index + _WINDOW]
+    window = text[index : index + WINDOW]
     at = answer.find(window)
     work[0] -= (at if at >= 0 else len(answer)) // _SCANNED_PER_COMPARISON
     while at >= 0 and work[0] > 0:
         work[0] -= 1
         if not copied.startswith(_MARKS, at):
-            common = _range_around(answer, at, text, index)
+            common = _range_around(text, index, answer, at)
             if common.end - common.start >= MIN_CHARACTERS:
                 return common
         start = at + 1
@@ -331,15 +378,15 @@ def _common_range(answer: str, text: str, index: int, work: list[int], copied: b
     return None
 
 
-def _range_around(answer: str, at: int, text: str, index: int) -> _CommonRange:
-    """Return the range of the answer around `at` that the text has in common with it around `index`."""
-    return _CommonRange(at - _equal_length(answer, at, text, index, -1), at + _equal_length(answer, at, text, index, 1))
+def _range_around(text: str, at: int, other: str, index: int) -> _CommonRange:
+    """Return the range of a text around `at` that another text has in common with it around `index`."""
+    return _CommonRange(at - _equal_length(text, at, other, index, -1), at + _equal_length(text, at, other, index, 1))
 
 
 def _equal_length(answer: str, at: int, text: str, index: int, direction: int) -> int:
     """Return how many characters are equal from these positions on, or before them. `direction`: 1 or -1."""
     limit = min(len(answer) - at, len(text) - index) if direction > 0 else min(at, index)
-    found, size = 0, _PERIOD
+    found, size = 0, PERIOD
     while found < limit:  # compare growing pieces, then halve the one that differs
         size = min(size, limit - found)
         shift = found if direction > 0 else -found - size
@@ -354,18 +401,16 @@ def _equal_length(answer: str, at: int, text: str, index: int, direction: int) -
     return found
 
 
-def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytes:
+def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str]) -> bytes:
     """Return marks for the characters of an answer that it has copied from its own prompt, however often; nothing if
-    there are none. `indexed`: hashes under which the answer is indexed.
+    there are none. `indexed`: hashes at the indexed positions of the answer.
 
     The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, as in a search.
     """
-    copied: bytearray | None = None
-    places: dict[int, list[int]] = {}
-    """Indexed positions of the answer that are not marked, by the hash of the window there."""
     # `MIN_CHARACTERS` in common contain one of these windows: to scan short texts for them is faster than to hash
-    samples = [answer[index : index + _WINDOW] for index in range(0, len(answer) - _WINDOW + 1, _PERIOD)]
-    work, left, scanned = _MAX_COMPARISONS, _MAX_SEARCHED, _MAX_SCANNED
+    samples = [answer[index : index + WINDOW] for index in range(0, len(answer) - WINDOW + 1, PERIOD)]
+    searched: list[str] = []
+    left, scanned = _MAX_SEARCHED, _MAX_SCANNED
     for whole in prompt:
         if left <= 0:
             break
@@ -373,33 +418,41 @@ def _copied(answer: str, indexed: set[int], prompt: Sequence[str]) -> bytes:
         if len(text) < MIN_CHARACTERS:
             continue
         scanned -= len(samples) * len(text)
-        if scanned >= 0 and not any(sample in text for sample in samples):
+        if scanned < 0 or any(sample in text for sample in samples):
+            searched.append(text)
+    if not searched:
+        return b""
+    texts, windows = _Texts(searched), WindowFilter(len(indexed))
+    windows.add(set(indexed))
+    return _copied_places(answer, indexed, texts, windows.found(searched_keys(texts.joined), _MAX_FOUND))
+
+
+def _copied_places(answer: str, indexed: Sequence[int], texts: _Texts, found: Sequence[tuple[int, int]]) -> bytes:
+    """Return marks for the characters of an answer that are copied. `found`: positions of the texts, and the hashes
+    there, at which they may have text in common with the answer."""
+    if not found:
+        return b""
+    copied = bytearray(len(answer))
+    places: dict[int, list[int]] = {}
+    """Indexed positions of the answer that are not marked, by the hash of the window there."""
+    for number, key in enumerate(indexed):
+        places.setdefault(key, []).append(number * PERIOD)
+    work = _MAX_COMPARISONS
+    for position, key in found:
+        if not places.get(key):
             continue
-        keys = _searched_keys(text)
-        known = indexed.intersection(keys)
-        if not known:
-            continue
-        if copied is None:
-            copied = bytearray(len(answer))
-            for position, key in _indexed_windows(answer):
-                if key in indexed:
-                    places.setdefault(key, []).append(position)
-        for number, key in enumerate(keys):
-            if key not in known:
+        text, index = texts.at(position)
+        unmarked: list[int] = []
+        for place in places[key]:
+            if copied.startswith(_MARKS, place):
                 continue
-            unmarked: list[int] = []
-            for position in places[key]:
-                if copied.startswith(_MARKS, position):
-                    continue
-                if work <= 0:
-                    return bytes(copied)
-                work -= 1
-                start, end = _range_around(answer, position, text, number * _STEP)
-                if end - start >= MIN_CHARACTERS:
-                    copied[start:end] = b"\1" * (end - start)
-                else:
-                    unmarked.append(position)
-            places[key] = unmarked
-            if not unmarked:
-                known.discard(key)
-    return bytes(copied) if copied is not None and 1 in copied else b""
+            if work <= 0:
+                return bytes(copied)
+            work -= 1
+            start, end = _range_around(answer, place, text, index)
+            if end - start >= MIN_CHARACTERS:
+                copied[start:end] = b"\1" * (end - start)
+            else:
+                unmarked.append(place)
+        places[key] = unmarked
+    return bytes(copied) if 1 in copied else b""

@@ -308,7 +308,7 @@ def test_a_method_forgets_few_calls_however_many_are_old(size: int) -> None:
 def test_forgetting_long_answers_counts_their_windows() -> None:
     index = ProgramIndex(ProgramLimits(idle_seconds=10.0))
     for number in range(64):
-        single(index, f"question {number}", " ".join(f"{number}.{word}" for word in range(2_000)))
+        single(index, f"question {number}", " ".join(f"{number}.{word}" for word in range(8_000)))
     index.expire(11.0)
     assert 48 <= len(index) < 64
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.programs import text_links
+from gateway.programs import text_links, text_windows
 from gateway.programs.text_links import MIN_CHARACTERS, TextLinks
 
 LETTERS = st.text(st.sampled_from("ab"), max_size=200)
@@ -116,7 +116,7 @@ def test_a_part_of_a_text_that_an_answer_copied_does_not_lead_to_it() -> None:
 @settings(max_examples=300)
 @given(LETTERS, st.lists(LETTERS, max_size=3))
 def test_exactly_the_common_texts_are_copied(answer: str, prompt: list[str]) -> None:
-    keys = text_links._indexed_keys(answer, len(answer))
+    keys = text_windows.indexed_keys(answer, len(answer))
     copied = text_links._copied(answer, keys, prompt)
     expected = bytearray(len(answer))
     for start in range(len(answer) - MIN_CHARACTERS + 1):
@@ -158,6 +158,32 @@ def test_a_part_that_several_answers_have_is_common() -> None:
     assert {link.is_common for link in index.find("t", [phrase])} == {True}
     found = {link.source: link.is_common for link in index.find("t", [f"{phrase}the harbour was built in 1902"])}
     assert found == {"call 0": False, "call 1": True}
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 1 << 30), st.integers(40, 300), st.integers(0, 60), st.integers(0, 60))
+def test_a_part_is_common_wherever_it_stands_in_the_answers(seed: int, length: int, first: int, second: int) -> None:
+    pick = random.Random(seed)
+    part, own = random_text(pick, length), random_text(pick, 80)
+    index = links()
+    index.add("t", "first", [f"x{random_text(pick, first)}{part}{own}x"])
+    index.add("t", "second", [f"x{random_text(pick, second, '0123456789')}{part}x"])
+    prompt = f"Question. {part}."
+    assert {link.source: link.is_common for link in index.find("t", [prompt])} == {"first": True, "second": True}
+    found = {link.source: link.is_common for link in index.find("t", [prompt, f"And this: {own}"])}
+    assert found == {"first": False, "second": True}
+
+
+def test_a_whole_answer_that_is_part_of_another_answer_is_common() -> None:
+    text = "Find every test that waits for a timeout, and say which can be made faster."
+    index = links()
+    index.add("t", "part", [f"I would say this: {text} And then I would stop."])
+    index.add("t", "whole", [text])
+    assert {link.source: link.is_common for link in index.find("t", ["first", text])} == {"part": True, "whole": True}
+    index.add("t", "short", ["the capital is Paris"])
+    answers = ["the capital is Paris", f"{text} And then I would stop."]
+    found = {link.source: link.is_common for link in index.find("t", answers)}
+    assert found == {"short": False, "part": False, "whole": True}
 
 
 def test_tenants_do_not_see_each_other() -> None:
