@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from gateway.programs import service as module
 from gateway.programs.service import (
+    CALLS_PROGRESS_SECONDS,
     GRANT_SECONDS,
     HALF_LIFE,
     IDLE_SECONDS,
     MAX_DIFFERENCE,
     MAX_LEAD,
     PROGRESS_CALLS,
-    PROGRESS_SECONDS,
+    PROMPT_PROGRESS_SECONDS,
     SERVICE_FACTOR,
     ProgramService,
     progress,
@@ -57,7 +58,7 @@ def test_progress_is_bounded() -> None:
     service = ProgramService()
     for _ in range(3 * PROGRESS_CALLS):
         service.begin("agent", "key", 0.0, 17.0)
-    assert service.due("agent", 0.0, 0.0) == -2 * PROGRESS_SECONDS
+    assert service.due("agent", 0.0, 0.0) == -(PROMPT_PROGRESS_SECONDS + CALLS_PROGRESS_SECONDS)
     assert service.rank("agent", 0.0) == 0.0, "what a program may displace does not depend on its progress"
 
 
@@ -142,7 +143,7 @@ def test_a_tenant_whose_calls_belong_to_no_program_counts_as_active() -> None:
     service = ProgramService()
     for _ in range(PROGRESS_CALLS):
         service.begin("agent", "busy", 0.0, 1.0)
-    assert service.lead("agent", "busy", 0.0) == 2 * PROGRESS_SECONDS
+    assert service.lead("agent", "busy", 0.0) == PROMPT_PROGRESS_SECONDS + CALLS_PROGRESS_SECONDS
     service.average_lead("other", 1.0)
     service.begin("new", "busy", 1.0)
     assert service.lead("agent", "busy", 1.0) - service.lead("new", "busy", 1.0) <= 2 * MAX_DIFFERENCE

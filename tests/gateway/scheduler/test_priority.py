@@ -12,7 +12,7 @@ from gateway.graph.call import Call, CallSpec, CallState, Objective
 from gateway.graph.references import Reference
 from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session
-from gateway.programs.service import GRANT_SECONDS, MAX_DELAY, PROGRESS_SECONDS, SERVICE_FACTOR
+from gateway.programs.service import GRANT_SECONDS, MAX_DELAY, PROMPT_PROGRESS_SECONDS, SERVICE_FACTOR
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.objective import sources
 from gateway.scheduler.priority import (
@@ -147,7 +147,7 @@ def test_of_programs_of_one_age_the_one_whose_prompt_fills_more_of_the_window_go
     short, long = harness.request("short"), harness.request("long")
     lead = harness.priorities.rank(short) - harness.priorities.rank(long)
     filled = 2_900 / (window or 131_072)
-    assert lead == pytest.approx(filled * PROGRESS_SECONDS, abs=0.1), "their calls have equal work"
+    assert lead == pytest.approx(filled * PROMPT_PROGRESS_SECONDS, abs=0.1), "their calls have equal work"
 
 
 def test_programs_pay_for_what_their_calls_used() -> None:
