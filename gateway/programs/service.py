@@ -16,9 +16,10 @@ Without a grant, programs that arrive together would take turns, and evict each 
 The progress of a program says how near its end is expected. The prompt of an agent grows until the agent is done or the
 window of its model is full. On recorded agents, those with the longest prompts and with the most calls had the least
 work left. The mean time to completion is shortest if those with the least work left go first. So a program that is
-expected to end soon may go first although it began later; see `progress`. Before upstream servers, and in the
-simulator, the rank alone decides which KV a call may displace after a long pause (`engine.kv.pausing`). Otherwise
-programs that arrive together would evict each other, whenever the progress of one exceeds that of the other.
+expected to end soon may go first although it began later; see `progress`. The gateway's pauses for upstream servers,
+and those of the simulator, compare ranks without progress: after `MAX_PAUSE_SECONDS`, a call may displace only KV of
+programs with a higher rank (`engine.kv.pausing`). With progress, programs that arrive together would evict each other,
+whenever the progress of one exceeds that of the other.
 
 The server's queue is made of deadlines of single calls. By default, `lead` makes the deadline of a call earlier by the
 time since its program was due. With `--no-pause-programs`, the deadline only becomes later, by `delay`: without pauses,
@@ -44,14 +45,15 @@ PROMPT_PROGRESS_SECONDS = 3000.0
 was 1% longer, and with 6000 it differed by less than 1%."""
 CALLS_PROGRESS_SECONDS = 1000.0
 """Maximum progress for the number of calls, in seconds. In the simulator, the mean completion with 3000 differed by
-less than 1%. But it grows with each call, and calls without a program get the average lead of the latest calls."""
+less than 1%. It is small because this progress grows with each call, and so raises the average lead, which calls
+without a program get."""
 PROGRESS_CALLS = 240
 """Number of calls of a program that have the maximum progress. In the simulator, the mean completion with 120 or 480
 differed by less than 1%."""
 MAX_LEAD = 14_400.0
 """Maximum number of seconds by which the deadline of a call is earlier or later because of its program. Without it,
-many old programs together could go before a call for ever. In the simulator, the mean completion is as without it, and
-up to 1.4% longer with 7200."""
+many old programs together could go before a call for ever. In the simulator, this bound does not change the mean
+completion. A bound of 7200 makes it up to 1.4% longer."""
 HALF_LIFE = 3600.0
 """Time, in seconds, after which attained service counts half."""
 IDLE_SECONDS = 3600.0

@@ -5,7 +5,7 @@ An index of the windows of all answers gives the places at which a prompt and an
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
@@ -32,21 +32,24 @@ MAX_INDEXED = 32_768
 _MAX_SEARCHED = 131_072
 """Maximum number of characters of one prompt that are searched."""
 _MAX_SOURCES = 8
-"""Maximum number of answers that are remembered for one window: the newest."""
+"""Maximum number of answers in the index for one window. The index retains the newest."""
 _MAX_LINKS = 128
 """Maximum number of links of one prompt."""
 _MAX_FOUND = 32_768
 """Maximum number of positions of one prompt that are looked up after the filter. Only repetitive texts have more."""
 _MAX_PIECES = 8
-"""Maximum number of pieces of one answer that are found in one prompt."""
+"""Maximum number of pieces of one source that are found in one prompt."""
 _CHANCE_CHARACTERS = 8
 """Number of characters at an end of a piece that may be equal to those of an answer by chance."""
 _MAX_COMPARISONS = 4_096
 """Maximum number of places at which the texts are compared for one prompt. Repetitive texts have more."""
-_SCANNED_PER_COMPARISON = 256
-"""Number of characters that are scanned for a window in about the time of one comparison, in repetitive texts."""
+_CHARACTERS_PER_COMPARISON = 256
+"""Number of characters of a common text, or of windows of an answer, that take about the time of one comparison."""
+_RARE = 8
+"""Maximum number of positions of one prompt at which a rare window occurs."""
 _MAX_SCANNED = 65_536
-"""Maximum number of characters of one prompt that are scanned for windows of an answer, before hashes are compared."""
+"""Maximum number of characters that are scanned to search each window of an answer in its own prompt: length of the
+texts, multiplied by the number of windows. Texts beyond it are hashed."""
 _ANSWER_BYTES, _WINDOW_BYTES = 900, 90
 """Approximate memory of an answer beside its text, and of a window, in bytes."""
 
@@ -69,8 +72,8 @@ class TextLink(Generic[Source]):
 
 @dataclass(eq=False, slots=True)
 class _Answer(Generic[Source]):
-    """An indexed text. `windows`: hashes under which it is in the index. `whole`: hash of the whole text. `copied`:
-    marks the characters that it copied from its own prompt; empty if there are none."""
+    """An indexed text. `windows`: hashes at its indexed positions, -1 where the window is not in the index. `whole`:
+    hash of the whole text."""
 
     source: Source
     owner: object
@@ -78,12 +81,30 @@ class _Answer(Generic[Source]):
     whole: int
     windows: tuple[int, ...]
     size: int
-    copied: bytes
-    is_common: bool = False
 
 
-_Windows = dict[int, _Answer[Source] | tuple[_Answer[Source], ...]]
-"""Answers by the hashes of their windows."""
+_Answers = dict[int, _Answer[Source] | tuple[_Answer[Source], ...]]
+"""Answers by a hash, the newest last."""
+
+
+def _append(answers: _Answers[Source], key: int, answer: _Answer[Source]) -> None:
+    """Add an answer under a hash, once."""
+    before = answers.setdefault(key, answer)
+    if before is not answer:
+        others = before[1 - _MAX_SOURCES :] if isinstance(before, tuple) else (before,)
+        answers[key] = (*others, answer)
+
+
+def _discard(answers: _Answers[Source], key: int, answer: _Answer[Source]) -> bool:
+    """Remove an answer from under a hash. Do nothing if it is not there. Return whether the hash is gone with it."""
+    found = answers.get(key)
+    if found is answer:
+        del answers[key]
+        return True
+    if isinstance(found, tuple):
+        left = tuple([other for other in found if other is not answer])
+        answers[key] = left[0] if len(left) == 1 else left
+    return False
 
 
 @dataclass(eq=False, slots=True)
@@ -91,8 +112,8 @@ class _Tenant(Generic[Source]):
     """The answers of one tenant, oldest first, and the index of their windows."""
 
     answers: "OrderedDict[int, _Answer[Source]]" = field(default_factory=OrderedDict)
-    windows: "_Windows[Source]" = field(default_factory=dict)
-    wholes: "dict[int, _Answer[Source]]" = field(default_factory=dict)
+    windows: _Answers[Source] = field(default_factory=dict)
+    wholes: _Answers[Source] = field(default_factory=dict)
     of_source: dict[Source, list[int]] = field(default_factory=dict)
 
 
@@ -140,51 +161,48 @@ class TextLinks(Generic[Source]):
         got it from the same place as this prompt. `most`: number of characters at the start of each text in which
         common text must begin.
         """
+        work = [_MAX_COMPARISONS]
         for text in texts:
             stripped = text.strip()
             if len(stripped) >= MIN_WHOLE_CHARACTERS:
-                self._add_text(tenant, source, _shortened(stripped), prompt, most)
+                self._add_text(tenant, source, _shortened(stripped), prompt, most, work)
 
-    def _add_text(self, tenant: str, source: Source, text: str, prompt: Sequence[str], most: int) -> None:
+    def _add_text(
+        self, tenant: str, source: Source, text: str, prompt: Sequence[str], most: int, work: list[int]
+    ) -> None:
         keys = indexed_keys(text, min(len(text), most))
         whole = hash(text)
-        copied = _copied(text, keys, prompt)
+        copied = _copied(text, keys, prompt, work)
         if copied:
             if 0 not in copied:  # the prompt has all of it
                 return
-            keys = [key for number, key in enumerate(keys) if not copied.startswith(_MARKS, number * PERIOD)]
+            keys = [-1 if copied.startswith(_MARKS, number * PERIOD) else key for number, key in enumerate(keys)]
             whole = 0
-        windows = dict.fromkeys(keys)
         held = self._tenants.get(tenant)
         if held is None:
             held = self._tenants[tenant] = _Tenant()
         length = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
-        size = _ANSWER_BYTES + length + len(copied) + _WINDOW_BYTES * len(windows)
-        answer = _Answer(source, self._owner_of(source), text, whole, tuple(windows), size, copied)
+        size = _ANSWER_BYTES + length + _WINDOW_BYTES * len(keys)
+        answer = _Answer(source, self._owner_of(source), text, whole, tuple(keys), size)
         self._numbers += 1
         held.answers[self._numbers] = answer
         held.of_source.setdefault(source, []).append(self._numbers)
         if whole:
-            twin = held.wholes.get(whole)
-            if twin is not None and twin.owner != answer.owner:
-                twin.is_common = answer.is_common = True
-            held.wholes[whole] = answer
+            _append(held.wholes, whole, answer)
         self._add_windows(held.windows, answer)
         self._limit.add(tenant, size)
         self._make_room(tenant)
 
-    def _add_windows(self, windows: "_Windows[Source]", answer: _Answer[Source]) -> None:
-        keys = answer.windows
+    def _add_windows(self, windows: _Answers[Source], answer: _Answer[Source]) -> None:
+        keys = dict.fromkeys(answer.windows, answer)
+        keys.pop(-1, None)
         if windows.keys().isdisjoint(keys):
-            windows.update(dict.fromkeys(keys, answer))  # a third of the time of the loop below
+            windows.update(keys)  # a third of the time of the loop below
             self._filter.add(keys)
             return
         self._filter.add([key for key in keys if key not in windows])
         for key in keys:
-            before = windows.setdefault(key, answer)
-            if before is not answer:
-                others = before[1 - _MAX_SOURCES :] if isinstance(before, tuple) else (before,)
-                windows[key] = (*others, answer)
+            _append(windows, key, answer)
 
     def _make_room(self, tenant: str) -> None:
         while not self._limit.has_room(tenant, 0) and self._tenants[tenant].answers:
@@ -212,16 +230,9 @@ class TextLinks(Generic[Source]):
 
     def _forget(self, tenant: str, held: "_Tenant[Source]", number: int) -> int:
         answer = held.answers.pop(number)
-        if held.wholes.get(answer.whole) is answer:
-            del held.wholes[answer.whole]
-        windows, removed = held.windows, []
-        for key in answer.windows:
-            found = windows.pop(key, None)
-            if found is answer:
-                removed.append(key)
-            elif found is not None:
-                left = tuple([other for other in found if other is not answer]) if isinstance(found, tuple) else found
-                windows[key] = left[0] if isinstance(left, tuple) and len(left) == 1 else left
+        _discard(held.wholes, answer.whole, answer)
+        windows = held.windows
+        removed = [key for key in answer.windows if _discard(windows, key, answer)]
         self._filter.remove(removed)
         self._limit.remove(tenant, answer.size)
         if not held.answers:
@@ -237,17 +248,21 @@ class TextLinks(Generic[Source]):
         searched: list[str] = []
         left = _MAX_SEARCHED
         end = beside = 0
-        """Length of the joined texts that are searched, and of the others, which count backwards."""
+        """`end`: length of the joined texts. `beside`: lowest position of whole texts that are not searched. These have
+        positions below 0, so they never overlap the joined texts."""
         for text in texts:
             if len(text) < MIN_WHOLE_CHARACTERS:
                 continue
             stripped = text.strip()
-            whole = held.wholes.get(hash(stripped)) if len(stripped) <= MAX_INDEXED else None
-            if whole is not None and whole.text == stripped and whole.source not in pieces:
+            entry = held.wholes.get(hash(stripped)) if len(stripped) <= MAX_INDEXED else None
+            equal = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+            if equal and equal[-1].text == stripped and equal[-1].source not in pieces:
+                newest = equal[-1]
+                is_common = len({answer.owner for answer in equal}) > 1
                 is_long = len(stripped) >= MIN_CHARACTERS
                 start = end + len(text) - len(text.lstrip()) if is_long and left > 0 else beside - len(text) - 1
                 beside = min(beside, start)
-                pieces[whole.source] = [_Piece(whole, start, start + len(stripped), is_prompt=is_long)]
+                pieces[newest.source] = [_Piece(newest, start, start + len(stripped), is_long, is_common)]
                 if len(pieces) >= _MAX_LINKS:
                     break
             if left > 0 and len(text) >= MIN_CHARACTERS:
@@ -262,12 +277,14 @@ class TextLinks(Generic[Source]):
         """Add the pieces of texts that stand in answers."""
         windows = held.windows
         work = [_MAX_COMPARISONS]
-        settled: set[int] = set()
-        for position, key in self._filter.found(searched_keys(texts.joined), _MAX_FOUND):
-            entry = windows.get(key)
-            if entry is None or key in settled:
+        settled: set[tuple[int, int]] = set()
+        """Numbers of texts and hashes of windows that show nothing new further on in the text."""
+        found = [place for place in self._filter.found(searched_keys(texts.joined), _MAX_FOUND) if place[1] in windows]
+        for position, key in _rare_first(found):
+            place = texts.at(position)
+            if place is None or (place.number, key) in settled:
                 continue
-            text, index = texts.at(position)
+            entry = windows[key]
             is_settled = True
             for answer in reversed(entry) if isinstance(entry, tuple) else (entry,):
                 known = pieces.get(answer.source, ())
@@ -275,16 +292,15 @@ class TextLinks(Generic[Source]):
                     continue
                 if work[0] <= 0 or len(pieces) >= _MAX_LINKS:
                     return
-                common = _common_range(answer.text, text, index, work, answer.copied)
+                common = _common_range(answer, key, place.text, place.position, work)
                 if common is None:
                     is_settled = False
                     continue
-                stripped = text.strip()
-                is_prompt = len(stripped) >= MIN_CHARACTERS and stripped in answer.text
-                start, end = (position - index + place for place in common)
+                start, end = (position - place.position + edge for edge in common)
+                is_prompt = texts.is_whole(place.number, common)
                 pieces.setdefault(answer.source, []).append(_Piece(answer, start, end, is_prompt))
-            if is_settled:  # the same window further on shows nothing new
-                settled.add(key)
+            if is_settled:
+                settled.add((place.number, key))
 
 
 @dataclass(slots=True)
@@ -299,13 +315,15 @@ class _Piece(Generic[Source]):
 
 
 def _links(pieces: dict[Source, list[_Piece[Source]]]) -> list[TextLink[Source]]:
-    """Return a link for each source: for its longest piece that is not common, or for its longest piece."""
+    """Return a link for each source, in the order of the prompt: for its longest piece that is not common, or for its
+    longest piece."""
     _mark_common([piece for of_source in pieces.values() for piece in of_source])
     links = []
-    for source, of_source in pieces.items():
+    for source, of_source in sorted(pieces.items(), key=lambda entry: min(piece.start for piece in entry[1])):
         best = max(of_source, key=lambda piece: (not piece.is_common, piece.end - piece.start))
         length = best.end - best.start
-        links.append(TextLink(source, length, length / len(best.answer.text), best.is_prompt, best.is_common))
+        is_prompt = any(piece.is_prompt for piece in of_source)
+        links.append(TextLink(source, length, length / len(best.answer.text), is_prompt, best.is_common))
     return links
 
 
@@ -325,7 +343,22 @@ def _mark_common(pieces: list[_Piece[Source]]) -> None:
             begun += 1
         own, least = piece.answer.owner, piece.end - _CHANCE_CHARACTERS
         is_within = any(owner != own and end >= least for owner, end in longest.items())
-        piece.is_common = piece.answer.is_common or is_within
+        piece.is_common = piece.is_common or is_within
+
+
+class _CommonRange(NamedTuple):
+    """A range of a text that it has in common with another one."""
+
+    start: int
+    end: int
+
+
+class _Place(NamedTuple):
+    """A window of a text: the number of the text, the text, and the position of the window in it."""
+
+    number: int
+    text: str
+    position: int
 
 
 class _Texts:
@@ -336,12 +369,32 @@ class _Texts:
         self._starts = [0]
         for text in texts[:-1]:
             self._starts.append(self._starts[-1] + len(text) + 1)
+        self._stripped: dict[int, _CommonRange] = {}
         self.joined = "\0".join(texts)
 
-    def at(self, position: int) -> tuple[str, int]:
-        """Return the text at a position of the joined texts, and the position in that text."""
+    def at(self, position: int) -> _Place | None:
+        """Return the window at a position of the joined texts; None if it reaches beyond its text."""
         number = bisect_right(self._starts, position) - 1
-        return self._texts[number], position - self._starts[number]
+        text, index = self._texts[number], position - self._starts[number]
+        return _Place(number, text, index) if index + WINDOW <= len(text) else None
+
+    def is_whole(self, number: int, part: _CommonRange) -> bool:
+        """Return whether a part of a text is all of it, but for white space, and long enough."""
+        stripped = self._stripped.get(number)
+        if stripped is None:
+            text = self._texts[number]
+            stripped = self._stripped[number] = _CommonRange(len(text) - len(text.lstrip()), len(text.rstrip()))
+        is_long = stripped.end - stripped.start >= MIN_CHARACTERS
+        return is_long and part.start <= stripped.start and part.end >= stripped.end
+
+
+def _rare_first(found: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """Return positions and hashes in another order: those whose hash occurs often go last. So lines of dashes and other
+    repetitive texts do not take the work that the others need."""
+    if len(found) <= _RARE:
+        return found
+    counts = Counter([key for _, key in found])
+    return sorted(found, key=lambda place: counts[place[1]] > _RARE)
 
 
 def _shortened(text: str) -> str:
@@ -349,32 +402,22 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_INDEXED else text[: MAX_INDEXED // 2] + "\0" + text[-MAX_INDEXED // 2 :]
 
 
-class _CommonRange(NamedTuple):
-    """A range of a text that it has in common with another one."""
-
-    start: int
-    end: int
-
-
-def _common_range(answer: str, text: str, index: int, work: list[int], copied: bytes = b"") -> _CommonRange | None:
+def _common_range(answer: _Answer[Source], key: int, text: str, index: int, work: list[int]) -> _CommonRange | None:
     """Return the range of the text that the answer has in common around the window at `index`; None if it is shorter
-    than `MIN_CHARACTERS`. `work`: number of comparisons that are left. `copied`: marks characters of the answer;
-    windows of marked ones are ignored.
-
-    It takes time in proportion to the range, besides the search for the window.
+    than `MIN_CHARACTERS`. `key`: hash of this window. `work`: number of comparisons that are left.
     """
-    window = text[index : index + WINDOW]
-    at = answer.find(window)
-    work[0] -= (at if at >= 0 else len(answer)) // _SCANNED_PER_COMPARISON
-    while at >= 0 and work[0] > 0:
-        work[0] -= 1
-        if not copied.startswith(_MARKS, at):
-            common = _range_around(text, index, answer, at)
-            if common.end - common.start >= MIN_CHARACTERS:
-                return common
-        start = at + 1
-        at = answer.find(window, start)
-        work[0] -= ((at if at >= 0 else len(answer)) - start) // _SCANNED_PER_COMPARISON
+    work[0] -= 1 + len(answer.windows) // _CHARACTERS_PER_COMPARISON
+    number = -1
+    while work[0] > 0:
+        try:
+            number = answer.windows.index(key, number + 1)
+        except ValueError:
+            return None
+        common = _range_around(text, index, answer.text, number * PERIOD)
+        length = common.end - common.start
+        work[0] -= 1 + length // _CHARACTERS_PER_COMPARISON
+        if length >= MIN_CHARACTERS:
+            return common
     return None
 
 
@@ -401,13 +444,15 @@ def _equal_length(answer: str, at: int, text: str, index: int, direction: int) -
     return found
 
 
-def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str]) -> bytes:
+def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str], work: list[int]) -> bytes:
     """Return marks for the characters of an answer that it has copied from its own prompt, however often; nothing if
-    there are none. `indexed`: hashes at the indexed positions of the answer.
+    there are none. `indexed`: hashes at the indexed positions of the answer. `work`: number of comparisons that are
+    left.
 
     The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, as in a search.
     """
-    # `MIN_CHARACTERS` in common contain one of these windows: to scan short texts for them is faster than to hash
+    # A common text of `MIN_CHARACTERS` contains one of these windows. To search short texts for each is faster than
+    # to hash them.
     samples = [answer[index : index + WINDOW] for index in range(0, len(answer) - WINDOW + 1, PERIOD)]
     searched: list[str] = []
     left, scanned = _MAX_SEARCHED, _MAX_SCANNED
@@ -420,14 +465,17 @@ def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str]) -> bytes
         scanned -= len(samples) * len(text)
         if scanned < 0 or any(sample in text for sample in samples):
             searched.append(text)
-    if not searched:
+    if not searched or work[0] <= 0:
         return b""
     texts, windows = _Texts(searched), WindowFilter(len(indexed))
     windows.add(set(indexed))
-    return _copied_places(answer, indexed, texts, windows.found(searched_keys(texts.joined), _MAX_FOUND))
+    found = _rare_first(windows.found(searched_keys(texts.joined), _MAX_FOUND))
+    return _copied_places(answer, indexed, texts, found, work)
 
 
-def _copied_places(answer: str, indexed: Sequence[int], texts: _Texts, found: Sequence[tuple[int, int]]) -> bytes:
+def _copied_places(
+    answer: str, indexed: Sequence[int], texts: _Texts, found: Sequence[tuple[int, int]], work: list[int]
+) -> bytes:
     """Return marks for the characters of an answer that are copied. `found`: positions of the texts, and the hashes
     there, at which they may have text in common with the answer."""
     if not found:
@@ -437,19 +485,17 @@ def _copied_places(answer: str, indexed: Sequence[int], texts: _Texts, found: Se
     """Indexed positions of the answer that are not marked, by the hash of the window there."""
     for number, key in enumerate(indexed):
         places.setdefault(key, []).append(number * PERIOD)
-    work = _MAX_COMPARISONS
     for position, key in found:
-        if not places.get(key):
+        if not places.get(key) or (found_place := texts.at(position)) is None:
             continue
-        text, index = texts.at(position)
         unmarked: list[int] = []
         for place in places[key]:
             if copied.startswith(_MARKS, place):
                 continue
-            if work <= 0:
+            if work[0] <= 0:
                 return bytes(copied)
-            work -= 1
-            start, end = _range_around(answer, place, text, index)
+            start, end = _range_around(answer, place, found_place.text, found_place.position)
+            work[0] -= 1 + (end - start) // _CHARACTERS_PER_COMPARISON
             if end - start >= MIN_CHARACTERS:
                 copied[start:end] = b"\1" * (end - start)
             else:

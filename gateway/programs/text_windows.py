@@ -3,8 +3,9 @@
 If two texts have 40 characters in common, windows at 25 consecutive positions are equal. Answers are indexed at each
 25th position, and prompts are searched at each position. So no common text is missed.
 
-A window of 16 characters is two 64-bit words. Its hash is the sum of both, each multiplied by a random odd number, as
-in multiply-shift hashing (Dietzfelbinger et al., "A reliable randomized algorithm for the closest-pair problem", 1997).
+Each character is first folded to one byte, so a window of 16 characters is two 64-bit words. The hash of a window is
+the sum of both, each multiplied by a random odd number, as in multiply-shift hashing (Dietzfelbinger et al., "A
+reliable randomized algorithm for the closest-pair problem", 1997).
 numpy computes the hashes of a text in a twentieth of the time that Python's `hash` of each window takes.
 """
 
@@ -24,9 +25,11 @@ PERIOD = 25
 _WORD = 8
 """Length of a word, in characters."""
 _FIRST, _SECOND = (np.uint64(secrets.randbits(64) | 1) for _ in range(2))
-"""Factors of the words of a window. They differ between processes, so that no client can make hashes collide."""
+"""Factors of the words of a window. They differ between processes, so a client cannot predict hashes. It can construct
+different windows with equal hashes: different characters with the same byte, for example. So callers compare texts."""
 _PADDING = "\0" * _WORD
 _FOLDING = np.uint32(0x9D)
+"""Factor that mixes the upper bits of a character into its byte."""
 _MOST_COUNTED = 255
 """Count of hashes from which a filter counts no further."""
 
@@ -60,16 +63,16 @@ def indexed_keys(text: str, end: int) -> list[int]:
 
 
 class WindowFilter:
-    """Owner of counts of hashes. It tells of many hashes at once which may have been added.
+    """Counting Bloom filter of hashes (Fan et al., "Summary cache", 2000), with one hash function. `found` tests many
+    hashes at once. It has false positives, but no false negatives.
 
-    A lookup in a dictionary waits for memory. Almost all windows of a prompt are in no answer; the filter excludes
-    these in a tenth of the time. (It is a counting Bloom filter with one hash function: Fan et al., "Summary cache",
-    2000.)
+    A lookup in a dictionary waits for memory. Almost all windows of a prompt are in no answer. The filter excludes
+    these in a tenth of the time.
     """
 
-    def __init__(self, most: int) -> None:
-        """`most`: number of hashes up to which at most a quarter of other hashes seem to be there."""
-        bits = max(10, (4 * most - 1).bit_length())
+    def __init__(self, capacity: int) -> None:
+        """`capacity`: number of hashes up to which the rate of false positives is at most a quarter."""
+        bits = max(10, (4 * capacity - 1).bit_length())
         self._shift, self._numpy_shift = 64 - bits, np.uint64(64 - bits)
         self._counts = bytearray(1 << bits)
         self._numpy_counts = np.frombuffer(self._counts, np.uint8)

@@ -117,7 +117,7 @@ def test_a_part_of_a_text_that_an_answer_copied_does_not_lead_to_it() -> None:
 @given(LETTERS, st.lists(LETTERS, max_size=3))
 def test_exactly_the_common_texts_are_copied(answer: str, prompt: list[str]) -> None:
     keys = text_windows.indexed_keys(answer, len(answer))
-    copied = text_links._copied(answer, keys, prompt)
+    copied = text_links._copied(answer, keys, prompt, [1 << 20])
     expected = bytearray(len(answer))
     for start in range(len(answer) - MIN_CHARACTERS + 1):
         if any(answer[start : start + MIN_CHARACTERS] in text for text in prompt):
@@ -174,6 +174,16 @@ def test_a_part_is_common_wherever_it_stands_in_the_answers(seed: int, length: i
     assert found == {"first": False, "second": True}
 
 
+def test_each_text_of_a_prompt_is_searched_for_a_longer_part() -> None:
+    phrase, end = "this is what I have found in the documents that you gave me: ", "nineteen bridges"
+    for shift in range(25):
+        index = links()
+        index.add("t", "longer", [f"{'.' * shift}{phrase}{end}"])
+        index.add("t", "other", [f"{phrase}nothing at all, I fear"])
+        found = {link.source: link.is_common for link in index.find("t", [phrase, phrase + end])}
+        assert found == {"longer": False, "other": True}
+
+
 def test_a_whole_answer_that_is_part_of_another_answer_is_common() -> None:
     text = "Find every test that waits for a timeout, and say which can be made faster."
     index = links()
@@ -205,6 +215,16 @@ def test_removed_sources_are_not_found() -> None:
     index.remove("t", "call 2")
     assert index.bytes == 0
     assert index.find("t", texts) == []
+
+
+def test_an_answer_whose_twin_is_removed_is_found_and_no_longer_common() -> None:
+    for text in ("the capital is Paris", "a text that is long enough to be found again in a prompt"):
+        index = links()
+        index.add("t", "first", [text])
+        index.add("t", "second", [text])
+        assert {link.is_common for link in index.find("t", [text])} == {True}
+        index.remove("t", "second")
+        assert [(link.source, link.is_common) for link in index.find("t", [text])] == [("first", False)]
 
 
 @settings(max_examples=100)
@@ -309,16 +329,84 @@ def test_long_answers_and_prompts_are_searched_up_to_their_limits() -> None:
     assert {link.source for link in index.find("t", [answer[1_000:1_100]])} == {"call"}
 
 
-def test_windows_at_the_end_of_repetitive_answers_cost_a_bounded_amount_of_work() -> None:
+def test_windows_at_the_end_of_repetitive_answers_cost_a_bounded_amount_of_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Count the work of a prompt whose windows all stand at the end of a long answer and never become a link."""
+    looked_up = 0
+    original = text_links._common_range
+
+    def count(answer: text_links._Answer[str], *arguments: object) -> object:
+        nonlocal looked_up
+        looked_up += len(answer.windows)
+        return original(answer, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(text_links, "_common_range", count)
     index = links()
-    answer = "a" * 29_968 + "ba"
-    index.add("t", "call", [answer])
-    work = [text_links._MAX_COMPARISONS]
-    text = ("a" * 15 + "ba" + "ccc") * 4_200
-    comparisons = 0
-    while work[0] > 0 and comparisons < 10_000:
-        comparisons += 1
-        assert text_links._common_range(answer, text, 0, work) is None
-    assert comparisons <= text_links._MAX_COMPARISONS * text_links._SCANNED_PER_COMPARISON // (len(answer) - 100)
+    index.add("t", "call", ["a" * 29_975 + "bacd" * 5])
+    text = "a" * 39 + ("bacd" * 4 + "ccc") * 4_200
     assert index.find("t", [text]) == []
+    assert 0 < looked_up <= text_links._MAX_COMPARISONS * text_links._CHARACTERS_PER_COMPARISON
+
+
+def test_lines_of_dashes_do_not_hide_a_link() -> None:
+    pick = random.Random(5)
+    index = links()
+    for number in range(8):
+        index.add("t", str(number), ["\n".join(f"{random_text(pick, 400)}\n{'-' * 60}" for _ in range(20))])
+    own = random_text(pick, 300)
+    index.add("t", "own", [own])
+    lines = "\n".join(f"{random_text(pick, 100)}\n|{'-' * 39}|" for _ in range(40))
+    assert [link.source for link in index.find("t", [f"{lines}\n{own}"])] == ["own"]
+
+
+def test_windows_with_equal_hashes_cost_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count comparisons of texts that differ but have equal hashes, because their characters have the same byte."""
+    compared = 0
+    original = text_links._range_around
+
+    def count(*arguments: object) -> object:
+        nonlocal compared
+        compared += 1
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(text_links, "_range_around", count)
+    other = chr(0x1FC)
+    assert set(text_windows.indexed_keys(other * 40, 1)) == set(text_windows.indexed_keys("a" * 40, 1))
+    index = links()
+    for number in range(8):
+        index.add("t", str(number), [f"é{'a' * 80}{number}"])
+    assert index.find("t", [other * 131_072]) == []
+    assert 0 < compared <= text_links._MAX_COMPARISONS
+
+
+def test_a_window_across_two_texts_is_no_link() -> None:
+    copied = "Find every test that waits for a timeout, and say which can be made faster."
+    for shift in range(25):
+        index = links()
+        index.add("t", "call", [f"{'.' * shift}{copied}\0then my own words go on for a while, and on"], [copied])
+        assert index.find("t", [f"Once more, {copied}", "then my own other thing is here, and it is long"]) == []
+
+
+def test_links_are_in_the_order_of_the_prompt() -> None:
+    pick, index = random.Random(7), links()
+    texts = [random_text(pick, 90) for _ in range(5)]
+    for number in (3, 1, 4, 0, 2):
+        index.add("t", str(number), [texts[number]])
+    prompt = " and then ".join(texts) + "".join(texts[3] for _ in range(20))
+    assert [link.source for link in index.find("t", [prompt])] == ["0", "1", "2", "3", "4"]
+
+
+def test_all_texts_of_an_answer_share_the_work_of_finding_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    original = text_links._range_around
+
+    def count(*arguments: object) -> object:
+        nonlocal compared
+        compared += 1
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(text_links, "_range_around", count)
+    texts = [("a" * 39 + "b") * 26 + str(number) for number in range(32)]
+    links().add("t", "call", texts, [("a" * 39 + "c") * 1_600])
+    assert 0 < compared <= text_links._MAX_COMPARISONS
