@@ -270,7 +270,7 @@ class TextLinks(Generic[Source]):
                 end += len(searched[-1]) + 1
                 left -= len(text)
         if searched and len(pieces) < _MAX_LINKS:
-            self._search(held, _Texts(searched), pieces)
+            self._search(held, _Texts(searched, is_cut=left < 0), pieces)
         return _links(pieces) if pieces else []
 
     def _search(self, held: "_Tenant[Source]", texts: "_Texts", pieces: "dict[Source, list[_Piece[Source]]]") -> None:
@@ -364,8 +364,10 @@ class _Place(NamedTuple):
 class _Texts:
     """Texts of a prompt, joined, because one long text is searched in less time than many short ones."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], *, is_cut: bool = False) -> None:
+        """`is_cut`: whether the last text is only the beginning of one."""
         self._texts = texts
+        self._cut = len(texts) - 1 if is_cut else -1
         self._starts = [0]
         for text in texts[:-1]:
             self._starts.append(self._starts[-1] + len(text) + 1)
@@ -385,12 +387,15 @@ class _Texts:
             text = self._texts[number]
             stripped = self._stripped[number] = _CommonRange(len(text) - len(text.lstrip()), len(text.rstrip()))
         is_long = stripped.end - stripped.start >= MIN_CHARACTERS
-        return is_long and part.start <= stripped.start and part.end >= stripped.end
+        return is_long and number != self._cut and part.start <= stripped.start and part.end >= stripped.end
 
 
 def _rare_first(found: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    """Return positions and hashes in another order: those whose hash occurs often go last. So lines of dashes and other
-    repetitive texts do not take the work that the others need."""
+    """Sort positions and their hashes: hashes at more than `_RARE` positions come last, otherwise the order stays.
+
+    The number of comparisons is bounded. Repetitive texts, such as lines of dashes, need many, so they are compared
+    after all others.
+    """
     if len(found) <= _RARE:
         return found
     counts = Counter([key for _, key in found])
@@ -426,14 +431,14 @@ def _range_around(text: str, at: int, other: str, index: int) -> _CommonRange:
     return _CommonRange(at - _equal_length(text, at, other, index, -1), at + _equal_length(text, at, other, index, 1))
 
 
-def _equal_length(answer: str, at: int, text: str, index: int, direction: int) -> int:
+def _equal_length(first: str, at: int, second: str, index: int, direction: int) -> int:
     """Return how many characters are equal from these positions on, or before them. `direction`: 1 or -1."""
-    limit = min(len(answer) - at, len(text) - index) if direction > 0 else min(at, index)
+    limit = min(len(first) - at, len(second) - index) if direction > 0 else min(at, index)
     found, size = 0, PERIOD
     while found < limit:  # compare growing pieces, then halve the one that differs
         size = min(size, limit - found)
         shift = found if direction > 0 else -found - size
-        if answer[at + shift : at + shift + size] == text[index + shift : index + shift + size]:
+        if first[at + shift : at + shift + size] == second[index + shift : index + shift + size]:
             found += size
             size *= 2
         elif size == 1:
@@ -451,6 +456,8 @@ def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str], work: li
 
     The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, as in a search.
     """
+    if work[0] <= 0:
+        return b""
     # A common text of `MIN_CHARACTERS` contains one of these windows. To search short texts for each is faster than
     # to hash them.
     samples = [answer[index : index + WINDOW] for index in range(0, len(answer) - WINDOW + 1, PERIOD)]
@@ -465,7 +472,7 @@ def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str], work: li
         scanned -= len(samples) * len(text)
         if scanned < 0 or any(sample in text for sample in samples):
             searched.append(text)
-    if not searched or work[0] <= 0:
+    if not searched:
         return b""
     texts, windows = _Texts(searched), WindowFilter(len(indexed))
     windows.add(set(indexed))

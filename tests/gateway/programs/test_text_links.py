@@ -1,7 +1,9 @@
 """gateway/programs/text_links.py: each common text of 40 characters is found, and nothing else is a link."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,13 @@ from gateway.programs.text_links import MIN_CHARACTERS, TextLinks
 
 LETTERS = st.text(st.sampled_from("ab"), max_size=200)
 """Texts that repeat themselves."""
+
+
+@pytest.fixture
+def compared() -> Iterator[mock.Mock]:
+    """Count the comparisons of texts."""
+    with mock.patch.object(text_links, "_range_around", wraps=text_links._range_around) as counted:
+        yield counted
 
 
 def links(max_bytes: int = 1 << 24) -> TextLinks[str]:
@@ -268,21 +277,12 @@ def test_memory_is_bounded_and_shared() -> None:
     assert [link.source for link in index.find("large", [newest[500:700]])] == ["newest"]
 
 
-def test_repetitive_texts_take_bounded_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = 0
-    original = text_links._range_around
-
-    def count(*arguments: object) -> object:
-        nonlocal compared
-        compared += 1
-        return original(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(text_links, "_range_around", count)
+def test_repetitive_texts_take_bounded_work(compared: mock.Mock) -> None:
     index = links()
     for number in range(200):
         index.add("t", str(number), ["a" * 39 + f"{number:03}" + ("a" * 39 + "b") * 700])
     assert index.find("t", [("a" * 39 + "c") * 25_000]) == []
-    assert 0 < compared <= text_links._MAX_COMPARISONS
+    assert 0 < compared.call_count <= text_links._MAX_COMPARISONS
     assert index.bytes < 1 << 24
 
 
@@ -329,23 +329,14 @@ def test_long_answers_and_prompts_are_searched_up_to_their_limits() -> None:
     assert {link.source for link in index.find("t", [answer[1_000:1_100]])} == {"call"}
 
 
-def test_windows_at_the_end_of_repetitive_answers_cost_a_bounded_amount_of_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_windows_at_the_end_of_repetitive_answers_cost_a_bounded_amount_of_work() -> None:
     """Count the work of a prompt whose windows all stand at the end of a long answer and never become a link."""
-    looked_up = 0
-    original = text_links._common_range
-
-    def count(answer: text_links._Answer[str], *arguments: object) -> object:
-        nonlocal looked_up
-        looked_up += len(answer.windows)
-        return original(answer, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(text_links, "_common_range", count)
     index = links()
     index.add("t", "call", ["a" * 29_975 + "bacd" * 5])
     text = "a" * 39 + ("bacd" * 4 + "ccc") * 4_200
-    assert index.find("t", [text]) == []
+    with mock.patch.object(text_links, "_common_range", wraps=text_links._common_range) as counted:
+        assert index.find("t", [text]) == []
+    looked_up = sum(len(call.args[0].windows) for call in counted.call_args_list)
     assert 0 < looked_up <= text_links._MAX_COMPARISONS * text_links._CHARACTERS_PER_COMPARISON
 
 
@@ -360,24 +351,15 @@ def test_lines_of_dashes_do_not_hide_a_link() -> None:
     assert [link.source for link in index.find("t", [f"{lines}\n{own}"])] == ["own"]
 
 
-def test_windows_with_equal_hashes_cost_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_with_equal_hashes_cost_work(compared: mock.Mock) -> None:
     """Count comparisons of texts that differ but have equal hashes, because their characters have the same byte."""
-    compared = 0
-    original = text_links._range_around
-
-    def count(*arguments: object) -> object:
-        nonlocal compared
-        compared += 1
-        return original(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(text_links, "_range_around", count)
     other = chr(0x1FC)
     assert set(text_windows.indexed_keys(other * 40, 1)) == set(text_windows.indexed_keys("a" * 40, 1))
     index = links()
     for number in range(8):
         index.add("t", str(number), [f"é{'a' * 80}{number}"])
     assert index.find("t", [other * 131_072]) == []
-    assert 0 < compared <= text_links._MAX_COMPARISONS
+    assert 0 < compared.call_count <= text_links._MAX_COMPARISONS
 
 
 def test_a_window_across_two_texts_is_no_link() -> None:
@@ -397,16 +379,15 @@ def test_links_are_in_the_order_of_the_prompt() -> None:
     assert [link.source for link in index.find("t", [prompt])] == ["0", "1", "2", "3", "4"]
 
 
-def test_all_texts_of_an_answer_share_the_work_of_finding_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = 0
-    original = text_links._range_around
-
-    def count(*arguments: object) -> object:
-        nonlocal compared
-        compared += 1
-        return original(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(text_links, "_range_around", count)
+def test_all_texts_of_an_answer_share_the_work_of_finding_copies(compared: mock.Mock) -> None:
     texts = [("a" * 39 + "b") * 26 + str(number) for number in range(32)]
     links().add("t", "call", texts, [("a" * 39 + "c") * 1_600])
-    assert 0 < compared <= text_links._MAX_COMPARISONS
+    assert 0 < compared.call_count <= text_links._MAX_COMPARISONS
+
+
+def test_the_beginning_of_a_long_text_is_no_whole_prompt() -> None:
+    pick, index = random.Random(9), links()
+    text = random_text(pick, 500)
+    index.add("t", "call", [f"An agent gets this: {text[:100]}"])
+    (link,) = index.find("t", ["0" * (text_links._MAX_SEARCHED - 80), text])
+    assert (link.length, link.is_prompt) == (80, False)
