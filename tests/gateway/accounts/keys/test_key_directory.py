@@ -1,8 +1,6 @@
 """gateway/accounts/keys/key_directory.py: keys by id and by digest."""
 
-import sys
 from collections.abc import Callable
-from types import FrameType
 
 import pytest
 
@@ -10,6 +8,7 @@ from gateway.accounts.keys.key_directory import KeyDirectory
 from gateway.accounts.keys.virtual_key import KeyRecord, digest_of
 from gateway.errors import RequestError
 from gateway.http.middleware.auth import ApiKeys
+from tests.fakes.call_counter import CallCounter
 
 
 def record(id: str = "key_1", secret: str = "one", **fields: object) -> KeyRecord:
@@ -70,18 +69,9 @@ def test_the_key_before_a_rotation_ends_with_the_grace() -> None:
 
 def calls_of(action: Callable[[], object]) -> int:
     """Return how many functions an action calls."""
-    count = 0
-
-    def profile(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(profile)
-    try:
+    with CallCounter() as calls:
         action()
-    finally:
-        sys.setprofile(None)
-    return count
+    return calls.count
 
 
 def test_an_unknown_key_costs_the_same_with_any_number_of_keys() -> None:
