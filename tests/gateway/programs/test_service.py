@@ -9,21 +9,17 @@ from hypothesis import strategies as st
 
 from gateway.programs import service as module
 from gateway.programs.service import (
-    CALLS_PROGRESS_SECONDS,
     GRANT_SECONDS,
     HALF_LIFE,
     IDLE_SECONDS,
     MAX_DIFFERENCE,
     MAX_LEAD,
-    PROGRESS_CALLS,
-    PROMPT_PROGRESS_SECONDS,
+    PROGRESS_FROM,
+    PROGRESS_SECONDS,
     SERVICE_FACTOR,
     ProgramService,
     progress,
 )
-
-FIRST = progress(0.0, 1)
-"""Progress of a program with one call and an empty prompt, in seconds."""
 
 
 def test_a_program_that_returns_goes_before_newcomers() -> None:
@@ -45,21 +41,31 @@ def test_a_short_program_does_not_wait_for_all_of_a_long_one() -> None:
 
 def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() -> None:
     service = ProgramService()
-    for _ in range(10):
-        service.begin("many calls", "key", 0.0, 0.1)
-    service.begin("short prompt", "key", 0.0, 0.1)
-    service.begin("long prompt", "key", 0.0, 0.9)
-    service.begin("long prompt", "key", 0.0, 0.2)  # its longest prompt counts, although the client has shortened it
-    order = sorted(("short prompt", "many calls", "long prompt"), key=lambda program: service.due(program, 0.0, 0.0))
-    assert order == ["long prompt", "many calls", "short prompt"]
+    service.begin("less full", "key", 0.0, 0.8)
+    service.begin("nearly full", "key", 0.0, 0.9)
+    service.begin("nearly full", "key", 0.0, 0.2)  # its longest prompt counts, although the client has shortened it
+    service.begin("first", "key", -1.0, 0.1)
+    order = sorted(("first", "less full", "nearly full"), key=lambda program: service.due(program, 0.0, 0.0))
+    assert order == ["nearly full", "less full", "first"]
 
 
-def test_progress_is_bounded() -> None:
+@given(st.floats(0.0, PROGRESS_FROM), st.floats(0.0, PROGRESS_FROM), st.integers(1, 300))
+def test_programs_with_room_in_the_window_go_in_order_of_arrival(earlier: float, later: float, calls: int) -> None:
     service = ProgramService()
-    for _ in range(3 * PROGRESS_CALLS):
-        service.begin("agent", "key", 0.0, 17.0)
-    assert service.due("agent", 0.0, 0.0) == -(PROMPT_PROGRESS_SECONDS + CALLS_PROGRESS_SECONDS)
+    service.begin("earlier", "key", 0.0, earlier)
+    for _ in range(calls):
+        service.begin("later", "key", 1.0, later)
+    assert service.due("earlier", 1.0, 1.0) < service.due("later", 1.0, 1.0)
+
+
+def test_progress_is_bounded_and_grows_with_the_prompt() -> None:
+    service = ProgramService()
+    service.begin("agent", "key", 0.0, 17.0)
+    assert service.due("agent", 0.0, 0.0) == -PROGRESS_SECONDS
     assert service.rank("agent", 0.0) == 0.0, "what a program may displace does not depend on its progress"
+    steps = [progress(number / 100) for number in range(101)]
+    assert steps == sorted(steps)
+    assert steps[0] == progress(PROGRESS_FROM) == 0.0 < progress(PROGRESS_FROM + 0.01)
 
 
 def test_weights_divide_the_service() -> None:
@@ -81,13 +87,14 @@ def test_attained_service_decays() -> None:
 
 def test_an_idle_program_counts_as_new() -> None:
     service = ProgramService()
-    service.begin("agent", "key", 0.0)
+    service.begin("agent", "key", 0.0, 1.0)
     service.begin("agent", "key", IDLE_SECONDS)
     assert service.rank("agent", IDLE_SECONDS) == 0.0
+    assert service.due("agent", IDLE_SECONDS, IDLE_SECONDS) == -PROGRESS_SECONDS
     service.begin("agent", "key", 3 * IDLE_SECONDS)
     assert service.rank("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS
     due = service.due("agent", 3 * IDLE_SECONDS, 3 * IDLE_SECONDS)
-    assert due == 3 * IDLE_SECONDS - FIRST, "its calls count anew"
+    assert due == 3 * IDLE_SECONDS, "its prompts count anew"
 
 
 @pytest.mark.parametrize("begun", [0.0, 9_000.0])
@@ -104,22 +111,21 @@ def test_no_call_starves(begun: float, programs: int, slices: list[float], fille
     arrivals: dict[str, float] = {}
     deadlines: dict[str, float] = {}
 
-    def request(program: str, now: float, calls: int = 1) -> None:
-        for _ in range(calls):
-            service.begin(program, "key", now, 0.0 if program == "waiting" else filled)
+    def request(program: str, now: float) -> None:
+        service.begin(program, "key", now, 0.0 if program == "waiting" else filled)
         arrivals[program] = now
         deadlines[program] = now - service.lead(program, "key", now)
 
     names = [f"program {number}" for number in range(programs)]
     if begun < 8_000.0:
         for name in names:
-            request(name, begun, PROGRESS_CALLS)
+            request(name, begun)
             request(name, begun + 3_000.0)
             request(name, begun + 6_000.0)
     request("waiting", 8_000.0)
     if begun >= 8_000.0:
         for name in names:
-            request(name, begun, PROGRESS_CALLS)
+            request(name, begun)
     now, turns = max(begun, 8_000.0), itertools.cycle(slices)
     while (first := min(deadlines, key=deadlines.__getitem__)) != "waiting":
         assert arrivals[first] <= 8_000.0 + 2 * MAX_LEAD
@@ -141,9 +147,8 @@ def test_the_lead_is_bounded_in_both_directions() -> None:
 
 def test_a_tenant_whose_calls_belong_to_no_program_counts_as_active() -> None:
     service = ProgramService()
-    for _ in range(PROGRESS_CALLS):
-        service.begin("agent", "busy", 0.0, 1.0)
-    assert service.lead("agent", "busy", 0.0) == PROMPT_PROGRESS_SECONDS + CALLS_PROGRESS_SECONDS
+    service.begin("agent", "busy", 0.0, 1.0)
+    assert service.lead("agent", "busy", 0.0) == PROGRESS_SECONDS
     service.average_lead("other", 1.0)
     service.begin("new", "busy", 1.0)
     assert service.lead("agent", "busy", 1.0) - service.lead("new", "busy", 1.0) <= 2 * MAX_DIFFERENCE
@@ -186,13 +191,11 @@ def test_programs_of_a_tenant_that_is_alone_have_the_time_since_they_were_due_as
     service = ProgramService()
     for program, arrival in (("old", 100.0), ("young", 1900.0)):
         service.begin(program, "key", arrival)
-    calls = 1
     for now in (2000.0, 2500.0):
         for _ in range(100):
             service.begin("old", "key", now)
-            calls += 1
-            assert service.lead("old", "key", now) == pytest.approx(now - 100.0 + progress(0.0, calls))
-        assert service.lead("young", "key", now) == pytest.approx(now - 1900.0 + FIRST)
+            assert service.lead("old", "key", now) == now - 100.0
+        assert service.lead("young", "key", now) == now - 1900.0
         assert service.lead("unknown", "key", now) == 0.0
 
 
@@ -227,8 +230,8 @@ def test_the_average_lead_fades_without_calls() -> None:
     assert service.average_lead("key", 0.0) == 0.0
     service.begin("agent", "key", 0.0)
     service.lead("agent", "key", 1000.0)
-    assert service.average_lead("key", 1000.0) == pytest.approx(1000.0 + FIRST)
-    assert service.average_lead("key", 1600.0) == pytest.approx((1000.0 + FIRST) / 2)
+    assert service.average_lead("key", 1000.0) == pytest.approx(1000.0)
+    assert service.average_lead("key", 1600.0) == pytest.approx(500.0)
 
 
 def test_averages_of_tenants_are_bounded() -> None:
