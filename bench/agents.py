@@ -5,9 +5,10 @@ stock OpenAI client: it sends a request with `tools`, waits for the answer, runs
 sends the next request, which contains the answer. Tokens are divided by --tokens, times by --seconds.
 
 All servers are measured in one run, in turns, with the same texts: `myna serve`, `myna serve --order arrival
---retention lru`, the servers of --url, and with --peer vLLM's CPU build. The servers that this program starts have a
-small KV pool: the longest prompts of all sessions together need --oversubscription times its size. With --through, the
-program measures each server of --url and --peer, or one of our own if there is none, alone and behind a gateway.
+--retention lru`, the servers of --url, and with --peer vLLM's CPU build. Each round replays other sessions, because the
+figures depend on which ones run together. The servers that this program starts have a small KV pool: the longest
+prompts of the sessions of a round need --oversubscription times its size, on average over the rounds. With --through,
+the program measures each server of --url and --peer, or one of our own if there is none, alone and behind a gateway.
 """
 
 import argparse
@@ -199,15 +200,18 @@ class Replay:
 
 
 async def measure(
-    servers: Sequence[Server], sessions: Sequence[AgentSession], chosen: argparse.Namespace
+    servers: Sequence[Server], rounds: Sequence[Sequence[AgentSession]], chosen: argparse.Namespace
 ) -> dict[str, list[Run]]:
-    """Return the runs of each server. The servers take turns, in another order each round."""
+    """Return the runs of each server. The servers take turns, in another order each round.
+
+    `rounds`: the sessions of each round.
+    """
     found: dict[str, list[Run]] = {server.name: [] for server in servers}
     timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
         for server in servers:  # the first requests of a server are slower
-            await Replay(http, server, "warm-up", ignore_eos=chosen.ignore_eos).run(sessions[:1], 0.0)
-        for number in range(chosen.rounds):
+            await Replay(http, server, "warm-up", ignore_eos=chosen.ignore_eos).run(rounds[0][:1], 0.0)
+        for number, sessions in enumerate(rounds):
             first = number % len(servers)
             for server in (*servers[first:], *servers[:first]):
                 replay = Replay(http, server, f"{chosen.seed}/{number}", ignore_eos=chosen.ignore_eos)
@@ -258,15 +262,15 @@ def table(found: dict[str, list[Run]]) -> str:
     return "\n".join(lines)
 
 
-def pool_tokens(sessions: Sequence[AgentSession], oversubscription: float) -> int:
-    """Return the size of a KV pool, in tokens.
+def pool_tokens(rounds: Sequence[Sequence[AgentSession]], oversubscription: float) -> int:
+    """Return the size of a KV pool, in tokens. `rounds`: the sessions of each round.
 
-    The longest prompts of all sessions together need `oversubscription` times this size; less, if the pool is larger
-    because it must have room for the longest session.
+    The longest prompts of the sessions of a round need `oversubscription` times this size, on average over the rounds;
+    less, if the pool is larger because it must have room for the longest session.
     """
-    peaks = [peak_tokens(session) for session in sessions]
+    peaks = [peak_tokens(session) for sessions in rounds for session in sessions]
     largest = max(peaks) + CALL_LIMIT
-    return -(-max(int(sum(peaks) / oversubscription), largest) // _BLOCK) * _BLOCK
+    return -(-max(int(sum(peaks) / len(rounds) / oversubscription), largest) // _BLOCK) * _BLOCK
 
 
 def _serve(stack: ExitStack, *settings: str) -> str:
@@ -383,7 +387,12 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="send ignore_eos with requests for text, which fixes the length of answers (default: on)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of texts and of the choice of sessions (default: 1)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="seed of texts and of the choice of sessions; round n uses seed + n - 1 for this choice (default: 1)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--settings",
@@ -404,23 +413,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"bench.agents: {error}") from None
     if not recorded:
         raise SystemExit(f"bench.agents: {chosen.file} has no session that fits into {chosen.window} tokens")
-    sessions = choose(recorded, chosen.agents, chosen.turns, chosen.seed)
-    kv_tokens = chosen.kv or pool_tokens(sessions, chosen.oversubscription)
-    requests = sum(len(session.turns) for session in sessions)
-    print(f"{len(sessions)} sessions, {requests} requests, KV pool of {kv_tokens} tokens", file=sys.stderr)
+    rounds = [choose(recorded, chosen.agents, chosen.turns, chosen.seed + number) for number in range(chosen.rounds)]
+    kv_tokens = chosen.kv or pool_tokens(rounds, chosen.oversubscription)
+    requests = sum(len(session.turns) for sessions in rounds for session in sessions)
+    print(
+        f"{chosen.rounds} x {chosen.agents} sessions, {requests} requests, KV pool of {kv_tokens} tokens",
+        file=sys.stderr,
+    )
     found: dict[str, list[Run]] = {}
     refused: BaseExceptionGroup[UnexpectedAnswer] | None = None
     with ExitStack() as stack:
         servers = start_servers(stack, chosen, kv_tokens)
         try:
-            found = asyncio.run(measure(servers, sessions, chosen))
+            found = asyncio.run(measure(servers, rounds, chosen))
         except* UnexpectedAnswer as group:
             refused = group
     if refused is not None:
         raise SystemExit(f"bench.agents: {_first(refused)}")
     if chosen.json:
         first = next(iter(found.values()))
-        settings = {"agents": len(sessions), "requests": requests, "kv_tokens": kv_tokens, "scale": asdict(scale)}
+        settings = {"agents": chosen.agents, "requests": requests, "kv_tokens": kv_tokens, "scale": asdict(scale)}
         results = {
             name: {**summary(runs, first), "runs": [asdict(run) for run in runs]} for name, runs in found.items()
         }
