@@ -6,14 +6,15 @@ sends the next request, which contains the answer. Tokens are divided by --token
 
 All servers are measured in one run, in turns, with the same texts: `myna serve`, `myna serve --order arrival
 --retention lru`, the servers of --url, and with --peer vLLM's CPU build. Each round replays other sessions, because the
-figures depend on which ones run together. The servers that this program starts have a small KV pool: the longest
-prompts of the sessions of a round need --oversubscription times its size, on average over the rounds. With --through,
-the program measures each server of --url and --peer, or one of our own if there is none, alone and behind a gateway.
+figures depend on which ones run together, and starts its own servers. These have a small KV pool: the longest prompts
+of all sessions of the round together need --oversubscription times its size. With --through, the program measures each
+server of --url and --peer, or one of our own if there is none, alone and behind a gateway.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import random
 import statistics
 import sys
@@ -47,6 +48,8 @@ _ARRIVAL = ("--order", "arrival", "--retention", "lru")
 """Options of `myna serve` for the policies of most servers: calls in the order of arrival, LRU eviction."""
 _BLOCK = 16
 """Size of a block of our KV pool, in tokens."""
+_MARGIN = 1.125
+"""Length of a prompt, relative to the estimate, for which a KV pool has room."""
 _REQUEST_SECONDS = 600.0
 """Time limit of one request."""
 
@@ -200,26 +203,23 @@ class Replay:
 
 
 async def measure(
-    servers: Sequence[Server], rounds: Sequence[Sequence[AgentSession]], chosen: argparse.Namespace
-) -> dict[str, list[Run]]:
-    """Return the runs of each server. The servers take turns, in another order each round.
-
-    `rounds`: the sessions of each round.
-    """
-    found: dict[str, list[Run]] = {server.name: [] for server in servers}
+    servers: Sequence[Server], sessions: Sequence[AgentSession], number: int, chosen: argparse.Namespace
+) -> dict[str, Run]:
+    """Return the run of each server in one round. `number`: of the round. The servers take turns, in another order each
+    round."""
+    found: dict[str, Run] = {}
     timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
         for server in servers:  # the first requests of a server are slower
-            await Replay(http, server, "warm-up", ignore_eos=chosen.ignore_eos).run(rounds[0][:1], 0.0)
-        for number, sessions in enumerate(rounds):
-            first = number % len(servers)
-            for server in (*servers[first:], *servers[:first]):
-                replay = Replay(http, server, f"{chosen.seed}/{number}", ignore_eos=chosen.ignore_eos)
-                run = await replay.run(sessions, chosen.apart)
-                found[server.name].append(run)
-                hits = "" if run.hit_rate is None else f", hit rate {run.hit_rate:.1%}"
-                print(f"round {number + 1}, {server.name}: {run.mean:.2f} s a session{hits}", file=sys.stderr)
-    return found
+            warm_up = Replay(http, server, f"warm-up {number}", ignore_eos=chosen.ignore_eos)
+            await warm_up.run(sessions[:1], 0.0)
+        first = number % len(servers)
+        for server in (*servers[first:], *servers[:first]):
+            replay = Replay(http, server, f"{chosen.seed}/{number}", ignore_eos=chosen.ignore_eos)
+            run = found[server.name] = await replay.run(sessions, chosen.apart)
+            hits = "" if run.hit_rate is None else f", hit rate {run.hit_rate:.1%}"
+            print(f"round {number + 1}, {server.name}: {run.mean:.2f} s a session{hits}", file=sys.stderr)
+    return {server.name: found[server.name] for server in servers}
 
 
 def _last_percent(seconds: Sequence[float]) -> float:
@@ -262,15 +262,15 @@ def table(found: dict[str, list[Run]]) -> str:
     return "\n".join(lines)
 
 
-def pool_tokens(rounds: Sequence[Sequence[AgentSession]], oversubscription: float) -> int:
-    """Return the size of a KV pool, in tokens. `rounds`: the sessions of each round.
+def pool_tokens(sessions: Sequence[AgentSession], oversubscription: float) -> int:
+    """Return the size of a KV pool, in tokens.
 
-    The longest prompts of the sessions of a round need `oversubscription` times this size, on average over the rounds;
-    less, if the pool is larger because it must have room for the longest session.
+    The longest prompts of all sessions together need `oversubscription` times this size; less, if the pool is larger
+    because it must have room for the longest session, with a margin for answers that are longer than expected.
     """
-    peaks = [peak_tokens(session) for sessions in rounds for session in sessions]
-    largest = max(peaks) + CALL_LIMIT
-    return -(-max(int(sum(peaks) / len(rounds) / oversubscription), largest) // _BLOCK) * _BLOCK
+    peaks = [peak_tokens(session) for session in sessions]
+    largest = max(peaks) * _MARGIN + CALL_LIMIT
+    return math.ceil(max(sum(peaks) / oversubscription, largest) / _BLOCK) * _BLOCK
 
 
 def _serve(stack: ExitStack, *settings: str) -> str:
@@ -413,32 +413,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"bench.agents: {error}") from None
     if not recorded:
         raise SystemExit(f"bench.agents: {chosen.file} has no session that fits into {chosen.window} tokens")
-    rounds = [choose(recorded, chosen.agents, chosen.turns, chosen.seed + number) for number in range(chosen.rounds)]
-    kv_tokens = chosen.kv or pool_tokens(rounds, chosen.oversubscription)
-    requests = sum(len(session.turns) for sessions in rounds for session in sessions)
-    print(
-        f"{chosen.rounds} x {chosen.agents} sessions, {requests} requests, KV pool of {kv_tokens} tokens",
-        file=sys.stderr,
-    )
     found: dict[str, list[Run]] = {}
+    pools, requests = [], 0
     refused: BaseExceptionGroup[UnexpectedAnswer] | None = None
-    with ExitStack() as stack:
-        servers = start_servers(stack, chosen, kv_tokens)
-        try:
-            found = asyncio.run(measure(servers, rounds, chosen))
-        except* UnexpectedAnswer as group:
-            refused = group
-    if refused is not None:
-        raise SystemExit(f"bench.agents: {_first(refused)}")
-    if chosen.json:
+    for number in range(chosen.rounds):
+        sessions = choose(recorded, chosen.agents, chosen.turns, chosen.seed + number)
+        pool = chosen.kv or pool_tokens(sessions, chosen.oversubscription)
+        count = sum(len(session.turns) for session in sessions)
+        print(f"round {number + 1}: {len(sessions)} sessions, {count} requests, KV of {pool} tokens", file=sys.stderr)
+        with ExitStack() as stack:
+            servers = start_servers(stack, chosen, pool)
+            try:
+                runs = asyncio.run(measure(servers, sessions, number, chosen))
+            except* UnexpectedAnswer as group:
+                refused = group
+        if refused is not None:
+            break
+        for name, run in runs.items():
+            found.setdefault(name, []).append(run)
+        pools.append(pool)
+        requests += count
+    if found and chosen.json:
         first = next(iter(found.values()))
-        settings = {"agents": chosen.agents, "requests": requests, "kv_tokens": kv_tokens, "scale": asdict(scale)}
+        settings = {"agents": chosen.agents, "requests": requests, "kv_tokens": pools, "scale": asdict(scale)}
         results = {
             name: {**summary(runs, first), "runs": [asdict(run) for run in runs]} for name, runs in found.items()
         }
         print(json.dumps({**settings, "seed": chosen.seed, "servers": results}, indent=1))
-    else:
+    elif found:
         print(table(found))
+    if refused is not None:  # the rounds before it are worth showing
+        raise SystemExit(f"bench.agents: {_first(refused)}")
 
 
 if __name__ == "__main__":
