@@ -267,13 +267,19 @@ class Conversation:
         return _Sent(messages, sizes, max(turn.prompt, sum(sizes)))
 
 
-def peak_tokens(session: AgentSession) -> int:
-    """Return the tokens of the longest prompt of a session with its answer, about, as it is replayed."""
-    conversation, peak = Conversation(session, ""), 0
+def prompt_tokens(session: AgentSession) -> list[int]:
+    """Return the tokens of each prompt of a session, about, as it is replayed."""
+    conversation, found = Conversation(session, ""), []
     for index, turn in enumerate(session.turns):
         conversation.messages(index)
-        tokens, made = conversation.estimate(index), turn.answer_tokens
+        found.append(conversation.estimate(index))
         call = {"id": str(index), "type": "function", "function": {"name": "", "arguments": ""}}
-        conversation.record(index, {"tool_calls": [call]} if turn.calls_tool else {"content": "x"}, tokens, made)
-        peak = max(peak, tokens + made)
-    return peak
+        answer = {"tool_calls": [call]} if turn.calls_tool else {"content": "x"}
+        conversation.record(index, answer, found[-1], turn.answer_tokens)
+    return found
+
+
+def peak_tokens(session: AgentSession) -> int:
+    """Return the tokens of the longest prompt of a session with its answer, about, as it is replayed."""
+    prompts = prompt_tokens(session)
+    return max(prompt + turn.answer_tokens for prompt, turn in zip(prompts, session.turns, strict=True))

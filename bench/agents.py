@@ -336,14 +336,16 @@ def _named_url(text: str) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench.agents", description=__doc__, allow_abbrev=False)
+def add_load(parser: argparse.ArgumentParser, *, rounds: int) -> None:
+    """Add the options that define the load. `rounds`: default of `--rounds`."""
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="recorded sessions, as JSON lines or JSON lines in gzip"
     )
     parser.add_argument("--agents", type=_count, default=6, help="number of concurrent sessions (default: 6)")
     parser.add_argument("--turns", type=_count, default=6, help="maximum number of requests of a session (default: 6)")
-    parser.add_argument("--rounds", type=_count, default=2, help="number of replays on each server (default: 2)")
+    parser.add_argument(
+        "--rounds", type=_count, default=rounds, help=f"number of replays on each server (default: {rounds})"
+    )
     parser.add_argument("--tokens", type=_positive, default=64.0, help="divisor of recorded tokens (default: 64)")
     parser.add_argument("--seconds", type=_positive, default=20.0, help="divisor of recorded tool times (default: 20)")
     parser.add_argument(
@@ -360,6 +362,17 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens of the live sessions, relative to the KV pool of our own servers (default: 2)",
     )
     parser.add_argument("--kv", type=_count, help="KV pool of our own servers in tokens, instead of --oversubscription")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="seed of texts and of the choice of sessions; round n uses seed + n - 1 for this choice (default: 1)",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench.agents", description=__doc__, allow_abbrev=False)
+    add_load(parser, rounds=2)
     parser.add_argument(
         "--url",
         type=_named_url,
@@ -386,12 +399,6 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="send ignore_eos with requests for text, which fixes the length of answers (default: on)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=1,
-        help="seed of texts and of the choice of sessions; round n uses seed + n - 1 for this choice (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(

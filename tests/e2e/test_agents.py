@@ -1,4 +1,5 @@
-"""bench/agents.py and bench/agent_sessions.py: recorded sessions of agents become conversations over HTTP."""
+"""bench/agents.py, bench/agent_sessions.py, bench/virtual_agents.py: recorded sessions of agents become conversations
+over HTTP, or requests in virtual time."""
 
 import gzip
 import json
@@ -24,7 +25,10 @@ from bench.agent_sessions import (
     tools_of,
 )
 from bench.agents import Run, main, pool_tokens, summary, table
+from bench.virtual_agents import main as virtual
+from bench.virtual_agents import play, recorded
 from gateway.programs.prompt_difference import first_difference
+from gateway.simulator.engine import CPU
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.gateway_harness import GatewayHarness
 
@@ -185,6 +189,32 @@ def test_the_summary_has_medians_and_ratios_of_rounds() -> None:
     assert (first["hit_rate"], first["uncached_tokens"]) == (0.7, 30)
     assert (second["ratio"], second["lowest_ratio"], second["hit_rate"]) == (2.0, 1.5, None)
     assert table(found).splitlines()[-1] == "| two | 6.00 s | 9.00 s | 3.00 s |  |  | 2.00 | 1.50 |"
+
+
+def test_sessions_in_virtual_time_have_the_sizes_of_the_replay(tmp_path: Path) -> None:
+    for session in _sessions(tmp_path):
+        virtual = recorded(session)
+        for index, (request, turn) in enumerate(zip(virtual.requests, session.turns, strict=True)):
+            assert request.prompt + request.output <= peak_tokens(session)
+            assert (request.output, request.source, request.agent) == (turn.answer_tokens, turn.of, turn.agent)
+            assert request.prompt >= turn.prompt
+            assert request.after < index
+            if turn.of >= 0:
+                before = virtual.requests[turn.of].prompt
+                assert request.shared == (min(request.prompt, before) if turn.extends else turn.shared)
+
+
+def test_virtual_time_compares_the_servers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(_file(tmp_path, *SESSIONS))
+    virtual([file, "--agents", "8", "--turns", "5", "--rounds", "3", "--table", "cpu"])
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == ["myna", "`--no-pause-programs`", "arrival order, LRU"]
+    with pytest.raises(SystemExit, match=r"bench\.virtual_agents: .*missing"):
+        virtual([file, "--table", str(tmp_path / "missing")])
+    sessions = choose(_sessions(tmp_path), 8, 5, 1)
+    first, second = (play(sessions, 0.3, CPU, pool_tokens(sessions, 2.0)) for _ in range(2))
+    assert first == second
+    assert first["myna"].hit_rate > first["arrival order, LRU"].hit_rate
 
 
 @pytest.fixture(scope="module")

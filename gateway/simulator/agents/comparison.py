@@ -21,6 +21,7 @@ from gateway.simulator.agents.policies.thunder import ThunderPolicy
 from gateway.simulator.agents.policies.vllm import VllmPolicy
 from gateway.simulator.agents.policy import AgentPolicy, EngineFacts
 from gateway.simulator.agents.replay import SERVER, Outcome, replay, replay_on_server
+from gateway.simulator.agents.server_engine import ServerSettings
 from gateway.simulator.agents.sessions import RecordedSession, Recording, read_sessions, scale_tokens
 from gateway.simulator.engine import TABLES
 from gateway.simulator.trace import BadTrace
@@ -219,7 +220,7 @@ def run_load(
         wanted = int(trial.live_tokens / oversubscription)
         capacity = max(wanted, largest)
         outcomes = {
-            name: replay_on_server(sessions, arrivals, costs, capacity, keys)
+            name: replay_on_server(sessions, arrivals, costs, capacity, ServerSettings(keys=keys))
             if name == SERVER
             else replay(sessions, arrivals, costs, capacity, create(name, without))
             for name in names

@@ -11,7 +11,7 @@ from gateway.simulator.agents.call import AgentCall
 from gateway.simulator.agents.kv_pool import Path, build_paths
 from gateway.simulator.agents.modelled_engine import ModelledEngine, facts_of
 from gateway.simulator.agents.policy import AgentPolicy, EngineFacts
-from gateway.simulator.agents.server_engine import ServerEngine
+from gateway.simulator.agents.server_engine import ServerEngine, ServerSettings
 from gateway.simulator.agents.sessions import RecordedSession
 from gateway.simulator.engine import Costs
 
@@ -91,10 +91,14 @@ def replay(
 
 
 def replay_on_server(
-    sessions: Sequence[RecordedSession], arrivals: Sequence[float], costs: Costs, capacity: int, keys: int = 1
+    sessions: Sequence[RecordedSession],
+    arrivals: Sequence[float],
+    costs: Costs,
+    capacity: int,
+    settings: ServerSettings | None = None,
 ) -> Outcome:
     """Replay sessions on the server's own code; see `ServerEngine`. Other arguments as in `replay`."""
-    engine = ServerEngine(costs, capacity, keys)
+    engine = ServerEngine(costs, capacity, settings)
     return replay_on(engine, SERVER, sessions, build_paths(sessions), arrivals, engine.leave)
 
 

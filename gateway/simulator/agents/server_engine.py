@@ -1,13 +1,15 @@
 """The server's own code in virtual time: the engine's step scheduler, cache and admission, with the gateway's ranks.
 
 The other policies run on a modelled engine with a modelled cache. Here the parts of the real engine run, and only the
-duration of a step comes from a table of costs. So the result includes effects of single blocks and steps. No call is
-interactive, and the gateway's own queue is left out. A replay takes longer, because the engine's code plans each step.
+duration of a step comes from a table of costs. So the result includes effects of single blocks and steps. The gateway's
+own queue is left out. A replay takes longer, because the engine's code plans each step.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 from engine.admission import PromptAdmission
 from engine.generation import Generation
@@ -36,6 +38,20 @@ _SMOOTHING = 0.02
 """Weight of a new observation in the average length of answers."""
 
 
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Options of a simulated server. `order`: of calls, by deadlines that programs make earlier, by deadlines of single
+    calls, or by arrival. `learns`: eviction learns from gaps, otherwise the least recently used KV goes. `pauses`:
+    prompts wait so that others keep their KV. `is_interactive`: decoding keeps a steady pace while prompts prefill, as
+    it does for clients that wait. `keys`: number of API keys, which the sessions get in turn."""
+
+    order: Literal["programs", "deadlines", "arrival"] = "programs"
+    learns: bool = True
+    pauses: bool = True
+    is_interactive: bool = False
+    keys: int = 1
+
+
 class _Answer(Generation):
     """Answer of a recorded length, without text."""
 
@@ -58,23 +74,25 @@ class _Answer(Generation):
 class ServerEngine:
     """Owner of the sequences of one engine. See `SimulatedAgentEngine`."""
 
-    def __init__(self, costs: Costs, capacity: int, keys: int = 1) -> None:
-        """`capacity`: tokens of the KV pool, rounded up to whole blocks. `keys`: number of API keys, which the sessions
-        get in turn."""
+    def __init__(self, costs: Costs, capacity: int, settings: ServerSettings | None = None) -> None:
+        """`capacity`: tokens of the KV pool, rounded up to whole blocks."""
         blocks = -(-capacity // _BLOCK)
         self.now = 0.0
         self.busy = 0.0
         self.preemptions = 0
         self.prompt = self.hits = 0
         self._costs = costs
-        self._keys = keys
+        self._settings = settings = settings or ServerSettings()
         self._facts = facts_of(costs, capacity)
         budget = StepBudget(decode_share=DECODE_SHARE, max_step_seconds=STEP_SECONDS)
         budget.calibrate(CALIBRATION_ROWS, costs.step(CALIBRATION_ROWS, 0))
         budget.calibrate(1, costs.step(1, 0))
         self._budget = budget
-        self._cache = KVCache(blocks + 1, _BLOCK, eviction_policy=EvictionPolicy(blocks, now=lambda: self.now))
-        admission = PromptAdmission(self._cache, lambda: budget.row_seconds, lambda: self.now)
+        eviction_policy = EvictionPolicy(blocks, learns=settings.learns, now=lambda: self.now)
+        self._cache = KVCache(blocks + 1, _BLOCK, eviction_policy=eviction_policy)
+        admission = None
+        if settings.pauses:
+            admission = PromptAdmission(self._cache, lambda: budget.row_seconds, lambda: self.now)
         self._scheduler = StepScheduler(self._cache, costs.step_rows, MAX_RUNNING, budget, None, admission)
         self._calls: dict[TokenSequence, AgentCall] = {}
         self._uncounted: set[TokenSequence] = set()
@@ -96,7 +114,7 @@ class ServerEngine:
 
     def _tenant(self, call: AgentCall) -> str:
         """Return the API key of a call's session."""
-        return str(call.session % self._keys)
+        return str(call.session % self._settings.keys)
 
     def submit(self, call: AgentCall) -> None:
         """Add a call to the queue. Raises ValueError if its prompt and answer exceed the pool."""
@@ -104,7 +122,8 @@ class ServerEngine:
             raise ValueError("a call is larger than the KV pool")
         number = next(self._numbers)
         sequence = TokenSequence(number, self._cache, self._tenant(call), self._rank(call), number)
-        sequence.is_interactive = sequence.is_admitted = False
+        sequence.is_interactive = self._settings.is_interactive
+        sequence.is_admitted = not self._settings.pauses
         sequence.tokens = list(self._prompt(call))
         sequence.fill_tokens = len(sequence.tokens)
         sequence.pending_fills.append(len(sequence.tokens))
@@ -123,14 +142,16 @@ class ServerEngine:
         return prompt
 
     def _rank(self, call: AgentCall) -> float:
-        """Return the deadline of a call, as `gateway.scheduler.priority` computes it for a plain request."""
+        """Return the rank of a call, as `gateway.scheduler.priority` computes it for a plain request."""
         facts, recorded, program = self._facts, call.recorded, str(call.session)
         step = facts.token_seconds + facts.key_seconds * recorded.prompt
         rows = facts.row_seconds * (recorded.prompt - recorded.shared)
         work = rows + self._answer_tokens * math.sqrt(facts.row_seconds * step)
         tenant = self._tenant(call)
         self._service.begin(program, tenant, call.issued, recorded.prompt / facts.window)
-        lead = self._service.lead(program, tenant, call.issued)
+        if self._settings.order == "arrival":
+            return call.issued
+        lead = self._service.lead(program, tenant, call.issued) if self._settings.order == "programs" else 0.0
         return call.issued - lead + rows + self._answer_tokens * step + deadline_extension(work)
 
     def advance(self, until: float) -> list[AgentCall]:
@@ -166,7 +187,7 @@ class ServerEngine:
                     done.append(sequence)
         self._budget.observe(
             decoding=plan.decoding,
-            interactive=0,
+            interactive=plan.interactive,
             prefill=plan.prefill_cost,
             long=plan.long,
             waiting=plan.has_waiting_prompts,

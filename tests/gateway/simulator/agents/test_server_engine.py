@@ -9,7 +9,7 @@ from gateway.simulator.agents.call import AgentCall
 from gateway.simulator.agents.kv_pool import build_paths
 from gateway.simulator.agents.policies.vllm import VllmPolicy
 from gateway.simulator.agents.replay import replay, replay_on_server
-from gateway.simulator.agents.server_engine import ServerEngine
+from gateway.simulator.agents.server_engine import ServerEngine, ServerSettings
 from gateway.simulator.agents.sessions import RecordedSession, read_sessions, scale_tokens
 from gateway.simulator.engine import CPU, H100
 from tests.gateway.simulator.agents.synthetic import chain, random_lines, write
@@ -51,9 +51,30 @@ def test_an_api_key_has_its_share_of_the_pool_beside_a_key_with_many_sessions() 
     sessions = [chain(*range(800, 4001, 800), pause=5.0) for _ in range(16)]
     arrivals = [0.0] * 15 + [100.0]
     one_key = replay_on_server(sessions, arrivals, CPU, 10_000)
-    own_key = replay_on_server(sessions, arrivals, CPU, 10_000, keys=16)
+    own_key = replay_on_server(sessions, arrivals, CPU, 10_000, ServerSettings(keys=16))
     assert own_key.calls == one_key.calls
     assert own_key.seconds[-1] < one_key.seconds[-1], "the session that arrives last does not wait for older programs"
+
+
+def test_each_setting_turns_off_a_part_of_the_server() -> None:
+    sessions = [chain(*range(400, 2401, 400), pause=5.0) for _ in range(8)]
+    arrivals = [float(number) for number in range(8)]
+    whole = replay_on_server(sessions, arrivals, CPU, 5_000)
+    for changed in (
+        ServerSettings(order="deadlines"),
+        ServerSettings(order="arrival"),
+        ServerSettings(learns=False),
+        ServerSettings(pauses=False),
+        ServerSettings(is_interactive=True),
+    ):
+        other = replay_on_server(sessions, arrivals, CPU, 5_000, changed)
+        assert other.calls == whole.calls == 48
+        assert other.seconds != whole.seconds
+    plain = replay_on_server(
+        sessions, arrivals, CPU, 5_000, ServerSettings(order="arrival", learns=False, pauses=False)
+    )
+    assert plain.hit_rate < whole.hit_rate
+    assert plain.mean > whole.mean
 
 
 def test_a_call_that_is_larger_than_the_pool_is_refused() -> None:

@@ -1,0 +1,121 @@
+"""The load of `bench.agents` in virtual time: `python -m bench.virtual_agents FILE`.
+
+It replays the same sessions as `bench.agents`, with the same options, on the server's own code: step scheduler, KV
+cache, pauses, and the order of programs. Only the model is left out: a step takes as long as a table of costs says. So
+many rounds take seconds, and no other work on the machine disturbs them. By default the table is measured first, with
+the default model on this machine; `--table FILE` reads one that `python -m bench.simulator --table FILE` wrote.
+
+Gateway, HTTP and tokenizer are left out. A tool call is as long as expected, and the engine does not draft tokens.
+"""
+
+import argparse
+import itertools
+import random
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from bench.agent_sessions import AgentSession, BadSessions, Scale, choose, prompt_tokens, read_sessions, tool_for
+from bench.agents import add_load, pool_tokens
+from bench.simulator import fit
+from gateway.simulator.agents.replay import Outcome, replay_on_server
+from gateway.simulator.agents.server_engine import ServerSettings
+from gateway.simulator.agents.sessions import RecordedRequest, RecordedSession
+from gateway.simulator.engine import TABLES, BadTable, Costs, read_costs
+
+_SERVERS = {
+    "myna": ServerSettings(is_interactive=True),
+    "`--no-pause-programs`": ServerSettings(is_interactive=True, pauses=False, order="deadlines"),
+    "arrival order, LRU": ServerSettings(is_interactive=True, pauses=False, order="arrival", learns=False),
+}
+
+
+def recorded(session: AgentSession) -> RecordedSession:
+    """Return a session as the simulator reads it, with the sizes of its replay."""
+    latest: dict[str, int] = {}
+    requests: list[RecordedRequest] = []
+    for index, (turn, prompt) in enumerate(zip(session.turns, prompt_tokens(session), strict=True)):
+        shared = 0
+        if turn.of >= 0:
+            before = requests[turn.of].prompt
+            shared = min(prompt, before, before if turn.extends else turn.shared)
+        after = latest.get(turn.agent, index - 1)
+        latest[turn.agent] = index
+        requests.append(
+            RecordedRequest(
+                prompt=prompt,
+                output=turn.answer_tokens,
+                source=turn.of,
+                shared=shared,
+                stop=tool_for(turn.completion) if turn.calls_tool else "end_turn",
+                agent=turn.agent,
+                after=after,
+                pause=turn.think if after >= 0 else 0.0,
+            )
+        )
+    return RecordedSession(session.name, session.tools, session.system, tuple(requests))
+
+
+def play(sessions: Sequence[AgentSession], apart: float, costs: Costs, pool: int) -> dict[str, Outcome]:
+    """Return the outcome of each server. `apart`: mean time between arrivals, in seconds. `pool`: tokens of the KV
+    pool."""
+    pick = random.Random(len(sessions))
+    arrivals = [0.0, *itertools.accumulate(pick.expovariate(1 / apart) if apart else 0.0 for _ in sessions[1:])]
+    converted = [recorded(session) for session in sessions]
+    largest = max(request.prompt + request.output for session in converted for request in session.requests)
+    return {
+        name: replay_on_server(converted, arrivals, costs, max(pool, largest), settings)
+        for name, settings in _SERVERS.items()
+    }
+
+
+def table(rounds: Sequence[dict[str, Outcome]]) -> str:
+    """Return a Markdown table of the means over the rounds. A ratio above 1 means that the first server is faster: the
+    geometric mean of the rounds' ratios, the lowest and the highest."""
+    lines = [
+        "| server | session, mean | hit rate | ratio | lowest | highest |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    first = next(iter(rounds[0]))
+    for name in rounds[0]:
+        mean = statistics.mean(outcomes[name].mean for outcomes in rounds)
+        hits = statistics.mean(outcomes[name].hit_rate for outcomes in rounds)
+        ratios = [outcomes[name].mean / outcomes[first].mean for outcomes in rounds]
+        figures = [statistics.geometric_mean(ratios), min(ratios), max(ratios)]
+        lines.append(f"| {name} | {mean:.2f} s | {hits:.1%} | {' | '.join(f'{figure:.2f}' for figure in figures)} |")
+    return "\n".join(lines)
+
+
+def _costs(name: str | None) -> Costs:
+    if name is None:
+        return fit()
+    return TABLES.get(name) or read_costs(Path(name))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="bench.virtual_agents", description=__doc__, allow_abbrev=False)
+    add_load(parser, rounds=20)
+    parser.add_argument("--table", help="step costs: cpu, h100, or a file (default: measure this machine)")
+    chosen = parser.parse_args(arguments)
+    scale = Scale(chosen.tokens, chosen.seconds, chosen.longest_tool, chosen.turns, chosen.window)
+    try:
+        found = list(read_sessions(chosen.file, scale))
+        costs = replace(_costs(chosen.table), window=chosen.window)
+    except (BadSessions, BadTable, OSError) as error:
+        raise SystemExit(f"bench.virtual_agents: {error}") from None
+    if not found:
+        raise SystemExit(f"bench.virtual_agents: {chosen.file} has no session that fits into {chosen.window} tokens")
+    rounds = [choose(found, chosen.agents, chosen.turns, chosen.seed + number) for number in range(chosen.rounds)]
+    pools = [chosen.kv or pool_tokens(sessions, chosen.oversubscription) for sessions in rounds]
+    with ProcessPoolExecutor() as processes:
+        work = partial(play, apart=chosen.apart, costs=costs)
+        played = [processes.submit(work, sessions, pool=pool) for sessions, pool in zip(rounds, pools, strict=True)]
+        print(table([future.result() for future in played]))
+
+
+if __name__ == "__main__":
+    main()
