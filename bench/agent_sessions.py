@@ -16,6 +16,8 @@ from bench.load import WORDS
 
 BLOCK_TOKENS = 64
 """Size of a block of the recordings, in tokens."""
+MARGIN = 1.125
+"""Length of a replayed prompt, relative to the estimate, for which windows and KV pools have room."""
 _MESSAGE_TOKENS = 5
 """Tokens that chat templates add to a message, about."""
 _SLACK_BLOCKS = 2
@@ -96,7 +98,7 @@ def _session(line: Mapping[str, Any], scale: Scale) -> AgentSession:
         if not -1 <= of < index:
             raise ValueError(f"request {index} extends request {of}")
         prompt, completion = (max(1, round(request[name] / scale.tokens)) for name in ("in", "out"))
-        if prompt + completion + _answer_room(completion) > scale.window:
+        if MARGIN * (prompt + completion) + CALL_LIMIT > scale.window:
             break
         extends = of >= 0 and shared + _SLACK_BLOCKS * BLOCK_TOKENS >= requests[of]["in"]
         think = min(scale.longest, max(0.0, float(request["think"])) / scale.seconds)
@@ -126,10 +128,6 @@ _CALL_TOKENS = 20
 """Tokens of a tool call besides that text, about."""
 CALL_LIMIT = 2 * _CALL_TOKENS + max(TOOLS.values())
 """Maximum tokens of a tool call: its text may have a token for each character."""
-
-
-def _answer_room(completion: int) -> int:
-    return CALL_LIMIT + completion
 
 
 def tool_for(completion: int) -> str:

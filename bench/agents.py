@@ -30,6 +30,7 @@ import aiohttp
 
 from bench.agent_sessions import (
     CALL_LIMIT,
+    MARGIN,
     AgentSession,
     BadSessions,
     Conversation,
@@ -48,8 +49,6 @@ _ARRIVAL = ("--order", "arrival", "--retention", "lru")
 """Options of `myna serve` for the policies of most servers: calls in the order of arrival, LRU eviction."""
 _BLOCK = 16
 """Size of a block of our KV pool, in tokens."""
-_MARGIN = 1.125
-"""Length of a prompt, relative to the estimate, for which a KV pool has room."""
 _REQUEST_SECONDS = 600.0
 """Time limit of one request."""
 
@@ -269,7 +268,7 @@ def pool_tokens(sessions: Sequence[AgentSession], oversubscription: float) -> in
     because it must have room for the longest session, with a margin for answers that are longer than expected.
     """
     peaks = [peak_tokens(session) for session in sessions]
-    largest = max(peaks) * _MARGIN + CALL_LIMIT
+    largest = max(peaks) * MARGIN + CALL_LIMIT
     return math.ceil(max(sum(peaks) / oversubscription, largest) / _BLOCK) * _BLOCK
 
 

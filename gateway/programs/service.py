@@ -14,9 +14,10 @@ attained more than its grant is later than its arrival, so a short program does 
 Without a grant, programs that arrive together would take turns, and evict each other's KV at each turn.
 
 The progress of a program says how near its end is expected. The prompt of an agent grows until the agent is done or the
-window of its model is full. So an agent whose prompt has nearly filled the window goes first, although it began later:
-the mean time to completion is shortest if those with the least work left go first. A shorter prompt says little about
-the work left, so it does not count; see `progress`. The gateway's pauses for upstream servers, and those of the
+window of its model is full. So an agent whose prompt has grown until it nearly fills the window goes first, although it
+began later: the mean time to completion is shortest if those with the least work left go first. A shorter prompt says
+little about the work left, and the first prompt of a program says nothing, however long it is. Neither counts; see
+`progress`. The gateway's pauses for upstream servers, and those of the
 simulator, compare ranks without progress: after `MAX_PAUSE_SECONDS`, a call may displace only KV of programs with a
 higher rank (`engine.kv.pausing`). With progress, programs that arrive together would evict each other, whenever the
 progress of one exceeds that of the other.
@@ -45,7 +46,7 @@ PROGRESS_SECONDS = 3000.0
 differed by less than 1%."""
 PROGRESS_FROM = 0.7
 """Part of the window up to which a prompt is no progress. In the simulator, the mean completion with 0.5 was 1% longer,
-and that with 0.9 was 2% longer. With progress from 0 on, it was 2% longer, and up to 19% where agents fill a small part
+and that with 0.9 was 2% longer. With progress from 0 on, it was 1% longer, and up to 19% where agents fill a small part
 of the window: the longest prompts, whose calls cost most, then go first for no reason."""
 MAX_LEAD = 14_400.0
 """Maximum number of seconds by which the deadline of a call is earlier or later because of its program. Without it,
@@ -76,13 +77,14 @@ _MAX_FORGOTTEN = 256
 """Maximum number of programs that one call of `forget_some` forgets."""
 
 
-def progress(filled: float) -> float:
+def progress(first: float, filled: float) -> float:
     """Return by how many seconds a program is due earlier because of its progress: at most `PROGRESS_SECONDS`.
 
-    `filled`: largest part of a model's window that a prompt of the program fills, from 0 to 1; prompts of failed calls
-    count. A client can make it larger, which changes only the order of its own tenant.
+    `first`, `filled`: parts of a model's window that the first and the longest prompt of the program fill, from 0 to 1;
+    prompts of failed calls count. A client can make the second one larger, which changes only the order of its own
+    tenant.
     """
-    return PROGRESS_SECONDS * max(0.0, filled - PROGRESS_FROM) / (1.0 - PROGRESS_FROM)
+    return PROGRESS_SECONDS * max(0.0, filled - max(PROGRESS_FROM, first)) / (1.0 - PROGRESS_FROM)
 
 
 class _Average:
@@ -101,11 +103,12 @@ class _Average:
 
 
 class _Service:
-    __slots__ = ("arrival", "attained", "attained_at", "filled", "last_call", "weight")
+    __slots__ = ("arrival", "attained", "attained_at", "filled", "first", "last_call", "weight")
 
-    def __init__(self, now: float, weight: float) -> None:
+    def __init__(self, now: float, weight: float, first: float) -> None:
         self.arrival = self.attained_at = self.last_call = now
-        self.attained = self.filled = 0.0
+        self.attained = 0.0
+        self.first = self.filled = first
         self.weight = weight
 
     def decay(self, now: float) -> None:
@@ -136,12 +139,12 @@ class ProgramService:
         `filled`: part of the model's window that the prompt fills, see `progress`; more than 1 counts as 1.
         """
         service = self._programs.get(program)
-        weight = self._weights.get(tenant, 1.0)
+        weight, filled = self._weights.get(tenant, 1.0), min(1.0, filled)
         if service is None or now - service.last_call > IDLE_SECONDS:
-            service = _Service(now, weight)
+            service = _Service(now, weight, filled)
             self._programs.put(tenant, program, service)
         service.last_call, service.weight = max(service.last_call, now), weight
-        service.filled = max(service.filled, min(1.0, filled))
+        service.filled = max(service.filled, filled)
         self._programs.touch(program)
 
     def charge(self, program: str, seconds: float, now: float) -> None:
@@ -186,7 +189,7 @@ class ProgramService:
         service = self._programs.get(program)
         if service is None:
             return issued
-        due = self.rank(program, now) - progress(service.filled)
+        due = self.rank(program, now) - progress(service.first, service.filled)
         return min(issued + MAX_LEAD, max(issued - MAX_LEAD, due))
 
     def lead(self, program: str, tenant: str, now: float) -> float:

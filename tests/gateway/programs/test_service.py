@@ -41,6 +41,8 @@ def test_a_short_program_does_not_wait_for_all_of_a_long_one() -> None:
 
 def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() -> None:
     service = ProgramService()
+    for program in ("less full", "nearly full"):
+        service.begin(program, "key", 0.0, 0.1)
     service.begin("less full", "key", 0.0, 0.8)
     service.begin("nearly full", "key", 0.0, 0.9)
     service.begin("nearly full", "key", 0.0, 0.2)  # its longest prompt counts, although the client has shortened it
@@ -58,14 +60,26 @@ def test_programs_with_room_in_the_window_go_in_order_of_arrival(earlier: float,
     assert service.due("earlier", 1.0, 1.0) < service.due("later", 1.0, 1.0)
 
 
+@given(st.floats(0.0, 2.0))
+def test_a_long_first_prompt_is_no_progress(filled: float) -> None:
+    service = ProgramService()
+    service.begin("agent", "key", 0.0, 0.1)
+    service.begin("one long prompt", "key", 1.0, filled)
+    service.begin("one long prompt", "key", 1.0, filled)
+    assert service.due("agent", 1.0, 1.0) < service.due("one long prompt", 1.0, 1.0)
+
+
 def test_progress_is_bounded_and_grows_with_the_prompt() -> None:
     service = ProgramService()
+    service.begin("agent", "key", 0.0, 0.3)
     service.begin("agent", "key", 0.0, 17.0)
     assert service.due("agent", 0.0, 0.0) == -PROGRESS_SECONDS
     assert service.rank("agent", 0.0) == 0.0, "what a program may displace does not depend on its progress"
-    steps = [progress(number / 100) for number in range(101)]
-    assert steps == sorted(steps)
-    assert steps[0] == progress(PROGRESS_FROM) == 0.0 < progress(PROGRESS_FROM + 0.01)
+    for first in (0.0, 0.3, 0.9):
+        steps = [progress(first, number / 100) for number in range(101)]
+        assert steps == sorted(steps)
+        beginning = max(first, PROGRESS_FROM)
+        assert steps[0] == progress(first, beginning) == 0.0 < progress(first, beginning + 0.01)
 
 
 def test_weights_divide_the_service() -> None:
@@ -87,8 +101,8 @@ def test_attained_service_decays() -> None:
 
 def test_an_idle_program_counts_as_new() -> None:
     service = ProgramService()
-    service.begin("agent", "key", 0.0, 1.0)
-    service.begin("agent", "key", IDLE_SECONDS)
+    service.begin("agent", "key", 0.0)
+    service.begin("agent", "key", IDLE_SECONDS, 1.0)
     assert service.rank("agent", IDLE_SECONDS) == 0.0
     assert service.due("agent", IDLE_SECONDS, IDLE_SECONDS) == -PROGRESS_SECONDS
     service.begin("agent", "key", 3 * IDLE_SECONDS)
@@ -112,6 +126,7 @@ def test_no_call_starves(begun: float, programs: int, slices: list[float], fille
     deadlines: dict[str, float] = {}
 
     def request(program: str, now: float) -> None:
+        service.begin(program, "key", now)
         service.begin(program, "key", now, 0.0 if program == "waiting" else filled)
         arrivals[program] = now
         deadlines[program] = now - service.lead(program, "key", now)
@@ -147,6 +162,7 @@ def test_the_lead_is_bounded_in_both_directions() -> None:
 
 def test_a_tenant_whose_calls_belong_to_no_program_counts_as_active() -> None:
     service = ProgramService()
+    service.begin("agent", "busy", 0.0)
     service.begin("agent", "busy", 0.0, 1.0)
     assert service.lead("agent", "busy", 0.0) == PROGRESS_SECONDS
     service.average_lead("other", 1.0)
