@@ -303,10 +303,13 @@ def start_servers(stack: ExitStack, chosen: argparse.Namespace, kv_tokens: int) 
         addresses += [(name, url, "") for name, url in named]
     if not addresses:
         raise SystemExit("bench.agents: --no-own needs a server: --url NAME=URL or --peer")
+    names = [name for name, _, _ in addresses]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"bench.agents: two servers have the same name: {', '.join(names)}")
     return [Server(name, url, chosen.model or asyncio.run(first_model(url)), salt) for name, url, salt in addresses]
 
 
-def _first(group: BaseExceptionGroup[UnexpectedAnswer]) -> BaseException:
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the first exception in a group, or in the groups inside it."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
@@ -318,6 +321,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
     return value
 
 
@@ -351,7 +361,7 @@ def add_load(parser: argparse.ArgumentParser, *, rounds: int) -> None:
         "--longest-tool", type=_positive, default=4.0, help="maximum time of a tool, in scaled seconds (default: 4)"
     )
     parser.add_argument(
-        "--apart", type=float, default=0.3, help="mean time between arrivals of sessions, in seconds (default: 0.3)"
+        "--apart", type=_seconds, default=0.3, help="mean time between arrivals of sessions, in seconds (default: 0.3)"
     )
     parser.add_argument("--window", type=_count, default=8192, help="context window of the model (default: 8192)")
     parser.add_argument(
@@ -421,18 +431,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"bench.agents: {chosen.file} has no session that fits into {chosen.window} tokens")
     found: dict[str, list[Run]] = {}
     pools, requests = [], 0
-    refused: BaseExceptionGroup[UnexpectedAnswer] | None = None
+    refused: BaseException | None = None
     for number in range(chosen.rounds):
         sessions = choose(recorded, chosen.agents, chosen.turns, chosen.seed + number)
         pool = chosen.kv or pool_tokens(sessions, chosen.oversubscription)
         count = sum(len(session.turns) for session in sessions)
         print(f"round {number + 1}: {len(sessions)} sessions, {count} requests, KV of {pool} tokens", file=sys.stderr)
         with ExitStack() as stack:
-            servers = start_servers(stack, chosen, pool)
             try:
-                runs = asyncio.run(measure(servers, sessions, number, chosen))
-            except* UnexpectedAnswer as group:
-                refused = group
+                runs = asyncio.run(measure(start_servers(stack, chosen, pool), sessions, number, chosen))
+            except* (UnexpectedAnswer, aiohttp.ClientError, TimeoutError, SystemExit) as group:
+                refused = _first(group)
         if refused is not None:
             break
         for name, run in runs.items():
@@ -449,7 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif found:
         print(table(found))
     if refused is not None:  # the rounds before it are worth showing
-        raise SystemExit(f"bench.agents: {_first(refused)}")
+        raise SystemExit(f"bench.agents: {str(refused).removeprefix('bench.agents: ') or repr(refused)}")
 
 
 if __name__ == "__main__":

@@ -5,20 +5,32 @@ cache, pauses, and the order of programs. Only the model is left out: a step tak
 many rounds take seconds, and no other work on the machine disturbs them. By default the table is measured first, with
 the default model on this machine; `--table FILE` reads one that `python -m bench.simulator --table FILE` wrote.
 
-Gateway, HTTP and tokenizer are left out. A tool call is as long as expected, and the engine does not draft tokens.
+Gateway, HTTP and tokenizer are left out. A tool call is as long as expected, the KV of answers is not reused, and the
+engine does not draft tokens. A row that attends to many keys takes hardly longer, so long prompts are faster than on a
+CPU.
 """
 
 import argparse
 import itertools
 import random
 import statistics
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bench.agent_sessions import AgentSession, BadSessions, Scale, choose, prompt_tokens, read_sessions, tool_for
+from bench.agent_sessions import (
+    AgentSession,
+    BadSessions,
+    Scale,
+    choose,
+    peak_tokens,
+    prompt_tokens,
+    read_sessions,
+    tool_for,
+)
 from bench.agents import add_load, pool_tokens
 from bench.simulator import fit
 from gateway.simulator.agents.replay import Outcome, replay_on_server
@@ -36,13 +48,15 @@ _SERVERS = {
 def recorded(session: AgentSession) -> RecordedSession:
     """Return a session as the simulator reads it, with the sizes of its replay."""
     latest: dict[str, int] = {}
+    """Latest request of each agent."""
     requests: list[RecordedRequest] = []
     for index, (turn, prompt) in enumerate(zip(session.turns, prompt_tokens(session), strict=True)):
         shared = 0
         if turn.of >= 0:
             before = requests[turn.of].prompt
             shared = min(prompt, before, before if turn.extends else turn.shared)
-        after = latest.get(turn.agent, index - 1)
+        after = latest.get(turn.agent, latest.get("", -1))  # a sub-agent begins after an answer to the main agent
+        is_first = turn.agent not in latest
         latest[turn.agent] = index
         requests.append(
             RecordedRequest(
@@ -53,7 +67,7 @@ def recorded(session: AgentSession) -> RecordedSession:
                 stop=tool_for(turn.completion) if turn.calls_tool else "end_turn",
                 agent=turn.agent,
                 after=after,
-                pause=turn.think if after >= 0 else 0.0,
+                pause=0.0 if is_first else turn.think,
             )
         )
     return RecordedSession(session.name, session.tools, session.system, tuple(requests))
@@ -65,11 +79,7 @@ def play(sessions: Sequence[AgentSession], apart: float, costs: Costs, pool: int
     pick = random.Random(len(sessions))
     arrivals = [0.0, *itertools.accumulate(pick.expovariate(1 / apart) if apart else 0.0 for _ in sessions[1:])]
     converted = [recorded(session) for session in sessions]
-    largest = max(request.prompt + request.output for session in converted for request in session.requests)
-    return {
-        name: replay_on_server(converted, arrivals, costs, max(pool, largest), settings)
-        for name, settings in _SERVERS.items()
-    }
+    return {name: replay_on_server(converted, arrivals, costs, pool, settings) for name, settings in _SERVERS.items()}
 
 
 def table(rounds: Sequence[dict[str, Outcome]]) -> str:
@@ -111,6 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"bench.virtual_agents: {chosen.file} has no session that fits into {chosen.window} tokens")
     rounds = [choose(found, chosen.agents, chosen.turns, chosen.seed + number) for number in range(chosen.rounds)]
     pools = [chosen.kv or pool_tokens(sessions, chosen.oversubscription) for sessions in rounds]
+    largest = max(peak_tokens(session) for sessions in rounds for session in sessions)
+    if chosen.kv and chosen.kv < largest:
+        raise SystemExit(f"bench.virtual_agents: --kv {chosen.kv} is too small: a call needs {largest} tokens")
+    requests = sum(len(session.turns) for sessions in rounds for session in sessions)
+    sizes = f"{min(pools)} to {max(pools)} tokens"
+    print(f"{chosen.rounds} x {chosen.agents} sessions, {requests} requests, KV of {sizes}", file=sys.stderr)
     with ProcessPoolExecutor() as processes:
         work = partial(play, apart=chosen.apart, costs=costs)
         played = [processes.submit(work, sessions, pool=pool) for sessions, pool in zip(rounds, pools, strict=True)]

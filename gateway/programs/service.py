@@ -81,8 +81,9 @@ def progress(first: float, filled: float) -> float:
     """Return by how many seconds a program is due earlier because of its progress: at most `PROGRESS_SECONDS`.
 
     `first`, `filled`: parts of a model's window that the first and the longest prompt of the program fill, from 0 to 1;
-    prompts of failed calls count. A client can make the second one larger, which changes only the order of its own
-    tenant.
+    prompts of failed calls count. A client can make the second one larger. This changes the order of its own tenant. It
+    also raises the average lead that the calls of all tenants get, so calls that wait already may go later, within
+    `MAX_LEAD`.
     """
     return PROGRESS_SECONDS * max(0.0, filled - max(PROGRESS_FROM, first)) / (1.0 - PROGRESS_FROM)
 

@@ -195,13 +195,35 @@ def test_sessions_in_virtual_time_have_the_sizes_of_the_replay(tmp_path: Path) -
     for session in _sessions(tmp_path):
         virtual = recorded(session)
         for index, (request, turn) in enumerate(zip(virtual.requests, session.turns, strict=True)):
-            assert request.prompt + request.output <= peak_tokens(session)
+            assert turn.prompt <= request.prompt <= peak_tokens(session) - request.output
             assert (request.output, request.source, request.agent) == (turn.answer_tokens, turn.of, turn.agent)
-            assert request.prompt >= turn.prompt
-            assert request.after < index
+            before = [other for other in range(index) if session.turns[other].agent == turn.agent]
+            assert request.pause == (turn.think if before else 0.0)
             if turn.of >= 0:
-                before = virtual.requests[turn.of].prompt
-                assert request.shared == (min(request.prompt, before) if turn.extends else turn.shared)
+                base = virtual.requests[turn.of].prompt
+                assert request.shared == (min(request.prompt, base) if turn.extends else turn.shared)
+    assert [request.after for request in recorded(_sessions(tmp_path)[2]).requests] == [-1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "soon"])
+def test_a_wrong_time_between_arrivals_is_refused(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in (main, virtual):
+        with pytest.raises(SystemExit):
+            run([str(_file(tmp_path, *SESSIONS)), "--apart", value])
+        assert "--apart" in capsys.readouterr().err
+
+
+def test_servers_with_the_same_name_are_refused(tmp_path: Path) -> None:
+    urls = ["--url", "one=http://127.0.0.1:9", "--url", "one=http://127.0.0.1:10"]
+    with pytest.raises(SystemExit, match="two servers have the same name: one, one"):
+        main([str(_file(tmp_path, *SESSIONS)), "--no-own", "--model", "m", *urls])
+
+
+def test_a_server_that_is_gone_ends_the_run_with_a_message(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"bench\.agents: Cannot connect to host"):
+        main([str(_file(tmp_path, *SESSIONS)), "--no-own", "--model", "m", "--url", "gone=http://127.0.0.1:9"])
 
 
 def test_virtual_time_compares_the_servers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,6 +231,8 @@ def test_virtual_time_compares_the_servers(tmp_path: Path, capsys: pytest.Captur
     virtual([file, "--agents", "8", "--turns", "5", "--rounds", "3", "--table", "cpu"])
     rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]]
     assert rows == ["myna", "`--no-pause-programs`", "arrival order, LRU"]
+    with pytest.raises(SystemExit, match="--kv 16 is too small"):
+        virtual([file, "--table", "cpu", "--kv", "16"])
     with pytest.raises(SystemExit, match=r"bench\.virtual_agents: .*missing"):
         virtual([file, "--table", str(tmp_path / "missing")])
     sessions = choose(_sessions(tmp_path), 8, 5, 1)

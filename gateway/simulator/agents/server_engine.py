@@ -18,7 +18,7 @@ from engine.kv.eviction import EvictionPolicy
 from engine.scheduler import StepScheduler
 from engine.sequence import TokenSequence
 from engine.step_budget import StepBudget
-from gateway.programs.service import ProgramService
+from gateway.programs.service import MAX_DELAY, ProgramService
 from gateway.programs.tool_times import ToolTimes
 from gateway.scheduler.priority import deadline_extension
 from gateway.simulator.agents.call import AgentCall
@@ -151,7 +151,10 @@ class ServerEngine:
         self._service.begin(program, tenant, call.issued, recorded.prompt / facts.window)
         if self._settings.order == "arrival":
             return call.issued
-        lead = self._service.lead(program, tenant, call.issued) if self._settings.order == "programs" else 0.0
+        if self._settings.order == "programs":
+            lead = self._service.lead(program, tenant, call.issued)
+        else:
+            lead = -min(MAX_DELAY, self._service.delay(program, call.issued))
         return call.issued - lead + rows + self._answer_tokens * step + deadline_extension(work)
 
     def advance(self, until: float) -> list[AgentCall]:

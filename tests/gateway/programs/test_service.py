@@ -153,8 +153,8 @@ def test_no_call_starves(begun: float, programs: int, slices: list[float], fille
 def test_the_lead_is_bounded_in_both_directions() -> None:
     service = ProgramService()
     for second in range(0, 20_000, 1_000):
-        service.begin("old", "key", float(second))
-    assert service.lead("old", "key", 20_000.0) == MAX_LEAD
+        service.begin("old", "key", float(second), 1.0 if second else 0.0)
+    assert service.lead("old", "key", 20_000.0) == MAX_LEAD, "progress included"
     service.begin("greedy", "key", 20_000.0)
     service.charge("greedy", 1e9, 20_000.0)
     assert service.lead("greedy", "key", 20_000.0) == -MAX_LEAD
