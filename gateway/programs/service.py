@@ -47,7 +47,7 @@ differed by less than 1%."""
 PROGRESS_FROM = 0.7
 """Part of the window up to which a prompt is no progress. In the simulator, the mean completion with 0.5 was 1% longer,
 and that with 0.9 was 2% longer. With progress from 0 on, it was 1% longer, and up to 19% where agents fill a small part
-of the window: the longest prompts, whose calls cost most, then go first for no reason."""
+of the window: the longest prompts, whose calls cost most, then go first."""
 MAX_LEAD = 14_400.0
 """Maximum number of seconds by which the deadline of a call is earlier or later because of its program. Without it,
 many old programs together could go before a call for ever. In the simulator, this bound does not change the mean
