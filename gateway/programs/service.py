@@ -16,8 +16,8 @@ Without a grant, programs that arrive together would take turns, and evict each 
 The progress of a program says how near its end is expected. The prompt of an agent grows until the agent is done or the
 window of its model is full. So an agent whose prompt has grown until it nearly fills the window goes first, although it
 began later: the mean time to completion is shortest if those with the least work left go first. A shorter prompt says
-little about the work left, and the first prompt of a program says nothing, however long it is. Neither counts; see
-`progress`. The gateway's pauses for upstream servers, and those of the
+little about the work left, and the first prompt of a conversation says nothing, however long it is. Neither counts;
+see `progress`. The gateway's pauses for upstream servers, and those of the
 simulator, compare ranks without progress: after `MAX_PAUSE_SECONDS`, a call may displace only KV of programs with a
 higher rank (`engine.kv.pausing`). With progress, programs that arrive together would evict each other, whenever the
 progress of one exceeds that of the other.
@@ -80,10 +80,10 @@ _MAX_FORGOTTEN = 256
 def progress(first: float, filled: float) -> float:
     """Return by how many seconds a program is due earlier because of its progress: at most `PROGRESS_SECONDS`.
 
-    `first`, `filled`: parts of a model's window that the first and the longest prompt of the program fill, from 0 to 1;
-    prompts of failed calls count. A client can make the second one larger. This changes the order of its own tenant. It
-    also raises the average lead that the calls of all tenants get, so calls that wait already may go later, within
-    `MAX_LEAD`.
+    `first`: part of a model's window that the longest of the prompts fills with which conversations of the program
+    began. `filled`: the same for the longest of all its prompts. Both are from 0 to 1, and prompts of failed calls
+    count. A client can make `filled` larger. This changes the order of its own tenant. It also raises the average lead
+    that the calls of all tenants get, so calls that wait already may go later, within `MAX_LEAD`.
     """
     return PROGRESS_SECONDS * max(0.0, filled - max(PROGRESS_FROM, first)) / (1.0 - PROGRESS_FROM)
 
@@ -134,10 +134,14 @@ class ProgramService:
     def __len__(self) -> int:
         return len(self._programs)
 
-    def begin(self, program: str, tenant: str, now: float, filled: float = 0.0) -> None:
+    def begin(
+        self, program: str, tenant: str, now: float, filled: float = 0.0, *, begins_conversation: bool = False
+    ) -> None:
         """Record a call of a program. The first one, or one after `IDLE_SECONDS`, is the program's arrival.
 
         `filled`: part of the model's window that the prompt fills, see `progress`; more than 1 counts as 1.
+        `begins_conversation`: whether the prompt extends no earlier call of the program. The first call of a program
+        need not be the longest such prompt: agents also ask for a title, and start sub-agents.
         """
         service = self._programs.get(program)
         weight, filled = self._weights.get(tenant, 1.0), min(1.0, filled)
@@ -146,6 +150,8 @@ class ProgramService:
             self._programs.put(tenant, program, service)
         service.last_call, service.weight = max(service.last_call, now), weight
         service.filled = max(service.filled, filled)
+        if begins_conversation:
+            service.first = max(service.first, filled)
         self._programs.touch(program)
 
     def charge(self, program: str, seconds: float, now: float) -> None:

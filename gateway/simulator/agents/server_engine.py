@@ -148,7 +148,8 @@ class ServerEngine:
         rows = facts.row_seconds * (recorded.prompt - recorded.shared)
         work = rows + self._answer_tokens * math.sqrt(facts.row_seconds * step)
         tenant = self._tenant(call)
-        self._service.begin(program, tenant, call.issued, recorded.prompt / facts.window)
+        filled, begins_conversation = recorded.prompt / facts.window, recorded.source < 0
+        self._service.begin(program, tenant, call.issued, filled, begins_conversation=begins_conversation)
         if self._settings.order == "arrival":
             return call.issued
         if self._settings.order == "programs":

@@ -69,6 +69,17 @@ def test_a_long_first_prompt_is_no_progress(filled: float) -> None:
     assert service.due("agent", 1.0, 1.0) < service.due("one long prompt", 1.0, 1.0)
 
 
+@given(st.lists(st.floats(0.0, 1.0), min_size=1))
+def test_long_first_prompts_of_later_conversations_are_no_progress(filled: list[float]) -> None:
+    service = ProgramService()
+    service.begin("title, then a long prompt", "key", 0.0, 0.01, begins_conversation=True)
+    for part in filled:
+        service.begin("title, then a long prompt", "key", 0.0, part, begins_conversation=True)
+    assert service.due("title, then a long prompt", 0.0, 0.0) == 0.0
+    service.begin("title, then a long prompt", "key", 0.0, 1.0)
+    assert service.due("title, then a long prompt", 0.0, 0.0) == -progress(max(filled), 1.0)
+
+
 def test_progress_is_bounded_and_grows_with_the_prompt() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0, 0.3)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.sampling_params import SamplingParams
-from gateway.graph.call import Call, CallSpec, CallState, Objective
+from gateway.graph.call import Call, CallSpec, CallState, Objective, ProgramMember
 from gateway.graph.references import Reference
 from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session
@@ -59,10 +59,10 @@ class PriorityHarness:
     def read(self, call: Call, objective: Objective = Objective.LATENCY) -> None:
         self.priorities.subscribe(call.output, objective, self.now)
 
-    def request(self, program: str, prompt: int = 100) -> Call:
+    def request(self, program: str, prompt: int = 100, *, extends: Call | None = None) -> Call:
         """Add a plain request of a program, for which a client waits."""
         call = join(Session(id="", tenant="", created=0.0, ttl=60.0), prompt=prompt)
-        call.program = _Member(program)
+        call.program = _Member(program, None if extends is None else extends.program)
         self.priorities.add(call, self.now)
         self.read(call)
         return call
@@ -88,10 +88,11 @@ def test_calls_that_a_subscriber_needs_go_first_and_the_longest_path_leads() -> 
 class _Member:
     """Place in a program."""
 
-    id, parent = "", None
+    id = ""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, parent: ProgramMember | None = None) -> None:
         self.program_id = program
+        self.parent = parent
 
 
 def test_programs_that_attained_much_service_go_later_but_not_for_ever() -> None:
@@ -142,13 +143,25 @@ def test_of_programs_of_one_age_the_one_whose_prompt_nearly_fills_the_window_goe
     harness.priorities = Priorities(
         harness.cost_model, orders_programs=True, window_of=lambda model: window if model == "m" else 1
     )
-    for program, prompt in (("short", 100), ("long", 100), ("short", 100), ("long", 3_000)):
-        finish(harness.request(program, prompt))
+    for program, prompt in (("short", 100), ("long", 3_000)):
+        first = harness.request(program, 100)
+        finish(first)
+        finish(harness.request(program, prompt, extends=first))
     short, long = harness.request("short"), harness.request("long")
     lead = harness.priorities.rank(short) - harness.priorities.rank(long)
     expected = progress(0.0, 3_000 / (window or 131_072))
     assert lead == pytest.approx(expected, abs=0.1), "their calls have equal work"
     assert (expected > 0) == (window is not None)
+
+
+def test_a_long_prompt_that_extends_no_call_is_no_progress() -> None:
+    harness = PriorityHarness()
+    harness.priorities = Priorities(harness.cost_model, orders_programs=True, window_of=lambda model: 4_000)
+    for prompt in (100, 3_900):  # an agent asks for a title, and then begins its conversation
+        finish(harness.request("agent", prompt))
+    finish(harness.request("other"))
+    agent, other = harness.request("agent"), harness.request("other")
+    assert harness.priorities.rank(agent) == pytest.approx(harness.priorities.rank(other), abs=0.1)
 
 
 def test_programs_pay_for_what_their_calls_used() -> None:
