@@ -6,7 +6,8 @@ The rank and the due time of a program are times, in seconds of the caller's clo
     rank = arrival + SERVICE_FACTOR * max(0, attained service / weight - GRANT_SECONDS)
     due time = rank - progress
 
-Calls go in the order of the due times of their programs. Pauses compare ranks. The lowest goes first.
+The simulator's policy `myna` runs calls in the order of the due times of their programs. The server shifts the deadline
+of each call by `lead`. Pauses compare ranks. The lowest goes first.
 
 Agents return from tools again and again, and a program that is done frees its KV. If newcomers overtook the programs
 that run, all of them would hold KV and evict each other. So arrival counts most. The rank of a program that has
@@ -14,17 +15,18 @@ attained more than its grant is later than its arrival, so a short program does 
 Without a grant, programs that arrive together would take turns, and evict each other's KV at each turn.
 
 The progress of a program says how near its end is expected. The prompt of an agent grows until the agent is done or the
-window of its model is full. So an agent whose prompt has grown until it nearly fills the window goes first, although it
-began later: the mean time to completion is shortest if those with the least work left go first. A shorter prompt says
-little about the work left, and the first prompt of a conversation says nothing, however long it is. Neither counts;
-see `progress`. The gateway's pauses for upstream servers, and those of the
-simulator, compare ranks without progress: after `MAX_PAUSE_SECONDS`, a call may displace only KV of programs with a
-higher rank (`engine.kv.pausing`). With progress, programs that arrive together would evict each other, whenever the
-progress of one exceeds that of the other.
+window of its model is full. So an agent whose prompt nearly fills the window goes first, although it began later: the
+mean time to completion is shortest if those with the least work left go first. A shorter prompt says little about the
+work left, and does not count; see `progress`. Nor does a prompt that extends no earlier call: its prefill takes long,
+and would go before short calls of programs that arrived earlier.
 
-The server's queue is made of deadlines of single calls. By default, `lead` makes the deadline of a call earlier by the
-time since its program was due. With `--no-pause-programs`, the deadline only becomes later, by `delay`: without pauses,
-the order by arrival probably costs time (docs/benchmarks.md).
+The gateway's pauses for upstream servers, and those of the simulator, compare ranks without progress: after
+`MAX_PAUSE_SECONDS`, a call may displace only KV of programs with a higher rank (`engine.kv.pausing`). With progress,
+programs that arrive together would evict each other, whenever the progress of one exceeds that of the other.
+
+The server's queue is made of deadlines of single calls. By default, `lead` is subtracted from the deadline of a call:
+the time since its program was due, negative if it is due later. With `--no-pause-programs`, the deadline only becomes
+later, by `delay`: without pauses, the order by arrival probably costs time (docs/benchmarks.md).
 
 Starvation bound: the due time of a program moves the deadline of a call by at most `MAX_LEAD`, in either direction. So
 let a call arrive at time t. It is due at t + MAX_LEAD at the latest, and calls that arrive after t + 2 * MAX_LEAD never
@@ -71,21 +73,21 @@ _ACTIVE_SECONDS = 600.0
 _MAX_TENANTS = 10_000
 """Maximum number of tenants whose averages are remembered."""
 MAX_PROGRAMS = 100_000
-"""Maximum number of programs of all tenants together that are remembered. If there are more, the program of the tenant
-with the most that was without a call for the longest time is forgotten."""
+"""Maximum number of programs of all tenants together that are remembered. If there are more, the tenant with the most
+programs loses the one whose latest call is the oldest."""
 _MAX_FORGOTTEN = 256
 """Maximum number of programs that one call of `forget_some` forgets."""
 
 
-def progress(first: float, filled: float) -> float:
+def progress(filled: float) -> float:
     """Return by how many seconds a program is due earlier because of its progress: at most `PROGRESS_SECONDS`.
 
-    `first`: part of a model's window that the longest of the prompts fills with which conversations of the program
-    began. `filled`: the same for the longest of all its prompts. Both are from 0 to 1, and prompts of failed calls
-    count. A client can make `filled` larger. This changes the order of its own tenant. It also raises the average lead
-    that the calls of all tenants get, so calls that wait already may go later, within `MAX_LEAD`.
+    `filled`: part of a model's window that the program's longest prompt fills, from 0 to 1, of those that extend an
+    earlier call. Prompts of failed calls count. A client can send a longer prompt. This changes the order of its own
+    tenant. It also raises the average lead that the calls of all tenants get, so calls that wait already may go later,
+    within `MAX_LEAD`.
     """
-    return PROGRESS_SECONDS * max(0.0, filled - max(PROGRESS_FROM, first)) / (1.0 - PROGRESS_FROM)
+    return PROGRESS_SECONDS * max(0.0, filled - PROGRESS_FROM) / (1.0 - PROGRESS_FROM)
 
 
 class _Average:
@@ -104,12 +106,12 @@ class _Average:
 
 
 class _Service:
-    __slots__ = ("arrival", "attained", "attained_at", "filled", "first", "last_call", "weight")
+    __slots__ = ("arrival", "attained", "attained_at", "filled", "last_call", "weight")
 
-    def __init__(self, now: float, weight: float, first: float) -> None:
+    def __init__(self, now: float, weight: float) -> None:
         self.arrival = self.attained_at = self.last_call = now
         self.attained = 0.0
-        self.first = self.filled = first
+        self.filled = 0.0
         self.weight = weight
 
     def decay(self, now: float) -> None:
@@ -134,24 +136,20 @@ class ProgramService:
     def __len__(self) -> int:
         return len(self._programs)
 
-    def begin(
-        self, program: str, tenant: str, now: float, filled: float = 0.0, *, begins_conversation: bool = False
-    ) -> None:
+    def begin(self, program: str, tenant: str, now: float, filled: float = 0.0, *, extends: bool = False) -> None:
         """Record a call of a program. The first one, or one after `IDLE_SECONDS`, is the program's arrival.
 
-        `filled`: part of the model's window that the prompt fills, see `progress`; more than 1 counts as 1.
-        `begins_conversation`: whether the prompt extends no earlier call of the program. The first call of a program
-        need not be the longest such prompt: agents also ask for a title, and start sub-agents.
+        `filled`: part of the model's window that the prompt fills, see `progress`; more than 1 counts as 1. `extends`:
+        whether the prompt extends an earlier call of the program. Otherwise `filled` does not count.
         """
         service = self._programs.get(program)
         weight, filled = self._weights.get(tenant, 1.0), min(1.0, filled)
         if service is None or now - service.last_call > IDLE_SECONDS:
-            service = _Service(now, weight, filled)
+            service = _Service(now, weight)
             self._programs.put(tenant, program, service)
         service.last_call, service.weight = max(service.last_call, now), weight
-        service.filled = max(service.filled, filled)
-        if begins_conversation:
-            service.first = max(service.first, filled)
+        if extends:
+            service.filled = max(service.filled, filled)
         self._programs.touch(program)
 
     def charge(self, program: str, seconds: float, now: float) -> None:
@@ -171,8 +169,8 @@ class ProgramService:
         return bool(self._programs.pop_tenant(tenant, _MAX_FORGOTTEN))
 
     def delay(self, program: str, now: float) -> float:
-        """Return by how much the service that a program has attained moves its rank behind its arrival, in seconds. For
-        a program that is not known, 0."""
+        """Return by how many seconds the rank of a program is later than its arrival, because of the service that it
+        has attained. For a program that is not known, 0."""
         service = self._programs.get(program)
         if service is None:
             return 0.0
@@ -180,8 +178,7 @@ class ProgramService:
         return SERVICE_FACTOR * max(0.0, service.attained / service.weight - GRANT_SECONDS)
 
     def rank(self, program: str, now: float) -> float:
-        """Return the rank of a program, in seconds. For a program that is not known, the time itself: it would arrive
-        now."""
+        """Return the rank of a program, in seconds. For a program that is not known, `now`, as if it arrived now."""
         service = self._programs.get(program)
         if service is None:
             return now
@@ -196,7 +193,7 @@ class ProgramService:
         service = self._programs.get(program)
         if service is None:
             return issued
-        due = self.rank(program, now) - progress(service.first, service.filled)
+        due = self.rank(program, now) - progress(service.filled)
         return min(issued + MAX_LEAD, max(issued - MAX_LEAD, due))
 
     def lead(self, program: str, tenant: str, now: float) -> float:
@@ -234,7 +231,7 @@ class ProgramService:
         return lead
 
     def _remember(self, tenant: str, average: _Average) -> None:
-        """Let the tenant be the one that had a call last."""
+        """Store the average of a tenant, as that of the latest call."""
         self._averages[tenant] = average
         if len(self._averages) > _MAX_TENANTS:
             self._averages.popitem(last=False)

@@ -33,17 +33,18 @@ from gateway.simulator.engine import Costs
 
 _BLOCK = 16
 _TOKENS = 256.0
-"""Assumed number of tokens of an answer until one was observed."""
+"""Initial value of the average length of answers, in tokens."""
 _SMOOTHING = 0.02
 """Weight of a new observation in the average length of answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Options of a simulated server. `order`: of calls, by deadlines that programs make earlier, by deadlines of single
-    calls, or by arrival. `learns`: eviction learns from gaps, otherwise the least recently used KV goes. `pauses`:
-    prompts wait so that others keep their KV. `is_interactive`: decoding keeps a steady pace while prompts prefill, as
-    it does for clients that wait. `keys`: number of API keys, which the sessions get in turn."""
+    """Options of a simulated server. `order`: of calls. `programs`: by their deadlines minus the lead of their
+    programs. `deadlines`: by their deadlines, later if their program has attained much service. `arrival`: by arrival.
+    `learns`: eviction learns from gaps, otherwise the least recently used KV goes. `pauses`: prompts wait so that
+    others keep their KV. `is_interactive`: decoding keeps a steady pace while prompts prefill, as it does for clients
+    that wait. `keys`: number of API keys, which the sessions get in turn."""
 
     order: Literal["programs", "deadlines", "arrival"] = "programs"
     learns: bool = True
@@ -105,7 +106,7 @@ class ServerEngine:
         self._service = ProgramService()
         self._tool_times = ToolTimes()
         self._gaps: dict[tuple[int, str], tuple[float, str]] = {}
-        """For each agent in a gap: end of its latest answer, in seconds, and how that ended (`stop`)."""
+        """For each agent in a gap: end of its latest answer, in seconds, and the `stop` of that answer."""
 
     @property
     def has_work(self) -> bool:
@@ -148,8 +149,8 @@ class ServerEngine:
         rows = facts.row_seconds * (recorded.prompt - recorded.shared)
         work = rows + self._answer_tokens * math.sqrt(facts.row_seconds * step)
         tenant = self._tenant(call)
-        filled, begins_conversation = recorded.prompt / facts.window, recorded.source < 0
-        self._service.begin(program, tenant, call.issued, filled, begins_conversation=begins_conversation)
+        filled, extends = recorded.prompt / facts.window, recorded.source >= 0
+        self._service.begin(program, tenant, call.issued, filled, extends=extends)
         if self._settings.order == "arrival":
             return call.issued
         if self._settings.order == "programs":

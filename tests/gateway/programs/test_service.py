@@ -43,9 +43,9 @@ def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() ->
     service = ProgramService()
     for program in ("less full", "nearly full"):
         service.begin(program, "key", 0.0, 0.1)
-    service.begin("less full", "key", 0.0, 0.8)
-    service.begin("nearly full", "key", 0.0, 0.9)
-    service.begin("nearly full", "key", 0.0, 0.2)  # its longest prompt counts, although the client has shortened it
+    service.begin("less full", "key", 0.0, 0.8, extends=True)
+    service.begin("nearly full", "key", 0.0, 0.9, extends=True)
+    service.begin("nearly full", "key", 0.0, 0.2, extends=True)  # shortened by the client: the longest one counts
     service.begin("first", "key", -1.0, 0.1)
     order = sorted(("first", "less full", "nearly full"), key=lambda program: service.due(program, 0.0, 0.0))
     assert order == ["nearly full", "less full", "first"]
@@ -56,41 +56,31 @@ def test_programs_with_room_in_the_window_go_in_order_of_arrival(earlier: float,
     service = ProgramService()
     service.begin("earlier", "key", 0.0, earlier)
     for _ in range(calls):
-        service.begin("later", "key", 1.0, later)
+        service.begin("later", "key", 1.0, later, extends=True)
     assert service.due("earlier", 1.0, 1.0) < service.due("later", 1.0, 1.0)
 
 
-@given(st.floats(0.0, 2.0))
-def test_a_long_first_prompt_is_no_progress(filled: float) -> None:
+@given(st.lists(st.floats(0.0, 2.0), min_size=1))
+def test_a_long_prompt_that_extends_no_call_is_no_progress(filled: list[float]) -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0, 0.1)
-    service.begin("one long prompt", "key", 1.0, filled)
-    service.begin("one long prompt", "key", 1.0, filled)
-    assert service.due("agent", 1.0, 1.0) < service.due("one long prompt", 1.0, 1.0)
-
-
-@given(st.lists(st.floats(0.0, 1.0), min_size=1))
-def test_long_first_prompts_of_later_conversations_are_no_progress(filled: list[float]) -> None:
-    service = ProgramService()
-    service.begin("title, then a long prompt", "key", 0.0, 0.01, begins_conversation=True)
+    service.begin("a title, then long prompts", "key", 1.0, 0.01)
     for part in filled:
-        service.begin("title, then a long prompt", "key", 0.0, part, begins_conversation=True)
-    assert service.due("title, then a long prompt", 0.0, 0.0) == 0.0
-    service.begin("title, then a long prompt", "key", 0.0, 1.0)
-    assert service.due("title, then a long prompt", 0.0, 0.0) == -progress(max(filled), 1.0)
+        service.begin("a title, then long prompts", "key", 1.0, part)
+    assert service.due("agent", 1.0, 1.0) < service.due("a title, then long prompts", 1.0, 1.0)
+    service.begin("a title, then long prompts", "key", 1.0, 0.9, extends=True)
+    assert service.due("agent", 1.0, 1.0) > service.due("a title, then long prompts", 1.0, 1.0)
 
 
 def test_progress_is_bounded_and_grows_with_the_prompt() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0, 0.3)
-    service.begin("agent", "key", 0.0, 17.0)
+    service.begin("agent", "key", 0.0, 17.0, extends=True)
     assert service.due("agent", 0.0, 0.0) == -PROGRESS_SECONDS
     assert service.rank("agent", 0.0) == 0.0, "what a program may displace does not depend on its progress"
-    for first in (0.0, 0.3, 0.9):
-        steps = [progress(first, number / 100) for number in range(101)]
-        assert steps == sorted(steps)
-        beginning = max(first, PROGRESS_FROM)
-        assert steps[0] == progress(first, beginning) == 0.0 < progress(first, beginning + 0.01)
+    steps = [progress(number / 100) for number in range(101)]
+    assert steps == sorted(steps)
+    assert steps[0] == progress(PROGRESS_FROM) == 0.0 < progress(PROGRESS_FROM + 0.01)
 
 
 def test_weights_divide_the_service() -> None:
@@ -113,7 +103,7 @@ def test_attained_service_decays() -> None:
 def test_an_idle_program_counts_as_new() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0)
-    service.begin("agent", "key", IDLE_SECONDS, 1.0)
+    service.begin("agent", "key", IDLE_SECONDS, 1.0, extends=True)
     assert service.rank("agent", IDLE_SECONDS) == 0.0
     assert service.due("agent", IDLE_SECONDS, IDLE_SECONDS) == -PROGRESS_SECONDS
     service.begin("agent", "key", 3 * IDLE_SECONDS)
@@ -138,7 +128,7 @@ def test_no_call_starves(begun: float, programs: int, slices: list[float], fille
 
     def request(program: str, now: float) -> None:
         service.begin(program, "key", now)
-        service.begin(program, "key", now, 0.0 if program == "waiting" else filled)
+        service.begin(program, "key", now, 0.0 if program == "waiting" else filled, extends=True)
         arrivals[program] = now
         deadlines[program] = now - service.lead(program, "key", now)
 
@@ -164,7 +154,7 @@ def test_no_call_starves(begun: float, programs: int, slices: list[float], fille
 def test_the_lead_is_bounded_in_both_directions() -> None:
     service = ProgramService()
     for second in range(0, 20_000, 1_000):
-        service.begin("old", "key", float(second), 1.0 if second else 0.0)
+        service.begin("old", "key", float(second), 1.0, extends=second > 0)
     assert service.lead("old", "key", 20_000.0) == MAX_LEAD, "progress included"
     service.begin("greedy", "key", 20_000.0)
     service.charge("greedy", 1e9, 20_000.0)
@@ -174,7 +164,7 @@ def test_the_lead_is_bounded_in_both_directions() -> None:
 def test_a_tenant_whose_calls_belong_to_no_program_counts_as_active() -> None:
     service = ProgramService()
     service.begin("agent", "busy", 0.0)
-    service.begin("agent", "busy", 0.0, 1.0)
+    service.begin("agent", "busy", 0.0, 1.0, extends=True)
     assert service.lead("agent", "busy", 0.0) == PROGRESS_SECONDS
     service.average_lead("other", 1.0)
     service.begin("new", "busy", 1.0)

@@ -149,7 +149,7 @@ def test_of_programs_of_one_age_the_one_whose_prompt_nearly_fills_the_window_goe
         finish(harness.request(program, prompt, extends=first))
     short, long = harness.request("short"), harness.request("long")
     lead = harness.priorities.rank(short) - harness.priorities.rank(long)
-    expected = progress(0.0, 3_000 / (window or 131_072))
+    expected = progress(3_000 / (window or 131_072))
     assert lead == pytest.approx(expected, abs=0.1), "their calls have equal work"
     assert (expected > 0) == (window is not None)
 

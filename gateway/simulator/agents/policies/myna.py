@@ -61,9 +61,8 @@ class MynaPolicy(AgentPolicy):
 
     def arrive(self, call: AgentCall, now: float) -> None:
         """Learn how long the pause before the call took. See `AgentPolicy.arrive`."""
-        begins_conversation = call.recorded.source < 0
-        filled = call.length / self.facts.window
-        self._service.begin(str(call.session), _TENANT, now, filled, begins_conversation=begins_conversation)
+        filled, extends = call.length / self.facts.window, call.recorded.source >= 0
+        self._service.begin(str(call.session), _TENANT, now, filled, extends=extends)
         self._waiting[call.chain] = call
         self._forget(now)
         if (gap := self._gaps.pop(call.chain, None)) is not None:
