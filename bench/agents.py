@@ -1,7 +1,7 @@
 """Agents over HTTP: `python -m bench.agents FILE`.
 
 FILE has recorded sessions of agents: sizes, times and common beginnings, as gzip or plain JSON lines. Each agent is a
-stock OpenAI client: it sends a request with `tools`, waits for the answer, runs the tool for the recorded time, and
+stock OpenAI client: it sends a request with `tools`, waits for the answer, waits for the scaled time of the tool, and
 sends the next request, which contains the answer. Tokens are divided by --tokens, times by --seconds.
 
 All servers are measured in one run, in turns, with the same texts: `myna serve`, `myna serve --order arrival

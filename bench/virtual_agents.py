@@ -1,13 +1,14 @@
 """The load of `bench.agents` in virtual time: `python -m bench.virtual_agents FILE`.
 
-It replays the same sessions as `bench.agents`, with the same options, on the server's own code: step scheduler, KV
-cache, pauses, and the order of programs. Only the model is left out: a step takes as long as a table of costs says. So
-many rounds take seconds, and no other work on the machine disturbs them. By default the table is measured first, with
-the default model on this machine; `--table FILE` reads one that `python -m bench.simulator --table FILE` wrote.
+It replays the same sessions as `bench.agents`, with the same options for the load, on the server's own code: step
+scheduler, KV cache, pauses, and the order of programs. A table of step costs replaces the model. Therefore 20 rounds
+take less than a minute, and no other work on the machine disturbs them. By default the table is measured first, with
+the default model on this machine; `--table` names a built-in one (`cpu`, `h100`), or a file that `python -m
+bench.simulator --table FILE` wrote.
 
-Gateway, HTTP and tokenizer are left out. A tool call is as long as expected, the KV of answers is not reused, and the
-engine does not draft tokens. A row that attends to many keys takes hardly longer, so long prompts are faster than on a
-CPU.
+Gateway, HTTP and tokenizer are left out as well. Each tool call has the expected length, the KV of answers is not
+reused, and the engine does not draft tokens. The table hardly charges for attention to long contexts, so long prompts
+are faster than on a real CPU.
 """
 
 import argparse

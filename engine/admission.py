@@ -11,7 +11,8 @@ work runs, and for at most `MAX_PAUSE_SECONDS`.
 
 An owner is an API key of a gateway. Owners with protected KV or with prompts have equal shares of the pool. If the
 tokens that a prompt needs and the protected KV of its owner fit this share, the protected KV and the prompts of other
-owners are no reason to wait. Otherwise they are a reason, their KV up to the shares of the other owners.
+owners are no reason to wait. Otherwise they count: the prompts in full, the protected KV up to the shares of the other
+owners.
 """
 
 import math
@@ -34,7 +35,7 @@ _COUNT_SECONDS = 0.02
 
 
 class PromptAdmission:
-    """Owner of the decision whether a prompt waits. A prompt that was admitted never waits again."""
+    """Decides which prompts wait. A prompt that was admitted never waits again."""
 
     def __init__(
         self, cache: KVCache, row_seconds: Callable[[], float], now: Callable[[], float] = time.monotonic
@@ -59,7 +60,7 @@ class PromptAdmission:
         now = self._now()
         self._lookups_left = _LOOKUP_TOKENS
         self._count(now)
-        for sequence in waiting:  # before any is looked up again: otherwise many prompts would keep out the others
+        for sequence in waiting:  # first lookups before repeated ones, which would use up the tokens
             pause = sequence.pause = sequence.pause or Pause(now, 0, -math.inf)
             if pause.looked_up == -math.inf and self._lookups_left > 0:
                 self._look_up(sequence, pause, now)
@@ -81,8 +82,9 @@ class PromptAdmission:
         sequence.is_admitted, sequence.pause = True, None
 
     def _protect(self, sequence: TokenSequence) -> None:
-        """Protect the cached beginning of a prompt that continues a program until its first step: the step may be late.
-        The lookup counts like the others, so some prompts of a step with many are not protected."""
+        """Protect the cached beginning of a prompt that continues a program until its first step, which may come many
+        steps later. The lookup counts like the others: once the tokens of this step are used up, prompts are not
+        protected."""
         pause = sequence.pause
         if pause is not None and self._lookups_left > 0 and is_active(len(sequence.tokens), pause.cached):
             self._lookups_left -= self._cache.block_size + sequence.expect_cached()

@@ -7,14 +7,14 @@ While the tools of a program run or a person reads, its KV occupies the pool. It
 arrives soon enough. Let the KV have `tokens` of a pool of `capacity`, and let the next call arrive after `wait`
 seconds. Retaining the KV costs `tokens * wait` token-seconds of the pool. Evicting it costs `tokens * row_seconds`
 seconds of the engine, and `tokens * tokens * row_seconds` token-seconds of the pool while it is computed again. The
-returning program then evicts another one, at the same cost. Let one second of the engine be worth `capacity`
-token-seconds. Then retaining is cheaper up to
+returning program then evicts another one, at the same cost, so an eviction costs `DISPLACEMENTS` prefills. Let one
+second of the engine be worth `capacity` token-seconds. Then retaining is cheaper up to
 
     wait = DISPLACEMENTS * (tokens + capacity) * row_seconds
 
 KV with at most this wait is *protected*. A call with at least half of its prompt cached is admitted. Other calls wait
-until they fit beside the protected KV. Few calls after a gap wait, because only calls whose KV was evicted do. And the
-eviction policy evicts the KV of one program as a whole before a part of the next.
+until they fit beside the protected KV. The eviction policy evicts the KV of one program as a whole before a part of the
+next, so after a gap most calls find all of their KV and do not wait.
 
 Two more kinds of calls are admitted. A small call displaces little, whatever the pool holds. And while an engine has no
 work, a wait saves at most the time to compute the displaced KV again. The engine then admits the first waiting prompt
@@ -34,7 +34,7 @@ _SMALL_SHARE = 32
 """Share of the pool, as a divisor, up to which a call is small."""
 DISPLACEMENTS = 2
 """Number of prefills that one eviction costs: that of the evicted KV, and that of the KV which this one displaces. On
-recorded agents, 1 was 8% slower, and 3 and 4 were within 1%."""
+recorded agents in the simulator, 1 was 8% slower, and 3 and 4 were within 1%."""
 MAX_PAUSE_SECONDS = 300.0
 """Maximum duration of a pause in the engine, in seconds. In the gateway, after this time KV of programs that go after
 the call is no reason to wait. Programs of equal ranks still wait for each other, so that programs that arrive together
