@@ -1,5 +1,5 @@
 """bench/agents.py, bench/agent_sessions.py, bench/virtual_agents.py: recorded sessions of agents become conversations
-over HTTP, or requests in virtual time."""
+over HTTP, or requests in virtual time. bench/programs.py: the requests whose cost it measures."""
 
 import gzip
 import json
@@ -25,6 +25,8 @@ from bench.agent_sessions import (
     tools_of,
 )
 from bench.agents import Run, main, pool_tokens, summary, table
+from bench.programs import SHAPES, Load
+from bench.programs import main as program_costs
 from bench.virtual_agents import main as virtual
 from bench.virtual_agents import play, recorded
 from gateway.programs.prompt_difference import first_difference
@@ -268,3 +270,44 @@ def test_replays_sessions_directly_and_through_a_gateway(
     assert "| tiny |" in capfd.readouterr().out
     with pytest.raises(SystemExit, match=r"bench\.agents: tiny: 404: .*missing"):
         main([file, *options, "--no-own", "--model", "missing"])
+
+
+@pytest.mark.slow
+def test_rounds_replay_other_sessions_and_a_refused_one_does_not_lose_the_others(
+    tiny: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    too_long = _line("too long", _request(6_000, -1, 0), _request(6_100, 0, 5_999))  # about 24,000 tokens of this model
+    file = _file(tmp_path, *SESSIONS[:2], too_long)
+    sessions = list(read_sessions(file, Scale(turns=2)))
+    wanted = ["0: grows", "0: is cut", "0: too long"]
+    seed = next(
+        seed for seed in range(1_000) if wanted == [choose(sessions, 1, 2, seed + n)[0].name for n in range(3)]
+    )
+    options = ["--agents", "1", "--turns", "2", "--rounds", "3", "--seconds", "200", "--seed", str(seed), "--json"]
+    with pytest.raises(SystemExit, match=r"bench\.agents: tiny: 400: "):
+        main([str(file), *options, "--no-own", "--url", f"tiny={tiny}/v1"])
+    found = json.loads(capfd.readouterr().out)
+    assert found["requests"] == 4
+    assert [run["wanted"] for run in found["servers"]["tiny"]["runs"]] == [300 + 390, 600 + 700]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_turns_extend_a_known_call_and_other_requests_begin_programs(shape: Any) -> None:
+    load = Load(5, seed=3)
+    assert load.measure(shape, 4) > 0.0
+    programs = list(load.index.of_tenant("key"))
+    assert len(programs) == 9
+    assert {program.call_count for program in programs[:4]} == ({1} if shape.new is None else {2})
+
+
+def test_the_cost_of_programs_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--programs", "20", "--requests", "2", "--rounds", "1"]
+    program_costs([*few, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["programs"] == 20
+    assert [request["name"] for request in found["requests"]] == [shape.name for shape in SHAPES]
+    program_costs(few)
+    assert [line.count("|") for line in capsys.readouterr().out.splitlines()] == [3] * (2 + len(SHAPES))
+    for wrong in (["--requests", "0"], ["--programs", "1000000"]):
+        with pytest.raises(SystemExit):
+            program_costs([*few, *wrong])
