@@ -23,8 +23,8 @@ the call's own tokens. This costs at most twice as much as a decision that knows
 The simulator leaves `idle` at 0.
 
 After `MAX_PAUSE_SECONDS`, the engine admits a call. In the gateway, such a call waits only for running calls and for
-the KV of programs that do not go after it, until `MAX_WAIT_SECONDS` of `gateway.scheduler.program_gate`. The time
-counts from the beginning of a wait for one engine. It begins again if that engine fails or the call moves.
+the KV of programs with the same or a lower program rank, until `MAX_WAIT_SECONDS` of `gateway.scheduler.program_gate`.
+The time counts from the beginning of a wait for one engine. It begins again if that engine fails or the call moves.
 """
 
 from collections.abc import Iterable

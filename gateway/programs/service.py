@@ -1,7 +1,8 @@
 """Order between programs, from their arrival, their progress and the service that they have attained. Pure: the caller
 passes the time.
 
-The rank and the due time of a program are times, in seconds of the caller's clock:
+The rank of a program ("program rank" elsewhere, because a call has a rank too) and its due time are times, in seconds
+of the caller's clock:
 
     rank = arrival + SERVICE_FACTOR * max(0, attained service / weight - GRANT_SECONDS)
     due time = rank - progress
