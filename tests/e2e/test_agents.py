@@ -280,9 +280,7 @@ def test_rounds_replay_other_sessions_and_a_refused_one_does_not_lose_the_others
     file = _file(tmp_path, *SESSIONS[:2], too_long)
     sessions = list(read_sessions(file, Scale(turns=2)))
     wanted = ["0: grows", "0: is cut", "0: too long"]
-    seed = next(
-        seed for seed in range(1_000) if wanted == [choose(sessions, 1, 2, seed + n)[0].name for n in range(3)]
-    )
+    seed = next(seed for seed in range(1_000) if wanted == [choose(sessions, 1, 2, seed + n)[0].name for n in range(3)])
     options = ["--agents", "1", "--turns", "2", "--rounds", "3", "--seconds", "200", "--seed", str(seed), "--json"]
     with pytest.raises(SystemExit, match=r"bench\.agents: tiny: 400: "):
         main([str(file), *options, "--no-own", "--url", f"tiny={tiny}/v1"])
