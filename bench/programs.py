@@ -73,7 +73,7 @@ class Load:
     def __init__(self, programs: int, seed: int) -> None:
         """`programs`: number of live programs."""
         self._texts = Texts(seed)
-        self._times = count()
+        self._numbers = count()
         limits = ProgramLimits()
         if programs > limits.programs:
             raise ValueError(f"an index has at most {limits.programs} programs")
@@ -83,9 +83,10 @@ class Load:
 
     def request(self, messages: Sequence[Message], answer: AnswerFacts) -> None:
         """Send one request through the index."""
-        now = float(next(self._times)) / 1_000
+        number = next(self._numbers)
+        now = number / 1_000
         facts = ProgramFacts([text_message(role, text) for role, text in messages])
-        call = self.index.begin("key", facts, now)
+        call = self.index.begin("key", facts, now, call_id=f"call {number}")
         self.index.end(call, answer, now)
 
     def measure(self, shape: Shape, requests: int) -> float:
