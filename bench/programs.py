@@ -1,9 +1,10 @@
-"""CPU time that the detection of programs adds to a request: `python -m bench.programs`.
+"""CPU time of the index of programs for a request: `python -m bench.programs`.
 
-It creates live programs, each with one call and an answer of 200 characters. Then it measures new requests: the time to
-hash their messages, to find their program and the answers that their prompt contains, and to record their end with an
-answer of 200 characters. The texts are random words, so no prompt contains an earlier answer; in the rows of turns, the
-request extends a known conversation. Nothing else of the gateway runs.
+For each kind of request it creates live programs, each with one call and an answer of 200 characters. Then it measures
+new requests: the time to hash their messages, to find their program and the answers that their prompt contains, and to
+record their end with an answer of 200 characters. The texts are random words, so no prompt contains an earlier answer;
+in the rows of turns, the request extends a known conversation. Conversations begin with a message of the system, and
+have no tool calls. The comparison of prompts, the durations of gaps, and the rest of the gateway are left out.
 """
 
 import argparse
@@ -40,8 +41,8 @@ class Shape:
 
 SHAPES = (
     Shape("short request", 1, 100),
-    Shape("3 KB in 6 messages", 6, 3_000),
-    Shape("32 KB in 42 messages", 42, 32_000),
+    Shape("new conversation: 3 KB in 6 messages", 6, 3_000),
+    Shape("new conversation: 32 KB in 42 messages", 42, 32_000),
     Shape("turn of an agent: 32 KB in 42 messages, one new", 42, 32_000, 1),
     Shape("turn of an agent: 500 KB in 300 messages, one new", 300, 500_000, 1),
 )
@@ -61,9 +62,10 @@ class Texts:
         return " ".join(words)[:length]
 
     def conversation(self, shape: Shape) -> list[Message]:
-        """Return the messages of a request, the last one of the user."""
+        """Return the messages of a request: of the system, of user and assistant in turns, and the last of the user."""
         length = max(1, shape.characters // shape.messages)
-        roles = ["assistant" if (shape.messages - number) % 2 == 0 else "user" for number in range(shape.messages)]
+        roles = ["user" if number % 2 else "assistant" for number in range(shape.messages)]
+        roles[0] = "system" if shape.messages > 1 else "user"
         return [(role, self.text(length)) for role in roles]
 
 
@@ -71,15 +73,17 @@ class Load:
     """Programs in an index, and requests to it."""
 
     def __init__(self, programs: int, seed: int) -> None:
-        """`programs`: number of live programs."""
+        """`programs`: number of live programs. Raises ValueError if the index cannot hold so many."""
         self._texts = Texts(seed)
         self._numbers = count()
         limits = ProgramLimits()
         if programs > limits.programs:
-            raise ValueError(f"an index has at most {limits.programs} programs")
-        self.index = ProgramIndex(limits)
+            raise ValueError(f"an index holds at most {limits.programs} programs")
+        self.index = ProgramIndex(limits, several_tenants=False)
         for _ in range(programs):
             self.request([("user", self._texts.text(100))], AnswerFacts(self._texts.text(_ANSWER)))
+        if len(self.index) < programs:
+            raise ValueError(f"an index holds at most {len(self.index)} programs like these")
 
     def request(self, messages: Sequence[Message], answer: AnswerFacts) -> None:
         """Send one request through the index."""
@@ -115,13 +119,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if min(chosen.programs, chosen.requests, chosen.rounds) < 1:
         parser.error("--programs, --requests and --rounds must be at least 1")
-    try:
-        load = Load(chosen.programs, chosen.seed)
-    except ValueError as error:
-        parser.error(str(error))
     rounds = []
     for number in range(chosen.rounds):
-        rounds.append([load.measure(shape, chosen.requests) * 1e6 for shape in SHAPES])
+        found = []
+        for shape in SHAPES:  # with programs of its own: the requests add programs
+            try:
+                load = Load(chosen.programs, chosen.seed + number)
+            except ValueError as error:
+                parser.error(str(error))
+            found.append(load.measure(shape, chosen.requests) * 1e6)
+        rounds.append(found)
         print(f"round {number + 1} of {chosen.rounds}", file=sys.stderr)
     medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
     if chosen.json:

@@ -69,6 +69,7 @@ def recorded(session: AgentSession) -> RecordedSession:
                 agent=turn.agent,
                 after=after,
                 pause=0.0 if is_first else turn.think,
+                extends=turn.extends,
             )
         )
     return RecordedSession(session.name, session.tools, session.system, tuple(requests))

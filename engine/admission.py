@@ -73,21 +73,12 @@ class PromptAdmission:
         for sequence in waiting:
             needed = self._needed(sequence, now)
             if needed is None or self._fits(sequence, needed, promised, owners):
-                self._protect(sequence)
                 self.admit(sequence)
                 promised[owner_of(sequence.scope)] += needed or 0
 
     def admit(self, sequence: TokenSequence) -> None:
         """Let a sequence's prompt begin, whatever the pool holds."""
         sequence.is_admitted, sequence.pause = True, None
-
-    def _protect(self, sequence: TokenSequence) -> None:
-        """Protect the cached beginning of a prompt that continues a program until its first step, which may come many
-        steps later. The lookup counts like the others: once the tokens of this step are used up, prompts are not
-        protected."""
-        pause = sequence.pause
-        if pause is not None and self._lookups_left > 0 and is_active(len(sequence.tokens), pause.cached):
-            self._lookups_left -= self._cache.block_size + sequence.expect_cached()
 
     def _needed(self, sequence: TokenSequence, now: float) -> int | None:
         """Return the number of tokens of the pool that a prompt needs beside those that are cached. Return None if it
@@ -108,9 +99,14 @@ class PromptAdmission:
         return needed
 
     def _look_up(self, sequence: TokenSequence, pause: Pause, now: float) -> None:
-        """Count the tokens of a prompt that are cached."""
-        pause.cached, pause.looked_up = self._cache.cached_tokens(sequence.scope, sequence.tokens), now
+        """Count the tokens of a prompt that are cached. If the prompt continues a program, it is admitted in this step.
+        Protect its cached beginning until its own first step, which may come many steps later."""
+        node, pause.cached = self._cache.cached_path(sequence.scope, sequence.tokens)
+        pause.looked_up = now
         self._lookups_left -= self._cache.block_size + pause.cached
+        if is_active(len(sequence.tokens), pause.cached):
+            sequence.expect_blocks(node)
+            self._lookups_left -= pause.cached
 
     def _count(self, now: float) -> None:
         """Count the protected KV."""

@@ -294,16 +294,13 @@ class TokenSequence:
                 self._cache.release([node.block])
         self._announced = []
 
-    def expect_cached(self) -> int:
+    def expect_blocks(self, node: Node) -> None:
         """Let the pool evict the cached beginning of a prompt that has not begun after blocks that no sequence will
-        read. Return the number of tokens that were found."""
-        if self.blocks or self._return_node is not None or not self._cache.shares_prefixes:
-            return 0
-        node, cached = self._cache.cached_path(self.scope, self.tokens)
-        if cached:
-            self._return_node = node
-            self._cache.expect_return(node, self.rank)
-        return cached
+        read. `node`: its last block in the tree, or the root, as `KVCache.cached_path` returns it."""
+        if node.parent is None or self.blocks or self._return_node is not None or not self._cache.shares_prefixes:
+            return
+        self._return_node = node
+        self._cache.expect_return(node, self.rank)
 
     def drop_blocks(self) -> None:
         """Give all blocks back for now; the tree may retain them. Later steps find them there or recompute them."""

@@ -18,8 +18,9 @@ Without a grant, programs that arrive together would take turns, and evict each 
 The progress of a program says how near its end is expected. The prompt of an agent grows until the agent is done or the
 window of its model is full. So an agent whose prompt nearly fills the window goes first, although it began later: the
 mean time to completion is shortest if those with the least work left go first. A shorter prompt says little about the
-work left, and does not count; see `progress`. Nor does a prompt that extends no earlier call: its prefill takes long,
-and would go before short calls of programs that arrived earlier.
+work left, and does not count; see `progress`. A prompt counts only for later calls, and only if it extends an earlier
+call of the program: otherwise the prefill of a long first prompt would go before short calls of programs that arrived
+earlier.
 
 The gateway's pauses for upstream servers, and those of the simulator, compare ranks without progress: after
 `MAX_PAUSE_SECONDS`, a call may displace only KV of programs with a higher rank (`engine.kv.pausing`). With progress,
@@ -46,15 +47,16 @@ GRANT_SECONDS = 300.0
 """Attained service, in seconds of engine time for weight 1, that leaves a program's rank at its arrival."""
 PROGRESS_SECONDS = 3000.0
 """Progress for a prompt that fills the window of its model, in seconds. In the simulator, the mean completion with 6000
-differed by less than 1%, and without progress it was 3% longer."""
+differed by less than 1%, and without progress it was 3% longer. The recorded sessions are cut at the window, so this
+gains more there than for agents that shorten their prompts and go on (docs/benchmarks.md)."""
 PROGRESS_FROM = 0.7
 """Part of the window up to which a prompt is no progress. In the simulator, the mean completion with 0.5 was equal, and
-with 0.9 it was 1% longer. Progress from 0 on cost up to 19% where agents fill a small part of the window: the longest
+with 0.9 it was 1.5% longer. Progress from 0 on cost up to 19% where agents fill a small part of the window: the longest
 prompts, whose calls cost most, then go first."""
 MAX_LEAD = 14_400.0
 """Maximum number of seconds by which the deadline of a call is earlier or later because of its program. Without it,
 many old programs together could go before a call for ever. In the simulator, this bound does not change the mean
-completion. A bound of 7200 makes it up to 2% longer."""
+completion. A bound of 7200 makes it 0.3% longer, and 2% in one setting."""
 HALF_LIFE = 3600.0
 """Time, in seconds, after which attained service counts half."""
 IDLE_SECONDS = 3600.0
@@ -67,8 +69,10 @@ MAX_DIFFERENCE = 300.0
 have calls. Otherwise a tenant could lower its average by many small calls, and let one call go before all others."""
 _AVERAGE_WEIGHT = 0.02
 """Weight of a call in an average lead."""
+_AVERAGE_SECONDS = 60.0
+"""Time without calls of programs, in seconds, for which the average lead of all tenants stays."""
 _AVERAGE_HALF_LIFE = 600.0
-"""Time without calls of programs, in seconds, after which the average lead counts half."""
+"""Time after that, in seconds, after which this average counts half."""
 _ACTIVE_SECONDS = 600.0
 """Time after its latest call, in seconds, for which a tenant counts as one that has calls."""
 _MAX_TENANTS = 10_000
@@ -83,10 +87,10 @@ _MAX_FORGOTTEN = 256
 def progress(filled: float) -> float:
     """Return by how many seconds a program is due earlier because of its progress: at most `PROGRESS_SECONDS`.
 
-    `filled`: part of a model's window that the program's longest prompt fills, from 0 to 1, of those that extend an
-    earlier call. Prompts of failed calls count. A client can send a longer prompt. This changes the order of its own
-    tenant. It also raises the average lead that the calls of all tenants get, so calls that wait already may go later,
-    within `MAX_LEAD`.
+    `filled`: part of a model's window that the program's longest prompt fills, from 0 to 1, of those that count; see
+    `ProgramService.begin`. Prompts of failed calls count. A client that sends a longer prompt changes the order of its
+    own tenant. It also raises the average lead that the calls of all tenants get, so calls that wait already may go
+    later, within `MAX_LEAD`.
     """
     return PROGRESS_SECONDS * max(0.0, filled - PROGRESS_FROM) / (1.0 - PROGRESS_FROM)
 
@@ -99,6 +103,11 @@ class _Average:
     def __init__(self) -> None:
         self.value = self.time = 0.0
 
+    def faded(self, now: float) -> float:
+        """Return the value, halved for each `_AVERAGE_HALF_LIFE` without calls after the first minute."""
+        idle = max(0.0, now - self.time - _AVERAGE_SECONDS)
+        return self.value * float(0.5 ** (idle / _AVERAGE_HALF_LIFE))
+
     def add(self, lead: float, now: float) -> None:
         if not self.time:
             self.value = lead
@@ -107,12 +116,13 @@ class _Average:
 
 
 class _Service:
-    __slots__ = ("arrival", "attained", "attained_at", "filled", "last_call", "weight")
+    __slots__ = ("arrival", "attained", "attained_at", "filled", "last_call", "latest", "weight")
 
     def __init__(self, now: float, weight: float) -> None:
         self.arrival = self.attained_at = self.last_call = now
         self.attained = 0.0
-        self.filled = 0.0
+        self.filled = self.latest = 0.0
+        """Parts of the window that the longest prompt fills: of those before the latest call, and of all."""
         self.weight = weight
 
     def decay(self, now: float) -> None:
@@ -141,7 +151,8 @@ class ProgramService:
         """Record a call of a program. The first one, or one after `IDLE_SECONDS`, is the program's arrival.
 
         `filled`: part of the model's window that the prompt fills, see `progress`; more than 1 counts as 1. `extends`:
-        whether the prompt extends an earlier call of the program. Otherwise `filled` does not count.
+        whether the prompt extends an earlier call of the program. Otherwise `filled` does not count. It counts from the
+        next call on.
         """
         service = self._programs.get(program)
         weight, filled = self._weights.get(tenant, 1.0), min(1.0, filled)
@@ -149,8 +160,9 @@ class ProgramService:
             service = _Service(now, weight)
             self._programs.put(tenant, program, service)
         service.last_call, service.weight = max(service.last_call, now), weight
+        service.filled = service.latest
         if extends:
-            service.filled = max(service.filled, filled)
+            service.latest = max(service.latest, filled)
         self._programs.touch(program)
 
     def charge(self, program: str, seconds: float, now: float) -> None:
@@ -210,6 +222,7 @@ class ProgramService:
         has_others = bool(self._averages) and now - next(reversed(self._averages.values())).time <= _ACTIVE_SECONDS
         average.add(lead, now)
         self._remember(tenant, average)
+        self._average.value = self._average.faded(now)  # as for calls that belong to no program
         self._average.add(lead, now)
         if not has_others:
             return lead
@@ -222,8 +235,7 @@ class ProgramService:
 
         Such a call gets this lead, so that it does not wait for programs that are old.
         """
-        idle = max(0.0, now - self._average.time)
-        lead = self._average.value * float(0.5 ** (idle / _AVERAGE_HALF_LIFE))
+        lead = self._average.faded(now)
         average = self._averages.pop(tenant, None) or _Average()
         if not average.time:
             average.value = lead

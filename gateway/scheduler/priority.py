@@ -149,7 +149,8 @@ class Priorities:
         """Record a call of a program. Return how much later its deadline is because of its program, in seconds."""
         program, tenant = member.program_id, call.session.tenant
         window = self._window_of(call.spec.model or "") or _UNKNOWN_WINDOW
-        self.programs.begin(program, tenant, now, cost.prompt / window, extends=member.parent is not None)
+        extends = member.parent is not None and member.parent.program_id == program
+        self.programs.begin(program, tenant, now, cost.prompt / window, extends=extends)
         if self._orders_programs:
             return -self.programs.lead(program, tenant, now)
         return min(MAX_DELAY, self.programs.delay(program, now))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.admission import PromptAdmission
 from engine.generation import Generation
-from engine.kv.cache import KVCache
+from engine.kv.cache import KVCache, Node
 from engine.kv.eviction import EvictionPolicy
 from engine.kv.pausing import MAX_PAUSE_SECONDS
 from engine.sampling_params import SamplingParams
@@ -128,6 +128,18 @@ def test_a_prompt_that_ends_before_its_first_step_protects_nothing_any_more() ->
     pool.cache.check_integrity([])
     pool.run(pool.new(CAPACITY - 60))
     assert pool.cache.cached_tokens("", first.tokens) == 60
+
+
+def test_a_prompt_that_is_longer_than_the_lookups_of_a_step_protects_its_cached_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.admission._LOOKUP_TOKENS", 50)
+    pool = Pool()
+    first = pool.begin_tool(120, returns=[])
+    turn = pool.new(40, beginning=first.tokens)
+    assert not pool.waits(turn)
+    pool.run(pool.new(136))
+    assert pool.cache.cached_tokens("", turn.tokens) == 120
 
 
 def test_prompts_protect_no_more_than_the_lookups_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,13 +263,13 @@ def test_the_lookups_of_a_step_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     agent = pool.begin_tool(200)
     prompts = [pool.new(180, beginning=agent.tokens[:80]) for _ in range(6)]
     looked_up: list[int] = []
-    cached_tokens = pool.cache.cached_tokens
+    cached_path = pool.cache.cached_path
 
-    def counted(scope: str, tokens: Sequence[int]) -> int:
+    def counted(scope: str, tokens: Sequence[int]) -> tuple[Node, int]:
         looked_up.append(len(tokens))
-        return cached_tokens(scope, tokens)
+        return cached_path(scope, tokens)
 
-    monkeypatch.setattr(pool.cache, "cached_tokens", counted)
+    monkeypatch.setattr(pool.cache, "cached_path", counted)
     counts = []
     for _ in range(4):
         looked_up.clear()

@@ -40,7 +40,7 @@ _SMOOTHING = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Options of a simulated server. `order`: of calls. `programs`: by their deadlines minus the lead of their
+    """Options of a simulated server. `order`: order of calls. `programs`: by their deadlines minus the lead of their
     programs. `deadlines`: by their deadlines, later if their program has attained much service. `arrival`: by arrival.
     `learns`: eviction learns from gaps, otherwise the least recently used KV goes. `pauses`: prompts wait so that
     others keep their KV. `is_interactive`: decoding keeps a steady pace while prompts prefill, as it does for clients
@@ -149,8 +149,8 @@ class ServerEngine:
         rows = facts.row_seconds * (recorded.prompt - recorded.shared)
         work = rows + self._answer_tokens * math.sqrt(facts.row_seconds * step)
         tenant = self._tenant(call)
-        filled, extends = recorded.prompt / facts.window, recorded.source >= 0
-        self._service.begin(program, tenant, call.issued, filled, extends=extends)
+        filled = recorded.prompt / facts.window
+        self._service.begin(program, tenant, call.issued, filled, extends=recorded.extends)
         if self._settings.order == "arrival":
             return call.issued
         if self._settings.order == "programs":

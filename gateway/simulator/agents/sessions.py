@@ -42,7 +42,8 @@ class RecordedRequest:
 
     `prompt`, `output`: tokens. `source`: index of the earlier request with which it shares its first `shared` tokens,
     or -1. `stop`: how its answer ends: `tool_use`, `end_turn`, or empty. `after`: index of the request whose answer it
-    follows, -1 for the first. `pause`: seconds from that answer to this request.
+    follows, -1 for the first. `pause`: seconds from that answer to this request. `extends`: whether its prompt extends
+    that of `source`, but for a part of a block.
     """
 
     prompt: int
@@ -53,6 +54,7 @@ class RecordedRequest:
     agent: str
     after: int
     pause: float
+    extends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +168,11 @@ def _convert(session: _Session) -> RecordedSession:
             pause = 0.0
         latest[request.agent] = index
         shared = 0
+        extends = False
         if request.of >= 0:
-            shared = min(request.keep * BLOCK, request.prompt, session.requests[request.of].prompt)
+            earlier = session.requests[request.of].prompt
+            shared = min(request.keep * BLOCK, request.prompt, earlier)
+            extends = shared > earlier - BLOCK
         converted.append(
             RecordedRequest(
                 prompt=request.prompt,
@@ -178,6 +183,7 @@ def _convert(session: _Session) -> RecordedSession:
                 agent=request.agent,
                 after=before,
                 pause=shorten_pause(pause),
+                extends=extends,
             )
         )
     return RecordedSession(session.id, session.tools, session.system, tuple(converted))

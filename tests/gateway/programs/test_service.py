@@ -45,7 +45,8 @@ def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() ->
         service.begin(program, "key", 0.0, 0.1)
     service.begin("less full", "key", 0.0, 0.8, extends=True)
     service.begin("nearly full", "key", 0.0, 0.9, extends=True)
-    service.begin("nearly full", "key", 0.0, 0.2, extends=True)  # shortened by the client: the longest one counts
+    for program in ("less full", "nearly full"):  # the client has shortened the prompt: the longest one counts
+        service.begin(program, "key", 0.0, 0.2, extends=True)
     service.begin("first", "key", -1.0, 0.1)
     order = sorted(("first", "less full", "nearly full"), key=lambda program: service.due(program, 0.0, 0.0))
     assert order == ["nearly full", "less full", "first"]
@@ -69,13 +70,16 @@ def test_a_long_prompt_that_extends_no_call_is_no_progress(filled: list[float]) 
         service.begin("a title, then long prompts", "key", 1.0, part)
     assert service.due("agent", 1.0, 1.0) < service.due("a title, then long prompts", 1.0, 1.0)
     service.begin("a title, then long prompts", "key", 1.0, 0.9, extends=True)
+    assert service.due("agent", 1.0, 1.0) < service.due("a title, then long prompts", 1.0, 1.0), "it counts later"
+    service.begin("a title, then long prompts", "key", 1.0, 0.1)
     assert service.due("agent", 1.0, 1.0) > service.due("a title, then long prompts", 1.0, 1.0)
 
 
 def test_progress_is_bounded_and_grows_with_the_prompt() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0, 0.3)
-    service.begin("agent", "key", 0.0, 17.0, extends=True)
+    for _ in range(2):
+        service.begin("agent", "key", 0.0, 17.0, extends=True)
     assert service.due("agent", 0.0, 0.0) == -PROGRESS_SECONDS
     assert service.rank("agent", 0.0) == 0.0, "what a program may displace does not depend on its progress"
     steps = [progress(number / 100) for number in range(101)]
@@ -103,10 +107,11 @@ def test_attained_service_decays() -> None:
 def test_an_idle_program_counts_as_new() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0)
-    service.begin("agent", "key", IDLE_SECONDS, 1.0, extends=True)
+    for _ in range(2):
+        service.begin("agent", "key", IDLE_SECONDS, 1.0, extends=True)
     assert service.rank("agent", IDLE_SECONDS) == 0.0
     assert service.due("agent", IDLE_SECONDS, IDLE_SECONDS) == -PROGRESS_SECONDS
-    service.begin("agent", "key", 3 * IDLE_SECONDS)
+    service.begin("agent", "key", 3 * IDLE_SECONDS, 1.0, extends=True)
     assert service.rank("agent", 3 * IDLE_SECONDS) == 3 * IDLE_SECONDS
     due = service.due("agent", 3 * IDLE_SECONDS, 3 * IDLE_SECONDS)
     assert due == 3 * IDLE_SECONDS, "its prompts count anew"
@@ -128,7 +133,8 @@ def test_no_call_starves(begun: float, programs: int, slices: list[float], fille
 
     def request(program: str, now: float) -> None:
         service.begin(program, "key", now)
-        service.begin(program, "key", now, 0.0 if program == "waiting" else filled, extends=True)
+        for _ in range(2):
+            service.begin(program, "key", now, 0.0 if program == "waiting" else filled, extends=True)
         arrivals[program] = now
         deadlines[program] = now - service.lead(program, "key", now)
 
@@ -164,7 +170,8 @@ def test_the_lead_is_bounded_in_both_directions() -> None:
 def test_a_tenant_whose_calls_belong_to_no_program_counts_as_active() -> None:
     service = ProgramService()
     service.begin("agent", "busy", 0.0)
-    service.begin("agent", "busy", 0.0, 1.0, extends=True)
+    for _ in range(2):
+        service.begin("agent", "busy", 0.0, 1.0, extends=True)
     assert service.lead("agent", "busy", 0.0) == PROGRESS_SECONDS
     service.average_lead("other", 1.0)
     service.begin("new", "busy", 1.0)
@@ -248,7 +255,8 @@ def test_the_average_lead_fades_without_calls() -> None:
     service.begin("agent", "key", 0.0)
     service.lead("agent", "key", 1000.0)
     assert service.average_lead("key", 1000.0) == pytest.approx(1000.0)
-    assert service.average_lead("key", 1600.0) == pytest.approx(500.0)
+    assert service.average_lead("key", 1060.0) == pytest.approx(1000.0), "not in the first minute"
+    assert service.average_lead("key", 1660.0) == pytest.approx(500.0)
 
 
 def test_averages_of_tenants_are_bounded() -> None:
@@ -257,3 +265,24 @@ def test_averages_of_tenants_are_bounded() -> None:
         for number in range(10):
             service.lead("program", f"key {number}", 0.0)
     assert len(service._averages) == 3
+
+
+@given(idle=st.floats(0.0, IDLE_SECONDS), age=st.floats(0.0, 20_000.0), calls=st.integers(1, 5))
+def test_calls_without_a_program_do_not_wait_for_an_old_program_that_returns(
+    idle: float, age: float, calls: int
+) -> None:
+    """Let one key have an old program, and the other one only calls of named sessions. Whatever the old program did
+    before, of calls that arrive together, none of the latter is due more than 600 s later."""
+    service = ProgramService()
+    now = 1.0
+    while now <= age + 1.0:
+        service.begin("old", "a", now)
+        service.lead("old", "a", now)
+        service.average_lead("b", now)
+        now += 300.0
+    now += idle
+    for _ in range(calls):
+        service.begin("old", "a", now)
+        without = service.average_lead("b", now)
+        assert service.lead("old", "a", now) - without <= 600.0
+        now += 1.0

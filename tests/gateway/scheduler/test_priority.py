@@ -159,7 +159,9 @@ def test_a_long_prompt_that_extends_no_call_is_no_progress() -> None:
     harness.priorities = Priorities(harness.cost_model, orders_programs=True, window_of=lambda model: 4_000)
     for prompt in (100, 3_900):  # an agent asks for a title, and then begins its conversation
         finish(harness.request("agent", prompt))
-    finish(harness.request("other"))
+    elsewhere = harness.request("other")
+    finish(harness.request("agent", 3_900, extends=elsewhere))  # the conversation of another program, as after a fork
+    finish(elsewhere)
     agent, other = harness.request("agent"), harness.request("other")
     assert harness.priorities.rank(agent) == pytest.approx(harness.priorities.rank(other), abs=0.1)
 

@@ -61,8 +61,8 @@ class MynaPolicy(AgentPolicy):
 
     def arrive(self, call: AgentCall, now: float) -> None:
         """Learn how long the pause before the call took. See `AgentPolicy.arrive`."""
-        filled, extends = call.length / self.facts.window, call.recorded.source >= 0
-        self._service.begin(str(call.session), _TENANT, now, filled, extends=extends)
+        filled = call.length / self.facts.window
+        self._service.begin(str(call.session), _TENANT, now, filled, extends=call.recorded.extends)
         self._waiting[call.chain] = call
         self._forget(now)
         if (gap := self._gaps.pop(call.chain, None)) is not None:
