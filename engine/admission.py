@@ -28,8 +28,8 @@ _LOOKUP_SECONDS = 1.0
 """Interval at which the cached beginning of a waiting prompt is looked up again, in seconds: another prompt may have
 computed it."""
 _LOOKUP_TOKENS = 65_536
-"""Number of cached tokens that the lookups of one step may find, so that many long prompts do not make steps long. The
-other prompts are looked up in the next steps."""
+"""Number of cached tokens that the lookups of one step may find and protect, so that many long prompts do not make
+steps long. The other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
 """Validity of the count of protected KV, in seconds."""
 

@@ -32,6 +32,11 @@ settings.register_profile(  # a busy machine must not fail a test of properties
 )
 settings.load_profile("myna")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs like this, and servers that the tests start would inherit it. A server does not
+    # stop on a signal that was ignored at its start, but the tests expect that it stops on SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SECONDS = 120.0
 """Time limit of a test."""
 SLOW_SECONDS = 900.0

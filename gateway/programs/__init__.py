@@ -2,9 +2,8 @@
 
 `program_index` finds the program of a request, and `text_links` the answers that its prompt contains, by the hashes of
 `text_windows`. `tool_gaps` watches the gaps between its calls, from which `tool_times` learns how long tools run.
-`service` counts the engine time of programs: the server's queue delays the calls of long programs, and the simulator
-orders programs by arrival and service. `prompt_difference` names what differs between two turns. `shared_table` gives
-each tenant its share of the tables.
+`service` orders programs by arrival, progress and engine time, for the server's queue and the simulator.
+`prompt_difference` names what differs between two turns. `shared_table` gives each tenant its share of the tables.
 """
 
 from gateway.programs.facts import (

@@ -18,9 +18,9 @@ Without a grant, programs that arrive together would take turns, and evict each 
 The progress of a program says how near its end is expected. The prompt of an agent grows until the agent is done or the
 window of its model is full. So an agent whose prompt nearly fills the window goes first, although it began later: the
 mean time to completion is shortest if those with the least work left go first. A shorter prompt says little about the
-work left, and does not count; see `progress`. A prompt counts only for later calls, and only if it extends an earlier
-call of the program: otherwise the prefill of a long first prompt would go before short calls of programs that arrived
-earlier.
+work left, and does not count; see `progress`. A prompt counts only once a call has ended after it began, and only if
+it extends an earlier call of the program: otherwise the prefill of a long first prompt would go before short calls of
+programs that arrived earlier.
 
 The gateway's pauses for upstream servers, and those of the simulator, compare ranks without progress: after
 `MAX_PAUSE_SECONDS`, a call may displace only KV of programs with a higher rank (`engine.kv.pausing`). With progress,
@@ -122,7 +122,7 @@ class _Service:
         self.arrival = self.attained_at = self.last_call = now
         self.attained = 0.0
         self.filled = self.latest = 0.0
-        """Parts of the window that the longest prompt fills: of those before the latest call, and of all."""
+        """Parts of the window that the longest prompt fills: of those before the latest end of a call, and of all."""
         self.weight = weight
 
     def decay(self, now: float) -> None:
@@ -151,8 +151,8 @@ class ProgramService:
         """Record a call of a program. The first one, or one after `IDLE_SECONDS`, is the program's arrival.
 
         `filled`: part of the model's window that the prompt fills, see `progress`; more than 1 counts as 1. `extends`:
-        whether the prompt extends an earlier call of the program. Otherwise `filled` does not count. It counts from the
-        next call on.
+        whether the prompt extends an earlier call of the program. Otherwise `filled` does not count. It counts once a
+        call of the program has ended, so not for this call and not for its copies.
         """
         service = self._programs.get(program)
         weight, filled = self._weights.get(tenant, 1.0), min(1.0, filled)
@@ -160,20 +160,20 @@ class ProgramService:
             service = _Service(now, weight)
             self._programs.put(tenant, program, service)
         service.last_call, service.weight = max(service.last_call, now), weight
-        service.filled = service.latest
         if extends:
             service.latest = max(service.latest, filled)
         self._programs.touch(program)
 
     def charge(self, program: str, seconds: float, now: float) -> None:
-        """Add service to a program. `seconds`: engine time. A program that was forgotten is not charged. Raises
-        ValueError if the service is negative or not finite."""
+        """Record the end of a call, and add its service to its program. `seconds`: engine time. A program that was
+        forgotten is not charged. Raises ValueError if the service is negative or not finite."""
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"a program cannot attain {seconds} seconds of service")
         service = self._programs.get(program)
         if service is not None:
             service.decay(now)
             service.attained += seconds
+            service.filled = service.latest
             service.last_call = max(service.last_call, now)
             self._programs.touch(program)
 

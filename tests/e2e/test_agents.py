@@ -199,6 +199,7 @@ def test_sessions_in_virtual_time_have_the_sizes_of_the_replay(tmp_path: Path) -
         for index, (request, turn) in enumerate(zip(virtual.requests, session.turns, strict=True)):
             assert turn.prompt <= request.prompt <= peak_tokens(session) - request.output
             assert (request.output, request.source, request.agent) == (turn.answer_tokens, turn.of, turn.agent)
+            assert request.extends == turn.extends
             before = [other for other in range(index) if session.turns[other].agent == turn.agent]
             assert request.pause == (turn.think if before else 0.0)
             if turn.of >= 0:

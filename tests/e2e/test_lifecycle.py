@@ -98,7 +98,7 @@ def test_running_answers_finish_before_the_server_stops(small: GatewayHarness, n
     small.process.send_signal(number)
     thread.join(30)
     assert got[-1].choices[0].finish_reason == "length", "the answer is complete"
-    assert small.process.wait(20) == 0
+    assert small.wait(20) == 0
     assert all(gone(engine) for engine in engines)
 
 
@@ -119,7 +119,7 @@ def test_a_stopping_server_refuses_new_work_and_stops_in_time(tiny: Path) -> Non
         ready = httpx.get(f"{server.address}/health/ready")
         assert (ready.status_code, ready.json()) == (503, {"status": "stopping"})
         assert httpx.get(f"{server.address}/health").status_code == 200
-        assert server.process.wait(15) == 0
+        assert server.wait(15) == 0
         thread.join(10)
         assert isinstance(got[-1], openai.APIError)
         assert all(gone(engine) for engine in engines)

@@ -57,6 +57,14 @@ class ProcessHarness:
     ) -> None:
         self.stop()
 
+    def wait(self, seconds: float) -> int:
+        """Wait for the process to exit by itself, and return its exit status. Raises AssertionError with the log if it
+        does not."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"still running after {seconds:g} s; its log:\n{''.join(self.log)}") from error
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, wait for the process to exit, and return its exit status."""
         if self.process.poll() is None:

@@ -45,8 +45,9 @@ def test_of_programs_that_arrive_together_the_one_nearer_its_end_goes_first() ->
         service.begin(program, "key", 0.0, 0.1)
     service.begin("less full", "key", 0.0, 0.8, extends=True)
     service.begin("nearly full", "key", 0.0, 0.9, extends=True)
-    for program in ("less full", "nearly full"):  # the client has shortened the prompt: the longest one counts
-        service.begin(program, "key", 0.0, 0.2, extends=True)
+    for program in ("less full", "nearly full"):
+        service.charge(program, 0.0, 0.0)
+        service.begin(program, "key", 0.0, 0.2, extends=True)  # shortened by the client: the longest one counts
     service.begin("first", "key", -1.0, 0.1)
     order = sorted(("first", "less full", "nearly full"), key=lambda program: service.due(program, 0.0, 0.0))
     assert order == ["nearly full", "less full", "first"]
@@ -58,6 +59,7 @@ def test_programs_with_room_in_the_window_go_in_order_of_arrival(earlier: float,
     service.begin("earlier", "key", 0.0, earlier)
     for _ in range(calls):
         service.begin("later", "key", 1.0, later, extends=True)
+        service.charge("later", 0.0, 1.0)
     assert service.due("earlier", 1.0, 1.0) < service.due("later", 1.0, 1.0)
 
 
@@ -68,18 +70,20 @@ def test_a_long_prompt_that_extends_no_call_is_no_progress(filled: list[float]) 
     service.begin("a title, then long prompts", "key", 1.0, 0.01)
     for part in filled:
         service.begin("a title, then long prompts", "key", 1.0, part)
+        service.charge("a title, then long prompts", 0.0, 1.0)
     assert service.due("agent", 1.0, 1.0) < service.due("a title, then long prompts", 1.0, 1.0)
-    service.begin("a title, then long prompts", "key", 1.0, 0.9, extends=True)
+    for _ in range(3):  # three answers of one request
+        service.begin("a title, then long prompts", "key", 1.0, 0.9, extends=True)
     assert service.due("agent", 1.0, 1.0) < service.due("a title, then long prompts", 1.0, 1.0), "it counts later"
-    service.begin("a title, then long prompts", "key", 1.0, 0.1)
+    service.charge("a title, then long prompts", 0.0, 1.0)
     assert service.due("agent", 1.0, 1.0) > service.due("a title, then long prompts", 1.0, 1.0)
 
 
 def test_progress_is_bounded_and_grows_with_the_prompt() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0, 0.3)
-    for _ in range(2):
-        service.begin("agent", "key", 0.0, 17.0, extends=True)
+    service.begin("agent", "key", 0.0, 17.0, extends=True)
+    service.charge("agent", 0.0, 0.0)
     assert service.due("agent", 0.0, 0.0) == -PROGRESS_SECONDS
     assert service.rank("agent", 0.0) == 0.0, "what a program may displace does not depend on its progress"
     steps = [progress(number / 100) for number in range(101)]
@@ -107,8 +111,8 @@ def test_attained_service_decays() -> None:
 def test_an_idle_program_counts_as_new() -> None:
     service = ProgramService()
     service.begin("agent", "key", 0.0)
-    for _ in range(2):
-        service.begin("agent", "key", IDLE_SECONDS, 1.0, extends=True)
+    service.begin("agent", "key", IDLE_SECONDS, 1.0, extends=True)
+    service.charge("agent", 0.0, IDLE_SECONDS)
     assert service.rank("agent", IDLE_SECONDS) == 0.0
     assert service.due("agent", IDLE_SECONDS, IDLE_SECONDS) == -PROGRESS_SECONDS
     service.begin("agent", "key", 3 * IDLE_SECONDS, 1.0, extends=True)
@@ -133,8 +137,8 @@ def test_no_call_starves(begun: float, programs: int, slices: list[float], fille
 
     def request(program: str, now: float) -> None:
         service.begin(program, "key", now)
-        for _ in range(2):
-            service.begin(program, "key", now, 0.0 if program == "waiting" else filled, extends=True)
+        service.begin(program, "key", now, 0.0 if program == "waiting" else filled, extends=True)
+        service.charge(program, 0.0, now)
         arrivals[program] = now
         deadlines[program] = now - service.lead(program, "key", now)
 
@@ -161,6 +165,7 @@ def test_the_lead_is_bounded_in_both_directions() -> None:
     service = ProgramService()
     for second in range(0, 20_000, 1_000):
         service.begin("old", "key", float(second), 1.0, extends=second > 0)
+        service.charge("old", 0.0, float(second))
     assert service.lead("old", "key", 20_000.0) == MAX_LEAD, "progress included"
     service.begin("greedy", "key", 20_000.0)
     service.charge("greedy", 1e9, 20_000.0)
@@ -170,8 +175,8 @@ def test_the_lead_is_bounded_in_both_directions() -> None:
 def test_a_tenant_whose_calls_belong_to_no_program_counts_as_active() -> None:
     service = ProgramService()
     service.begin("agent", "busy", 0.0)
-    for _ in range(2):
-        service.begin("agent", "busy", 0.0, 1.0, extends=True)
+    service.begin("agent", "busy", 0.0, 1.0, extends=True)
+    service.charge("agent", 0.0, 0.0)
     assert service.lead("agent", "busy", 0.0) == PROGRESS_SECONDS
     service.average_lead("other", 1.0)
     service.begin("new", "busy", 1.0)

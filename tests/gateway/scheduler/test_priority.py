@@ -67,6 +67,11 @@ class PriorityHarness:
         self.read(call)
         return call
 
+    def finish(self, call: Call) -> None:
+        """End a call, and charge its program."""
+        finish(call)
+        self.priorities.charge_program(call, self.now)
+
     def order(self, *calls: Call) -> list[int]:
         """Return the indexes of the calls, in the order of their ranks."""
         return sorted(range(len(calls)), key=lambda index: self.priorities.rank(calls[index]))
@@ -146,7 +151,7 @@ def test_of_programs_of_one_age_the_one_whose_prompt_nearly_fills_the_window_goe
     for program, prompt in (("short", 100), ("long", 3_000)):
         first = harness.request(program, 100)
         finish(first)
-        finish(harness.request(program, prompt, extends=first))
+        harness.finish(harness.request(program, prompt, extends=first))
     short, long = harness.request("short"), harness.request("long")
     lead = harness.priorities.rank(short) - harness.priorities.rank(long)
     expected = progress(3_000 / (window or 131_072))
@@ -158,9 +163,11 @@ def test_a_long_prompt_that_extends_no_call_is_no_progress() -> None:
     harness = PriorityHarness()
     harness.priorities = Priorities(harness.cost_model, orders_programs=True, window_of=lambda model: 4_000)
     for prompt in (100, 3_900):  # an agent asks for a title, and then begins its conversation
-        finish(harness.request("agent", prompt))
+        harness.finish(harness.request("agent", prompt))
     elsewhere = harness.request("other")
-    finish(harness.request("agent", 3_900, extends=elsewhere))  # the conversation of another program, as after a fork
+    harness.finish(
+        harness.request("agent", 3_900, extends=elsewhere)
+    )  # the conversation of another program, as after a fork
     finish(elsewhere)
     agent, other = harness.request("agent"), harness.request("other")
     assert harness.priorities.rank(agent) == pytest.approx(harness.priorities.rank(other), abs=0.1)

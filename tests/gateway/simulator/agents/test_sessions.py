@@ -29,6 +29,15 @@ def test_a_request_follows_the_answer_of_its_agent(tmp_path: Path) -> None:
     assert [request.after for request in found.requests] == [-1, 0, 1, 1]
     assert [request.pause for request in found.requests] == [0.0, 16.0, 6.0, 14.0]  # the helper: 30 - (20 + 4)
     assert [request.shared for request in found.requests] == [0, 960, 0, 1472]
+    assert [request.extends for request in found.requests] == [False, True, False, True]
+
+
+def test_a_request_that_shares_only_the_beginning_of_another_extends_none(tmp_path: Path) -> None:
+    second = FIRST | {"t": 20.0, "in": 1500, "of": 0, "keep": 14}
+    third = FIRST | {"t": 40.0, "in": 990, "of": 0, "keep": 15}
+    (found,) = read(tmp_path, session(FIRST, second, third)).sessions
+    assert [request.shared for request in found.requests] == [0, 896, 960]
+    assert [request.extends for request in found.requests] == [False, False, True], "but for a part of a block"
 
 
 def test_time_of_an_answer_that_was_not_recorded_is_no_pause(tmp_path: Path) -> None:
