@@ -6,6 +6,10 @@ engine *protects* KV whose forecast is short enough (`engine.kv.pausing.longest_
 beside the protected KV wait. The cached beginning of a prompt that continues a program is protected as well until the
 prompt begins.
 
+A prompt that fits is admitted for good, so memory that running sequences hold must not count as room: when they end,
+their KV would be protected, and the prompt would evict it. Blocks of contexts without work count as room, because the
+scheduler takes them.
+
 Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. They wait only while other
 work runs, and for at most `MAX_PAUSE_SECONDS`.
 
@@ -18,7 +22,7 @@ owners.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from engine.kv.cache import KVCache, owner_of
 from engine.kv.pausing import MAX_PAUSE_SECONDS, is_active, is_small, longest_wait
@@ -31,7 +35,7 @@ _LOOKUP_TOKENS = 65_536
 """Number of cached tokens that the lookups of one step may find and protect, so that many long prompts do not make
 steps long. The other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
-"""Validity of the count of protected KV, in seconds."""
+"""Validity of the count of protected KV, in seconds, unless a new reader is expected."""
 
 
 class PromptAdmission:
@@ -48,12 +52,14 @@ class PromptAdmission:
         """Tokens of protected KV, by owner."""
         self._kept_total = 0
         self._counted = -1.0
+        self._counted_readers = 0
+        """Number of readers that had been expected at the time of the count."""
         self._lookups_left = 0
         """Number of tokens that lookups may still find in this step."""
 
-    def admit_fitting(self, prefills: Sequence[TokenSequence]) -> None:
+    def admit_fitting(self, prefills: Sequence[TokenSequence], others: Iterable[TokenSequence] = ()) -> None:
         """Admit the prompts that fit beside the protected KV, in order of rank. Call it before each step with all
-        prompts that are to be computed, in this order."""
+        prompts that are to be computed, in this order. `others`: sequences that may hold blocks without work."""
         waiting = [sequence for sequence in prefills if not sequence.is_admitted]
         if not waiting:
             return
@@ -69,10 +75,12 @@ class PromptAdmission:
             if sequence.is_admitted:
                 missing = max(0, len(sequence.tokens) - len(sequence.blocks) * size)
                 promised[owner_of(sequence.scope)] += missing
+        idle = sum([len(other.blocks) for other in others if other.blocks and not other.has_work])
+        room = size * (self._cache.available + idle)
         owners = len(self._kept.keys() | promised.keys() | {owner_of(sequence.scope) for sequence in waiting})
         for sequence in waiting:
             needed = self._needed(sequence, now)
-            if needed is None or self._fits(sequence, needed, promised, owners):
+            if needed is None or self._fits(sequence, needed, promised, owners, room):
                 self.admit(sequence)
                 promised[owner_of(sequence.scope)] += needed or 0
 
@@ -109,24 +117,28 @@ class PromptAdmission:
             self._lookups_left -= pause.cached
 
     def _count(self, now: float) -> None:
-        """Count the protected KV."""
-        if 0.0 <= now - self._counted < _COUNT_SECONDS:
+        """Count the protected KV.
+
+        KV that a sequence has just freed must count at once: it is room as well, so a prompt would be admitted for it.
+        """
+        readers = self._cache.expected_readers
+        if readers == self._counted_readers and 0.0 <= now - self._counted < _COUNT_SECONDS:
             return
         capacity, row_seconds = self._cache.capacity, self._row_seconds()
         self._kept = self._cache.expected_tokens(
             lambda tokens, wait: wait <= longest_wait(tokens, capacity, row_seconds)
         )
         self._kept_total = sum(self._kept.values())
-        self._counted = now
+        self._counted, self._counted_readers = now, readers
 
-    def _fits(self, sequence: TokenSequence, needed: int, promised: Counter[int], owners: int) -> bool:
+    def _fits(self, sequence: TokenSequence, needed: int, promised: Counter[int], owners: int, room: int) -> bool:
         """Return whether a prompt fits beside the protected KV that counts for it. `promised`: tokens that admitted
-        prompts have not got yet, by owner. `owners`: number of owners that have protected KV or prompts."""
-        cache = self._cache
-        owner = owner_of(sequence.scope)
+        prompts have not got yet, by owner. `owners`: number of owners that have protected KV or prompts. `room`: tokens
+        that sequences with work do not hold."""
+        capacity, owner = self._cache.capacity, owner_of(sequence.scope)
         own = self._kept.get(owner, 0)
         counted, pending = own, promised[owner]
-        if (own + needed) * owners > cache.capacity:
-            counted += min(self._kept_total - own, cache.capacity * (owners - 1) // owners)
+        if (own + needed) * owners > capacity:
+            counted += min(self._kept_total - own, capacity * (owners - 1) // owners)
             pending = promised.total()
-        return not counted or needed + pending + counted <= cache.available * cache.block_size
+        return needed + pending + counted <= room

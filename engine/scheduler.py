@@ -106,7 +106,7 @@ class StepScheduler:
         plan = Plan()
         paused: list[TokenSequence] = []
         if self._admission is not None:
-            self._admission.admit_fitting(prefills)
+            self._admission.admit_fitting(prefills, owners)
             paused = [sequence for sequence in prefills if not sequence.is_admitted]
             if paused:
                 prefills = [sequence for sequence in prefills if sequence.is_admitted]

@@ -212,6 +212,11 @@ class KVCache:
             node, start = child, start + size
         return node, start
 
+    @property
+    def expected_readers(self) -> int:
+        """Number of readers that were expected so far, those that have returned included."""
+        return self._eviction_policy.expected_readers
+
     def expected_tokens(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
         """Return the tokens of cold blocks that a reader is expected for, by the number of the owner.
 

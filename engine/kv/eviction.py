@@ -143,6 +143,11 @@ class EvictionPolicy:
         if block.expectation is not None:
             self._expectations.discard(block)
 
+    @property
+    def expected_readers(self) -> int:
+        """Number of readers that were expected so far."""
+        return self._expectations.added
+
     def expected_blocks(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
         """Return the number of blocks that a reader is expected for; see `Expectations.block_counts`."""
         return self._expectations.block_counts(counts)

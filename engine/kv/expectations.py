@@ -109,7 +109,8 @@ class Expectations:
         """Expectations by number, the oldest first."""
         self._by_owner: dict[int, dict[int, Expectation]] = {}
         """The same by owner."""
-        self._last_number = 0
+        self.added = 0
+        """Number of expectations so far."""
         self._order: list[tuple[float, int, Expectation]] = []
         """Heap: minus the wait, number, expectation. An entry is stale if its wait is not the expectation's."""
         self._refreshes: list[tuple[float, int, Expectation]] = []
@@ -131,8 +132,8 @@ class Expectations:
         Arguments as in `Expectation`; neither `blocks` nor `returns` is empty. Return the leaf that becomes ordinary
         because there are too many expectations, or None.
         """
-        self._last_number += 1
-        expectation = Expectation(self._last_number, blocks[0].owner, released, tuple(returns))
+        self.added += 1
+        expectation = Expectation(self.added, blocks[0].owner, released, tuple(returns))
         for block in blocks:
             self.discard(block)
             block.expectation = expectation

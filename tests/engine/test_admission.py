@@ -220,13 +220,44 @@ def test_scopes_of_one_owner_have_one_share() -> None:
     assert not pool.waits(pool.new(CAPACITY // 2, scope="modest"))
 
 
-def test_without_kv_that_is_read_soon_no_prompt_waits() -> None:
+def test_a_prompt_is_not_admitted_for_memory_that_a_running_call_holds() -> None:
+    """Otherwise it would evict the KV of that call once the call ends."""
     pool = Pool()
     pool.begin_tool(200, returns=[])
-    first, second = pool.new(200), pool.new(200)
-    pool.waits(first, second)
-    assert first.is_admitted
-    assert second.is_admitted, "the scheduler lets it wait for memory"
+    agent, newcomer = pool.new(200), pool.new(200)
+    pool.waits(agent, newcomer)
+    assert agent.is_admitted, "no KV is protected"
+    assert not newcomer.is_admitted
+    pool.run(agent)
+    assert pool.waits(newcomer)
+    last_block = agent.free()
+    assert last_block is not None
+    pool.cache.expect_reader(last_block, SOON)
+    assert pool.waits(newcomer)
+    pool.cache.expect_reader(last_block, [])
+    pool.now += 1.0
+    assert not pool.waits(newcomer)
+
+
+def test_kv_is_protected_as_soon_as_its_reader_is_expected() -> None:
+    """Between two steps no time passes: a count of protected KV that is some milliseconds old would miss it."""
+    pool = Pool()
+    agent = pool.new(160)
+    pool.run(agent)
+    newcomer = pool.new(140)
+    assert pool.waits(newcomer)
+    last_block = agent.free()
+    assert last_block is not None
+    pool.cache.expect_reader(last_block, SOON)
+    assert pool.waits(newcomer)
+
+
+def test_memory_of_a_context_without_work_is_room() -> None:
+    pool = Pool()
+    idle, newcomer = pool.new(200), pool.new(200)
+    pool.run(idle)
+    pool.admission.admit_fitting([newcomer], [idle, newcomer])
+    assert newcomer.is_admitted
 
 
 def test_prompts_of_another_owner_are_no_reason_to_wait_below_the_share() -> None:
