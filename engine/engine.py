@@ -32,6 +32,9 @@ _MAX_TOKEN_CHARACTERS = 16
 """Upper bound of a token's average length, in characters. Only so much of a prediction is tokenised, since all requests
 wait for that."""
 
+_UNKNOWN_GAP = (0.0,)
+"""Duration of an earlier gap with which a gap is expected to last as long again as it has; see `expected_wait`."""
+
 
 @dataclass(frozen=True)
 class _RunningStep:
@@ -137,7 +140,7 @@ class Engine:
                 scope = self._get(parent).scope
             self._arrivals += 1
             target = TokenSequence(context, self.cache, scope, rank, self._arrivals)
-            target.is_admitted = not pausable
+            target.is_pausable, target.is_admitted = pausable, not pausable
             if parent is not None:
                 target.fork_from(self._get(parent))
             self._sequences[context] = target
@@ -229,10 +232,20 @@ class Engine:
         """Delete the context and release its blocks. Unknown ids are ignored.
 
         Return the record of its last cached block, for `retain`; None if there is none.
+
+        The gateway sends `Retain` after the end of a call of a program. Until then, which takes some steps at times,
+        a reader of unknown return is expected: otherwise a prompt that waits could evict the KV.
         """
         target = self._sequences.pop(context, None)
+        is_complete = context not in self._pending_generations
         self._pending_generations.cancel(context)
-        return None if target is None else target.free()
+        if target is None:
+            return None
+        is_continued = target.is_pausable and is_complete and not target.has_work
+        last_block = target.free()
+        if last_block is not None and is_continued:
+            self.retain(last_block, _UNKNOWN_GAP)
+        return last_block
 
     def retain(self, last_block: LastBlock, returns: Sequence[float]) -> None:
         """Expect that a freed context is continued. See `Retain`, and `KVCache.expect_reader`."""

@@ -56,6 +56,8 @@ class TokenSequence:
         """Whether the sequence got blocks of its own since it last had none."""
         self.prompt_tokens = 0
         """Number of tokens to compute when the current prefill was first planned; 0 between prefills."""
+        self.is_pausable = False
+        """Whether its prompt may have to wait, because it belongs to a program; see `Fill`."""
         self.is_admitted = True
         """Whether the prompt may begin. If not, it may have to wait; see `engine.admission`."""
         self.pause: Pause | None = None

@@ -1,5 +1,6 @@
 """Tests of engine/engine.py: the whole engine on the real model, compared with transformers."""
 
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
@@ -481,10 +482,12 @@ def test_nan_logits_fail_only_their_request(
 # readers that are expected to return
 
 
-def read_conversation(engine: Engine, context: int, tokens: list[int]) -> tuple[int, LastBlock]:
+def read_conversation(
+    engine: Engine, context: int, tokens: list[int], *, pausable: bool = False
+) -> tuple[int, LastBlock]:
     """Fill a context, generate an answer of one token, and free it. Return how many of its tokens were cached, and the
     record of the free."""
-    engine.fill(context, tokens)
+    engine.fill(context, tokens, pausable=pausable)
     engine.generate(context, SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True))
     cached = 0
     while engine.has_work:
@@ -533,3 +536,36 @@ def test_pool_retains_the_conversation_that_is_expected_soon(tmp_path: Path, lat
         assert cached == (0, 240), "the reader is an hour late"
     else:
         assert cached == (240, 0), "the reader is expected in half a second"
+
+
+def test_kv_of_a_call_of_a_program_is_protected_before_the_gateway_reports_its_gap(tmp_path: Path) -> None:
+    """Let a prompt wait that needs the KV of a call which has just ended, while other work runs."""
+    engine = Engine(EngineConfig(model=str(write_tiny_llama(tmp_path, window=512)), kv_tokens=512))
+
+    def is_read(tokens: list[int]) -> bool:
+        engine.fill(30, [240] * 32)  # other work
+        engine.generate(30, SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))
+        engine.fill(31, tokens, pausable=True)
+        engine.generate(31, SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True))
+        began = False
+        for _ in range(3):
+            began = began or any(update.context == 31 for update in engine.step())
+        engine.free_context(30)
+        if (freed := engine.free_context(31)) is not None:
+            engine.retain(freed, [])
+        engine.check_integrity()
+        return began
+
+    _, last_block = read_conversation(engine, 10, [200] * 320, pausable=True)
+    assert not is_read([210] * 320)
+    assert cached_tokens(engine, [200] * 320) == 320
+    engine.retain(last_block, [])
+    time.sleep(0.05)  # the count of protected KV is valid for 20 ms
+    assert is_read([210] * 320), "no reader is expected any more"
+    read_conversation(engine, 11, [220] * 320)
+    assert is_read([230] * 320), "a context that may not wait belongs to no program"
+    engine.fill(12, [250] * 320, pausable=True)
+    engine.generate(12, SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True))
+    engine.step()
+    engine.free_context(12)
+    assert engine.cache.expected_tokens(lambda tokens, wait: True) == {}, "a call that was cancelled has no gap"
