@@ -4,7 +4,13 @@ For each kind of request it creates live programs, each with one call and an ans
 new requests: the time to hash their messages, to find their program and the answers that their prompt contains, and to
 record their end with an answer of 200 characters. The texts are random words, so no prompt contains an earlier answer;
 in the rows of turns, the request extends a known conversation. Conversations begin with a message of the system, and
-have no tool calls. The comparison of prompts, the durations of gaps, and the rest of the gateway are left out.
+have no tool calls.
+
+With `--agents FILE`, it also replays recorded sessions of agents one after the other, each of its requests in full
+size, with tool calls and their results. The texts are random words again. Other sessions are only there as programs.
+
+Python's cycle collector has the settings of the server. The comparison of prompts, the durations of gaps, and the rest
+of the gateway are left out.
 """
 
 import argparse
@@ -14,18 +20,27 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
+from typing import Any
 
-from gateway.programs import AnswerFacts, ProgramFacts, ProgramIndex, ProgramLimits, text_message
+from pydantic import TypeAdapter
+
+from bench.agent_sessions import AgentSession, BadSessions, Conversation, Scale, Turn, choose, read_sessions
+from compat.openai import Message
+from gateway.api.program_tracker import chat_messages
+from gateway.programs import AnswerFacts, ProgramFacts, ProgramIndex, ProgramLimits, PromptMessage, text_message
+from gateway.server.gc_tuning import GcTuner
 
 _WORDS = 4_000
 """Number of different words in the texts."""
 _ANSWER = 200
 """Length of an answer, in characters."""
-
-Message = tuple[str, str]
-"""Role and text."""
+_TOKEN = 4
+"""Average length of a token, in characters."""
+_FULL_SIZE = Scale(tokens=1.0, turns=1 << 30, window=1 << 30)
+_MESSAGES = TypeAdapter(list[Message])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +76,9 @@ class Texts:
         words = self._random.choices(self._words, k=length // 3 + 1)
         return " ".join(words)[:length]
 
-    def conversation(self, shape: Shape) -> list[Message]:
-        """Return the messages of a request: of the system, of user and assistant in turns, and the last of the user."""
+    def conversation(self, shape: Shape) -> list[tuple[str, str]]:
+        """Return the messages of a request: of the system, of user and assistant in turns, and the last of the user.
+        Each has a role and a text."""
         length = max(1, shape.characters // shape.messages)
         roles = ["user" if number % 2 else "assistant" for number in range(shape.messages)]
         roles[0] = "system" if shape.messages > 1 else "user"
@@ -79,18 +95,18 @@ class Load:
         limits = ProgramLimits()
         if programs > limits.programs:
             raise ValueError(f"an index holds at most {limits.programs} programs")
+        GcTuner().start()  # as in the server
         self.index = ProgramIndex(limits, several_tenants=False)
         for _ in range(programs):
-            self.request([("user", self._texts.text(100))], AnswerFacts(self._texts.text(_ANSWER)))
+            self.request([text_message("user", self._texts.text(100))], AnswerFacts(self._texts.text(_ANSWER)))
         if len(self.index) < programs:
             raise ValueError(f"an index holds at most {len(self.index)} programs like these")
 
-    def request(self, messages: Sequence[Message], answer: AnswerFacts) -> None:
+    def request(self, messages: Sequence[PromptMessage], answer: AnswerFacts) -> None:
         """Send one request through the index."""
         number = next(self._numbers)
         now = number / 1_000
-        facts = ProgramFacts([text_message(role, text) for role, text in messages])
-        call = self.index.begin("key", facts, now, call_id=f"call {number}")
+        call = self.index.begin("key", ProgramFacts(messages), now, call_id=f"call {number}")
         self.index.end(call, answer, now)
 
     def measure(self, shape: Shape, requests: int) -> float:
@@ -99,13 +115,37 @@ class Load:
         for _ in range(requests):
             messages = self._texts.conversation(shape)
             if shape.new is not None:
-                known = messages[: -shape.new]
-                self.request(known[:-1], AnswerFacts(known[-1][1]))
-            answer = AnswerFacts(self._texts.text(_ANSWER))
+                *known, (_, answer) = messages[: -shape.new]
+                self.request([text_message(*message) for message in known], AnswerFacts(answer))
+            facts = AnswerFacts(self._texts.text(_ANSWER))
+            messages = json.loads(json.dumps(messages))  # as from a client: Python would remember hashes of the texts
             began = time.process_time()
-            self.request(messages, answer)
+            self.request([text_message(*message) for message in messages], facts)
             seconds += time.process_time() - began
         return seconds / requests
+
+    def replay(self, session: AgentSession) -> list[float]:
+        """Send the requests of a recorded session. Return the CPU time of each, in seconds."""
+        conversation, found = Conversation(session, ""), []
+        for index, turn in enumerate(session.turns):
+            messages = _MESSAGES.validate_json(json.dumps(conversation.messages(index)))
+            answer = self._answer(index, turn)
+            calls = [(call["function"]["name"], call["function"]["arguments"]) for call in answer["tool_calls"]]
+            facts = AnswerFacts(answer["content"], calls)
+            began = time.process_time()
+            self.request(chat_messages(messages), facts)
+            found.append(time.process_time() - began)
+            conversation.record(index, answer, turn.prompt, turn.completion)
+        return found
+
+    def _answer(self, index: int, turn: Turn) -> dict[str, Any]:
+        """Return an answer of the recorded length; a third of one that calls a tool is text before the call."""
+        length = _TOKEN * turn.completion
+        if not turn.calls_tool:
+            return {"content": self._texts.text(length), "tool_calls": []}
+        arguments = json.dumps({"path": f"file{index}.py", "text": self._texts.text(2 * length // 3)})
+        call = {"id": f"call_{index}", "type": "function", "function": {"name": "edit", "arguments": arguments}}
+        return {"content": self._texts.text(length // 3), "tool_calls": [call]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,29 +155,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=300, help="requests of each shape in a round (default: 300)")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds, all shapes in each (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the texts (default: 1)")
+    parser.add_argument("--agents", type=Path, metavar="FILE", help="recorded sessions of agents to replay")
+    parser.add_argument("--sessions", type=int, default=20, help="number of sessions to replay (default: 20)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
-    if min(chosen.programs, chosen.requests, chosen.rounds) < 1:
-        parser.error("--programs, --requests and --rounds must be at least 1")
+    if min(chosen.programs, chosen.requests, chosen.rounds, chosen.sessions) < 1:
+        parser.error("--programs, --requests, --rounds and --sessions must be at least 1")
+    recorded: list[AgentSession] = []
+    if chosen.agents is not None:
+        try:
+            recorded = choose(list(read_sessions(chosen.agents, _FULL_SIZE)), chosen.sessions, 1, chosen.seed)
+        except (BadSessions, OSError) as error:
+            parser.error(str(error))
+    names = [shape.name for shape in SHAPES]
+    if recorded:
+        names += ["recorded agents: median", "recorded agents: mean"]
     rounds = []
     for number in range(chosen.rounds):
         found = []
-        for shape in SHAPES:  # with programs of its own: the requests add programs
-            try:
+        try:
+            for shape in SHAPES:  # with programs of its own: the requests add programs
+                found.append(Load(chosen.programs, chosen.seed + number).measure(shape, chosen.requests))
+            if recorded:
                 load = Load(chosen.programs, chosen.seed + number)
-            except ValueError as error:
-                parser.error(str(error))
-            found.append(load.measure(shape, chosen.requests) * 1e6)
+                times = [seconds for session in recorded for seconds in load.replay(session)]
+                found += [statistics.median(times), statistics.mean(times)]
+        except ValueError as error:
+            parser.error(str(error))
         rounds.append(found)
         print(f"round {number + 1} of {chosen.rounds}", file=sys.stderr)
-    medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
+    medians = [statistics.median(values) * 1e6 for values in zip(*rounds, strict=True)]
     if chosen.json:
-        shapes = [asdict(shape) | {"us": us} for shape, us in zip(SHAPES, medians, strict=True)]
-        print(json.dumps({"programs": chosen.programs, "requests": shapes}))
+        requests = [{"name": name, "us": us} for name, us in zip(names, medians, strict=True)]
+        print(json.dumps({"programs": chosen.programs, "requests": requests}))
         return
-    print("| request | CPU time, median |\n| --- | --- |")
-    for shape, us in zip(SHAPES, medians, strict=True):
-        print(f"| {shape.name} | {us:.0f} µs |")
+    print("| request | CPU time, median of the rounds |\n| --- | --- |")
+    for name, us in zip(names, medians, strict=True):
+        print(f"| {name} | {us:.0f} µs |")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,24 @@
 
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
+from xxhash import xxh3_64_intdigest
+
 from gateway.programs.text_links import MIN_CHARACTERS
 
-_FULL_CHARACTERS = 16_384
-"""Length of a text, in characters, up to which it is hashed whole."""
+_FULL_CHARACTERS, _FULL_ASCII_CHARACTERS = 16_384, 131_072
+"""Lengths of a text, in characters, up to which it is hashed whole: of any text, and of one in ASCII."""
 _EDGE_CHARACTERS = 8_192
 """Number of characters that are hashed at each end of a longer text, and about as many between the ends."""
+_SEED = secrets.randbits(64)
+"""Seed of the hashes of texts."""
+_WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(128)))).encode()
+"""Characters of ASCII that `str.split` removes."""
 _ID_CHARACTERS = 64
 """Length of a client's id, in characters, from which its digest replaces it."""
 _new_tuple = tuple.__new__
@@ -41,9 +48,13 @@ def text_hash(text: str) -> int:
     """Return a hash of a text, which differs between processes.
 
     A long text is hashed at its ends and at characters in equal distances, so that one message takes bounded time. Two
-    long texts of the same length that differ only elsewhere are equal for it.
+    long texts of the same length that differ only elsewhere are equal for it. The texts of agents are long and mostly
+    ASCII, and xxHash takes a quarter of the time of Python's `hash` for these.
     """
-    if len(text) <= _FULL_CHARACTERS:
+    if text.isascii():
+        if len(text) <= _FULL_ASCII_CHARACTERS:
+            return xxh3_64_intdigest(text.encode(), _SEED)
+    elif len(text) <= _FULL_CHARACTERS:
         return hash(text)
     step = len(text) // _EDGE_CHARACTERS
     return hash((len(text), text[:_EDGE_CHARACTERS], text[-_EDGE_CHARACTERS:], text[::step]))
@@ -76,19 +87,26 @@ def answer_keys(text: str, tool_calls: Sequence[tuple[str, str]] = ()) -> Answer
     """Return the keys of an answer. `tool_calls`: names and arguments."""
     text = text.strip()
     head = hash(text[:_HEAD_CHARACTERS]) if text else 0
-    length = len(text) + sum([len(arguments) for _, arguments in tool_calls])
-    tools = hash(tuple([name for name, _ in tool_calls])) if tool_calls else 0
-    return AnswerKeys(_answer_hash(text, _tool_calls_key(tool_calls)), head, tools, length >= MIN_CHARACTERS)
+    length, tools = len(text), 0
+    calls: object = 0
+    if tool_calls:
+        calls = tuple([(name, _arguments_hash(arguments)) for name, arguments in tool_calls])
+        length += sum([len(arguments) for _, arguments in tool_calls])
+        tools = hash(tuple([name for name, _ in tool_calls]))
+    return _new_tuple(AnswerKeys, (_answer_hash(text, calls), head, tools, length >= MIN_CHARACTERS))
 
 
 def _answer_hash(text: str, tool_calls: object) -> int:
-    """Return the hash of a whole answer. `text`: without white space around it. `tool_calls`: their key."""
+    """Return the hash of a whole answer. `text`: without white space around it. `tool_calls`: their names and hashes of
+    their arguments; 0 if there are none."""
     return hash((text_hash(text), tool_calls))
 
 
-def _tool_calls_key(tool_calls: Sequence[tuple[str, str]]) -> object:
-    """Return a key of the names and the arguments of tool calls; 0 if there are none."""
-    return tuple([(name, text_hash("".join(arguments.split()))) for name, arguments in tool_calls]) or 0
+def _arguments_hash(arguments: str) -> int:
+    """Return a hash of the arguments of a tool call for which white space does not count."""
+    if arguments.isascii() and len(arguments) <= _FULL_ASCII_CHARACTERS:  # in a quarter of the time of `split`
+        return xxh3_64_intdigest(arguments.encode().translate(None, _WHITE_SPACE), _SEED)
+    return text_hash("".join(arguments.split()))
 
 
 class PromptMessage(NamedTuple):
@@ -129,8 +147,8 @@ def prompt_message(
 ) -> PromptMessage:
     """Return a message with its hashes. `tool_calls`: names and arguments; `media`: parts that are not text."""
     if role == "assistant":
-        answer = answer_keys("".join(texts), tool_calls)
-        return PromptMessage(role, answer.whole, texts, answer)
+        answer = answer_keys(texts[0] if len(texts) == 1 else "".join(texts), tool_calls)
+        return _new_tuple(PromptMessage, (role, answer.whole, texts, answer))
     keys: object = text_hash(texts[0]) if len(texts) == 1 else tuple(map(text_hash, texts))
     parts = (role, keys, *[text_hash(repr(part)) for part in media]) if media else (role, keys)
     return PromptMessage(role, hash(parts), texts)

@@ -50,6 +50,9 @@ _RARE = 8
 _MAX_SCANNED = 65_536
 """Maximum number of characters that are scanned to search each window of an answer in its own prompt: length of the
 texts, multiplied by the number of windows. Texts beyond it are hashed."""
+_FEW_CHANCES = 16
+"""Factor of the capacity of the filter with the windows of one answer. It is small in any case, and has one false
+positive in 64 windows then."""
 _ANSWER_BYTES, _WINDOW_BYTES = 900, 90
 """Approximate memory of an answer beside its text, and of a window, in bytes."""
 
@@ -474,7 +477,7 @@ def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str], work: li
             searched.append(text)
     if not searched:
         return b""
-    texts, windows = _Texts(searched), WindowFilter(len(indexed))
+    texts, windows = _Texts(searched), WindowFilter(_FEW_CHANCES * len(indexed))
     windows.add(set(indexed))
     found = _rare_first(windows.found(searched_keys(texts.joined), _MAX_FOUND))
     return _copied_places(answer, indexed, texts, found, work)

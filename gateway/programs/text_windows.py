@@ -32,6 +32,11 @@ _FOLDING = np.uint32(0x9D)
 """Factor that mixes the upper bits of a character into its byte."""
 _MOST_COUNTED = 255
 """Count of hashes from which a filter counts no further."""
+_MANY_KEYS = 4_096
+"""Number of hashes from which a filter looks at its bits first: they fit the caches of a CPU, but need more steps."""
+_THREE, _SEVEN = np.int64(3), np.int64(7)
+_BIT_OF = (1 << np.arange(8)).astype(np.uint8)
+"""Byte with one bit, by the bit's number."""
 
 
 def _bytes(text: str) -> bytes:
@@ -76,27 +81,42 @@ class WindowFilter:
         self._shift, self._numpy_shift = 64 - bits, np.uint64(64 - bits)
         self._counts = bytearray(1 << bits)
         self._numpy_counts = np.frombuffer(self._counts, np.uint8)
+        self._bits = bytearray(1 << bits - 3)
+        """One bit for each count: whether it is more than 0."""
+        self._numpy_bits = np.frombuffer(self._bits, np.uint8)
 
     def add(self, keys: Iterable[int]) -> None:
         """Add hashes that have not been added, each once."""
-        counts, shift = self._counts, self._shift
+        counts, bits, shift = self._counts, self._bits, self._shift
         for key in keys:
             slot = key >> shift
-            if counts[slot] < _MOST_COUNTED:
-                counts[slot] += 1
+            count = counts[slot]
+            if not count:
+                bits[slot >> 3] |= 1 << (slot & 7)
+            if count < _MOST_COUNTED:
+                counts[slot] = count + 1
 
     def remove(self, keys: Iterable[int]) -> None:
         """Remove hashes that have been added, each once."""
-        counts, shift = self._counts, self._shift
+        counts, bits, shift = self._counts, self._bits, self._shift
         for key in keys:
             slot = key >> shift
-            if counts[slot] < _MOST_COUNTED:  # otherwise more may have been added: it stays
-                counts[slot] -= 1
+            count = counts[slot]
+            if count < _MOST_COUNTED:  # otherwise more may have been added: it stays
+                counts[slot] = count - 1
+                if count == 1:
+                    bits[slot >> 3] ^= 1 << (slot & 7)
 
     def found(self, searched: Keys, most: int) -> list[tuple[int, int]]:
         """Return the first positions, at most `most`, whose hashes may have been added, each with its hash.
 
         `searched`: what `searched_keys` returned.
         """
-        positions = self._numpy_counts.take(searched >> self._numpy_shift).nonzero()[0][:most]
+        slots = searched >> self._numpy_shift
+        if len(slots) < _MANY_KEYS:
+            hits = self._numpy_counts.take(slots)
+        else:
+            signed = slots.view(np.int64)  # other types would be copied for `take`
+            hits = self._numpy_bits.take(signed >> _THREE) & _BIT_OF.take(signed & _SEVEN)
+        positions = hits.nonzero()[0][:most]
         return list(zip(positions.tolist(), searched[positions].tolist(), strict=True)) if len(positions) else []

@@ -31,6 +31,15 @@ def test_answers_are_equal_without_white_space_and_reasoning() -> None:
     assert answer_keys("I look at it.").tools != sent.tools
 
 
+ARGUMENTS = st.text(st.sampled_from('{}"a: \n\t\x1d\u00a0\u2028é\ud800'), max_size=12)
+
+
+@given(ARGUMENTS, ARGUMENTS, st.sampled_from([1, 40_000]))
+def test_white_space_in_arguments_does_not_count_and_all_else_does(one: str, other: str, times: int) -> None:
+    keys = [answer_keys("", [("read", arguments * times)]).whole for arguments in (one, other)]
+    assert (keys[0] == keys[1]) == ("".join(one.split()) == "".join(other.split()))
+
+
 def test_messages_differ_in_role_texts_and_media() -> None:
     keys = {
         prompt_message("user", ["a"]).key,
@@ -62,7 +71,9 @@ def test_long_texts_differ_at_their_ends_and_in_length() -> None:
     text = "x" * 1_000_000
     assert text_hash(text) == text_hash("x" * 1_000_000)
     assert len({text_hash(other) for other in (text, text + "x", "y" + text[1:], text[:-1] + "y")}) == 4
-    assert text_hash("x" * 16_384) != text_hash("x" * 16_383 + "y")
+    for length, character in ((131_072, "x"), (16_384, "é")):  # up to these lengths, each character counts
+        text = character * length
+        assert text_hash(text) != text_hash(text[: length // 3] + "y" + text[length // 3 + 1 :])
 
 
 @pytest.mark.parametrize(

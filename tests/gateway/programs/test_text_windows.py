@@ -51,6 +51,23 @@ def test_the_filter_finds_each_hash_that_was_added(steps: list[tuple[int, bool]]
     assert windows.found(searched, 1_000) == []
 
 
+def test_the_filter_finds_the_same_in_many_hashes_as_in_few() -> None:
+    """Add, find and remove hashes with a filter so small that they collide."""
+    searched = searched_keys(LONG_TEXT)
+    keys, windows = list(dict.fromkeys(searched.tolist()[::40])), WindowFilter(100)
+    windows.add(keys)
+    for gone in (keys[::2], keys[1::2]):
+        few = [
+            (start + place, key)
+            for start in range(0, len(searched), 1_000)
+            for place, key in windows.found(searched[start : start + 1_000], 1_000)
+        ]
+        assert windows.found(searched, len(searched)) == few
+        assert few
+        windows.remove(gone)
+    assert windows.found(searched, len(searched)) == []
+
+
 def test_the_filter_excludes_most_hashes_that_were_not_added() -> None:
     searched = searched_keys(LONG_TEXT)
     windows = WindowFilter(5_000)
