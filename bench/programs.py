@@ -6,14 +6,15 @@ record their end with an answer of 200 characters. The texts are random words, s
 in the rows of turns, the request extends a known conversation. Conversations begin with a message of the system, and
 have no tool calls.
 
-With `--agents FILE`, it also replays recorded sessions of agents one after the other, each of its requests in full
-size, with tool calls and their results. The texts are random words again. Other sessions are only there as programs.
+With `--agents FILE`, it also replays recorded sessions of agents, one after the other: all requests in full size, with
+tool calls and their results. The texts are random words again. The other live programs are as above.
 
 Python's cycle collector has the settings of the server. The comparison of prompts, the durations of gaps, and the rest
 of the gateway are left out.
 """
 
 import argparse
+import gc
 import json
 import random
 import statistics
@@ -41,6 +42,10 @@ _TOKEN = 4
 """Average length of a token, in characters."""
 _FULL_SIZE = Scale(tokens=1.0, turns=1 << 30, window=1 << 30)
 _MESSAGES = TypeAdapter(list[Message])
+
+
+class TooManyPrograms(ValueError):
+    """An index cannot hold so many programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +94,17 @@ class Load:
     """Programs in an index, and requests to it."""
 
     def __init__(self, programs: int, seed: int) -> None:
-        """`programs`: number of live programs. Raises ValueError if the index cannot hold so many."""
+        """`programs`: number of live programs. Raises TooManyPrograms."""
         self._texts = Texts(seed)
         self._numbers = count()
         limits = ProgramLimits()
         if programs > limits.programs:
-            raise ValueError(f"an index holds at most {limits.programs} programs")
-        GcTuner().start()  # as in the server
+            raise TooManyPrograms(f"an index holds at most {limits.programs} programs")
         self.index = ProgramIndex(limits, several_tenants=False)
         for _ in range(programs):
             self.request([text_message("user", self._texts.text(100))], AnswerFacts(self._texts.text(_ANSWER)))
         if len(self.index) < programs:
-            raise ValueError(f"an index holds at most {len(self.index)} programs like these")
+            raise TooManyPrograms(f"an index holds at most {len(self.index)} programs like these")
 
     def request(self, messages: Sequence[PromptMessage], answer: AnswerFacts) -> None:
         """Send one request through the index."""
@@ -148,6 +152,21 @@ class Load:
         return {"content": self._texts.text(length // 3), "tool_calls": [call]}
 
 
+def _round(chosen: argparse.Namespace, recorded: Sequence[AgentSession], number: int) -> list[float]:
+    """Return the CPU times of all kinds of requests in one round, in seconds, with programs of its own for each."""
+
+    def load() -> Load:
+        return Load(chosen.programs, chosen.seed + number)
+
+    found = [load().measure(shape, chosen.requests) for shape in SHAPES]
+    if recorded:
+        last = load()
+        times = [seconds for session in recorded for seconds in last.replay(session)]
+        found += [statistics.median(times), statistics.mean(times)]
+    print(f"round {number + 1} of {chosen.rounds}", file=sys.stderr)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench.programs", description=__doc__, allow_abbrev=False)
@@ -170,20 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [shape.name for shape in SHAPES]
     if recorded:
         names += ["recorded agents: median", "recorded agents: mean"]
-    rounds = []
-    for number in range(chosen.rounds):
-        found = []
-        try:
-            for shape in SHAPES:  # with programs of its own: the requests add programs
-                found.append(Load(chosen.programs, chosen.seed + number).measure(shape, chosen.requests))
-            if recorded:
-                load = Load(chosen.programs, chosen.seed + number)
-                times = [seconds for session in recorded for seconds in load.replay(session)]
-                found += [statistics.median(times), statistics.mean(times)]
-        except ValueError as error:
-            parser.error(str(error))
-        rounds.append(found)
-        print(f"round {number + 1} of {chosen.rounds}", file=sys.stderr)
+    thresholds = gc.get_threshold()
+    GcTuner().start()  # as in the server
+    try:
+        rounds = [_round(chosen, recorded, number) for number in range(chosen.rounds)]
+    except TooManyPrograms as error:
+        parser.error(str(error))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
     medians = [statistics.median(values) * 1e6 for values in zip(*rounds, strict=True)]
     if chosen.json:
         requests = [{"name": name, "us": us} for name, us in zip(names, medians, strict=True)]

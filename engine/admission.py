@@ -6,9 +6,10 @@ engine *protects* KV whose forecast is short enough (`engine.kv.pausing.longest_
 beside the protected KV wait. The cached beginning of a prompt that continues a program is protected as well until the
 prompt begins.
 
-A prompt that fits is admitted for good, so memory that running sequences hold must not count as room: when they end,
-their KV would be protected, and the prompt would evict it. Blocks of contexts without work count as room, because the
-scheduler takes them.
+A prompt that fits is admitted for good. While no KV is protected, a prompt that does not fit is admitted for one step:
+so the step scheduler decides by ranks which prompts begin. One that does not begin may have to wait in the next step:
+when running calls end, their KV is protected, and it must not evict this KV. A call that has ended holds its blocks
+until the gateway frees its context. They are a reason to wait as well.
 
 Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. They wait only while other
 work runs, and for at most `MAX_PAUSE_SECONDS`.
@@ -35,7 +36,7 @@ _LOOKUP_TOKENS = 65_536
 """Number of cached tokens that the lookups of one step may find and protect, so that many long prompts do not make
 steps long. The other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
-"""Validity of the count of protected KV, in seconds, unless a new reader is expected."""
+"""Time for which the count of protected KV is valid, in seconds, if no new reader is expected."""
 
 
 class PromptAdmission:
@@ -56,10 +57,18 @@ class PromptAdmission:
         """Number of readers that had been expected at the time of the count."""
         self._lookups_left = 0
         """Number of tokens that lookups may still find in this step."""
+        self._tried: list[TokenSequence] = []
+        """Prompts that are admitted for this step only, unless they begin in it."""
 
     def admit_fitting(self, prefills: Sequence[TokenSequence], others: Iterable[TokenSequence] = ()) -> None:
         """Admit the prompts that fit beside the protected KV, in order of rank. Call it before each step with all
-        prompts that are to be computed, in this order. `others`: sequences that may hold blocks without work."""
+        prompts that are to be computed, in this order. `others`: all sequences that may hold blocks."""
+        for sequence in self._tried:
+            if sequence.has_own_blocks:
+                sequence.pause = None
+            elif sequence.pause is not None:
+                sequence.is_admitted = False
+        self._tried = []
         waiting = [sequence for sequence in prefills if not sequence.is_admitted]
         if not waiting:
             return
@@ -75,14 +84,25 @@ class PromptAdmission:
             if sequence.is_admitted:
                 missing = max(0, len(sequence.tokens) - len(sequence.blocks) * size)
                 promised[owner_of(sequence.scope)] += missing
-        idle = sum([len(other.blocks) for other in others if other.blocks and not other.has_work])
-        room = size * (self._cache.available + idle)
         owners = len(self._kept.keys() | promised.keys() | {owner_of(sequence.scope) for sequence in waiting})
+        ending = {
+            owner_of(other.scope) for other in others if other.is_pausable and other.blocks and not other.has_work
+        }
         for sequence in waiting:
-            needed = self._needed(sequence, now)
-            if needed is None or self._fits(sequence, needed, promised, owners, room):
+            needed, owner = self._needed(sequence, now), owner_of(sequence.scope)
+            if needed is None:
                 self.admit(sequence)
-                promised[owner_of(sequence.scope)] += needed or 0
+                continue
+            counted, pending = self._counted_for(owner, needed, promised, owners)
+            if needed + pending + counted <= self._cache.available * size:
+                self.admit(sequence)
+            elif not counted and owner not in ending:
+                assert sequence.pause is not None
+                sequence.is_admitted = sequence.pause.was_tried = True
+                self._tried.append(sequence)
+            else:
+                continue
+            promised[owner] += needed
 
     def admit(self, sequence: TokenSequence) -> None:
         """Let a sequence's prompt begin, whatever the pool holds."""
@@ -91,13 +111,14 @@ class PromptAdmission:
     def _needed(self, sequence: TokenSequence, now: float) -> int | None:
         """Return the number of tokens of the pool that a prompt needs beside those that are cached. Return None if it
         need not wait."""
-        if sequence.blocks:  # it continues a context that holds its KV
-            return None
         prompt, pause = len(sequence.tokens), sequence.pause
         assert pause is not None
+        if sequence.blocks and not pause.was_tried:  # it continues a context that holds its KV
+            return None
         if now - pause.looked_up >= _LOOKUP_SECONDS and self._lookups_left > 0:
             self._look_up(sequence, pause, now)
-        needed = prompt - pause.cached
+        # when it was tried, it may have taken cached blocks without getting its own
+        needed = prompt - max(pause.cached, len(sequence.blocks) * self._cache.block_size)
         if (
             is_active(prompt, pause.cached)
             or is_small(needed, self._cache.capacity)
@@ -119,7 +140,7 @@ class PromptAdmission:
     def _count(self, now: float) -> None:
         """Count the protected KV.
 
-        KV that a sequence has just freed must count at once: it is room as well, so a prompt would be admitted for it.
+        Freed KV is room immediately. So it must count as protected immediately, or a prompt would be admitted for it.
         """
         readers = self._cache.expected_readers
         if readers == self._counted_readers and 0.0 <= now - self._counted < _COUNT_SECONDS:
@@ -131,14 +152,14 @@ class PromptAdmission:
         self._kept_total = sum(self._kept.values())
         self._counted, self._counted_readers = now, readers
 
-    def _fits(self, sequence: TokenSequence, needed: int, promised: Counter[int], owners: int, room: int) -> bool:
-        """Return whether a prompt fits beside the protected KV that counts for it. `promised`: tokens that admitted
-        prompts have not got yet, by owner. `owners`: number of owners that have protected KV or prompts. `room`: tokens
-        that sequences with work do not hold."""
-        capacity, owner = self._cache.capacity, owner_of(sequence.scope)
-        own = self._kept.get(owner, 0)
-        counted, pending = own, promised[owner]
-        if (own + needed) * owners > capacity:
-            counted += min(self._kept_total - own, capacity * (owners - 1) // owners)
-            pending = promised.total()
-        return needed + pending + counted <= room
+    def _counted_for(self, owner: int, needed: int, promised: Counter[int], owners: int) -> tuple[int, int]:
+        """Return the tokens of protected KV, and those promised to other prompts, beside which a prompt must fit.
+
+        `needed`: its tokens. `promised`: tokens that admitted prompts have not got yet, by owner. `owners`: number of
+        owners that have protected KV or prompts.
+        """
+        capacity, own = self._cache.capacity, self._kept.get(owner, 0)
+        if (own + needed) * owners <= capacity:
+            return own, promised[owner]
+        others = min(self._kept_total - own, capacity * (owners - 1) // owners)
+        return own + others, promised.total()

@@ -33,7 +33,9 @@ _MAX_TOKEN_CHARACTERS = 16
 wait for that."""
 
 _UNKNOWN_GAP = (0.0,)
-"""Duration of an earlier gap with which a gap is expected to last as long again as it has; see `expected_wait`."""
+"""Durations for a gap of unknown length: the forecast is the age of the gap; see `expected_wait`."""
+_REPORT_SECONDS = 2.0
+"""Time after the end of a call of a program, in seconds, within which the gateway reports its gap."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ class Engine:
         self._pending_generations = PendingGenerations(Grammars(parts.tokenizer))
         self._token_table = TokenTable(parts.tokenizer)
         self._sequences: dict[int, TokenSequence] = {}
+        self._unreported: dict[LastBlock, float] = {}
+        """Times, in seconds, at which contexts were freed whose gaps the gateway has not reported, the first one
+        first."""
         self._retry_alone: deque[int] = deque()
         self._running: _RunningStep | None = None
         """Step whose results are not read yet."""
@@ -233,8 +238,8 @@ class Engine:
 
         Return the record of its last cached block, for `retain`; None if there is none.
 
-        The gateway sends `Retain` after the end of a call of a program. Until then, which takes some steps at times,
-        a reader of unknown return is expected: otherwise a prompt that waits could evict the KV.
+        After the end of a call of a program, the gateway sends `Retain`, at times several steps later. A prompt that
+        waits could evict the KV meanwhile. So the engine expects a reader until then, for `_REPORT_SECONDS` at most.
         """
         target = self._sequences.pop(context, None)
         is_complete = context not in self._pending_generations
@@ -244,11 +249,22 @@ class Engine:
         is_continued = target.is_pausable and is_complete and not target.has_work
         last_block = target.free()
         if last_block is not None and is_continued:
-            self.retain(last_block, _UNKNOWN_GAP)
+            self.cache.expect_reader(last_block, _UNKNOWN_GAP)
+            self._unreported[last_block] = time.monotonic()
         return last_block
+
+    def _end_unreported_gaps(self) -> None:
+        """Expect no reader any more for calls whose gaps the gateway did not report in time: its client has left, for
+        example."""
+        while self._unreported:
+            last_block, freed = next(iter(self._unreported.items()))
+            if time.monotonic() - freed < _REPORT_SECONDS:
+                return
+            self.retain(last_block, ())
 
     def retain(self, last_block: LastBlock, returns: Sequence[float]) -> None:
         """Expect that a freed context is continued. See `Retain`, and `KVCache.expect_reader`."""
+        self._unreported.pop(last_block, None)
         self.cache.expect_reader(last_block, returns)
 
     def rerank(self, contexts: Iterable[int], rank: float, *, interactive: bool = True) -> None:
@@ -300,6 +316,7 @@ class Engine:
         If a step over several sequences raises, the next steps run each of them alone: only a sequence that raises
         again fails.
         """
+        self._end_unreported_gaps()
         failed = self._start_compiled()
         before = self._running
         if before is not None and (self._retry_alone or not before.is_history_free):

@@ -78,6 +78,8 @@ class Retain(msgspec.Struct, frozen=True, tag="retain"):
     `returns`: sorted durations of earlier waits of this kind, in seconds since the free. The engine uses at most 128 of
         them, and ignores values that are negative or not finite. Without any, the KV becomes ordinary again.
 
+    After a generation in a `pausable` context, the engine expects a reader by itself for 2 seconds. Send it before.
+
     Contexts that are unknown, not freed, or not among the last 1,024 freed ones of the connection are ignored.
     """
 

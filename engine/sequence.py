@@ -14,11 +14,12 @@ _versions = count(1)
 @dataclass(slots=True)
 class Pause:
     """Pause of a prompt, see `engine.admission`. `since`: its beginning. `cached`: number of tokens that were cached
-    at the time `looked_up`. Times are in seconds."""
+    at the time `looked_up`. `was_tried`: whether it was admitted for one step. Times are in seconds."""
 
     since: float
     cached: int
     looked_up: float
+    was_tried: bool = False
 
 
 class TokenSequence:

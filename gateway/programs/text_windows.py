@@ -33,10 +33,11 @@ _FOLDING = np.uint32(0x9D)
 _MOST_COUNTED = 255
 """Count of hashes from which a filter counts no further."""
 _MANY_KEYS = 4_096
-"""Number of hashes from which a filter looks at its bits first: they fit the caches of a CPU, but need more steps."""
+"""Number of hashes from which a filter looks at its bits instead of its counts: they fit the caches of a CPU, but need
+more steps."""
 _THREE, _SEVEN = np.int64(3), np.int64(7)
 _BIT_OF = (1 << np.arange(8)).astype(np.uint8)
-"""Byte with one bit, by the bit's number."""
+"""Masks of one bit, by the number of the bit."""
 
 
 def _bytes(text: str) -> bytes:

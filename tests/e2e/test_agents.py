@@ -1,6 +1,7 @@
 """bench/agents.py, bench/agent_sessions.py, bench/virtual_agents.py: recorded sessions of agents become conversations
 over HTTP, or requests in virtual time. bench/programs.py: the requests whose cost it measures."""
 
+import gc
 import gzip
 import json
 from collections.abc import Iterator
@@ -307,6 +308,24 @@ def test_the_cost_of_programs_is_printed(capsys: pytest.CaptureFixture[str]) -> 
     assert [request["name"] for request in found["requests"]] == [shape.name for shape in SHAPES]
     program_costs(few)
     assert [line.count("|") for line in capsys.readouterr().out.splitlines()] == [3] * (2 + len(SHAPES))
-    for wrong in (["--requests", "0"], ["--programs", "1000000"]):
+    for wrong in (["--requests", "0"], ["--programs", "1000000"], ["--agents", "missing"]):
         with pytest.raises(SystemExit):
             program_costs([*few, *wrong])
+
+
+def test_the_cost_of_programs_is_measured_with_recorded_sessions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, thresholds = str(_file(tmp_path, *SESSIONS)), gc.get_threshold()
+    program_costs(["--programs", "20", "--requests", "1", "--rounds", "1", "--agents", file, "--json"])
+    found = json.loads(capsys.readouterr().out)["requests"]
+    assert [request["name"] for request in found[len(SHAPES) :]] == ["recorded agents: median", "recorded agents: mean"]
+    assert all(request["us"] > 0 for request in found)
+    assert gc.get_threshold() == thresholds
+    session = next(iter(read_sessions(Path(file), Scale(tokens=1.0, turns=99, window=1 << 30))))
+    load = Load(5, seed=3)
+    times = load.replay(session)
+    assert len(times) == len(session.turns)
+    chains = [turn for turn in session.turns if turn.extends]
+    extending = [call for program in load.index.of_tenant("key") for call in program.calls.values() if call.parent]
+    assert len(extending) == len(chains) > 0

@@ -35,7 +35,7 @@ class Pool:
     def new(self, length: int, scope: str = "", *, beginning: list[int] | None = None) -> TokenSequence:
         """Return a pausable prompt, which shares no block with others after its beginning."""
         sequence = TokenSequence(len(self.sequences), self.cache, scope, 0.0, len(self.sequences))
-        sequence.is_admitted = False
+        sequence.is_pausable, sequence.is_admitted = True, False
         self._last_token += 1
         sequence.tokens = [*(beginning or ()), *[self._last_token] * length]
         sequence.pending_fills.append(len(sequence.tokens))
@@ -220,16 +220,16 @@ def test_scopes_of_one_owner_have_one_share() -> None:
     assert not pool.waits(pool.new(CAPACITY // 2, scope="modest"))
 
 
-def test_a_prompt_is_not_admitted_for_memory_that_a_running_call_holds() -> None:
-    """Otherwise it would evict the KV of that call once the call ends."""
+def test_without_protected_kv_a_prompt_is_admitted_for_one_step_only() -> None:
+    """Otherwise it would evict the KV of the call that runs now, once that call ends."""
     pool = Pool()
     pool.begin_tool(200, returns=[])
     agent, newcomer = pool.new(200), pool.new(200)
     pool.waits(agent, newcomer)
-    assert agent.is_admitted, "no KV is protected"
-    assert not newcomer.is_admitted
+    assert agent.is_admitted
+    assert newcomer.is_admitted, "the scheduler lets it wait for memory"
     pool.run(agent)
-    assert pool.waits(newcomer)
+    assert not pool.waits(newcomer)
     last_block = agent.free()
     assert last_block is not None
     pool.cache.expect_reader(last_block, SOON)
@@ -239,10 +239,48 @@ def test_a_prompt_is_not_admitted_for_memory_that_a_running_call_holds() -> None
     assert not pool.waits(newcomer)
 
 
+def test_a_prompt_that_begins_in_its_step_does_not_wait_again() -> None:
+    pool = Pool()
+    other, newcomer = pool.new(160), pool.new(140)
+    pool.run(other)
+    assert not pool.waits(newcomer)
+    other.drop_blocks()  # the scheduler preempts it
+    pool.run(newcomer)
+    pool.begin_tool(100)
+    newcomer.drop_blocks()
+    assert not pool.waits(newcomer)
+
+
+def test_a_prompt_that_only_took_cached_blocks_in_its_step_waits_again() -> None:
+    pool = Pool()
+    pool.begin_tool(60, returns=[])
+    agent, newcomer = pool.new(120), pool.new(140, beginning=[1] * 60)
+    pool.run(agent)
+    assert not pool.waits(newcomer)
+    newcomer.adopt_cached()
+    assert newcomer.blocks
+    last_block = agent.free()
+    assert last_block is not None
+    pool.cache.expect_reader(last_block, SOON)
+    assert pool.waits(newcomer)
+
+
+def test_kv_of_a_call_that_has_ended_is_protected_before_its_context_is_freed() -> None:
+    pool = Pool()
+    agent, newcomer = pool.new(200), pool.new(140)
+    pool.run(agent)
+    pool.admission.admit_fitting([newcomer], [agent, newcomer])
+    assert not newcomer.is_admitted
+    agent.is_pausable = False  # it belongs to no program
+    pool.admission.admit_fitting([newcomer], [agent, newcomer])
+    assert newcomer.is_admitted
+
+
 def test_kv_is_protected_as_soon_as_its_reader_is_expected() -> None:
     """Between two steps no time passes: a count of protected KV that is some milliseconds old would miss it."""
     pool = Pool()
-    agent = pool.new(160)
+    pool.begin_tool(40)
+    agent = pool.new(100)
     pool.run(agent)
     newcomer = pool.new(140)
     assert pool.waits(newcomer)
@@ -252,12 +290,16 @@ def test_kv_is_protected_as_soon_as_its_reader_is_expected() -> None:
     assert pool.waits(newcomer)
 
 
-def test_memory_of_a_context_without_work_is_room() -> None:
+def test_memory_of_contexts_without_work_is_no_room_beside_protected_kv() -> None:
+    """Count only cold blocks as room: the scheduler takes those of contexts without work after all cold ones."""
     pool = Pool()
-    idle, newcomer = pool.new(200), pool.new(200)
+    idle = pool.new(100)
+    idle.is_pausable = False
     pool.run(idle)
+    pool.begin_tool(100)
+    newcomer = pool.new(120)
     pool.admission.admit_fitting([newcomer], [idle, newcomer])
-    assert newcomer.is_admitted
+    assert not newcomer.is_admitted
 
 
 def test_prompts_of_another_owner_are_no_reason_to_wait_below_the_share() -> None:
@@ -419,3 +461,39 @@ def test_others_overtake_a_prompt_that_waits_and_an_engine_without_other_work_ad
     plan = steps.step(newcomer, second)
     assert [chunk.sequence for chunk in plan.chunks] == [newcomer]
     assert plan.out_of_memory == [second]
+
+
+def test_without_protected_kv_no_prompt_overtakes_one_that_does_not_fit(tokenizer: Tokenizer) -> None:
+    """Otherwise small prompts could take the room of a large one until its pause ends."""
+    steps = Steps(tokenizer)
+    running = [steps.generate(steps.pool.new(100)) for _ in range(2)]
+    while not all(sequence.is_decoding for sequence in running):
+        steps.step(*running)
+    large, small = steps.generate(steps.pool.new(100)), steps.generate(steps.pool.new(20))
+    plan = steps.step(*running, large, small)
+    assert plan.out_of_memory == [large, small]
+    running[0].free()
+    plan = steps.step(running[1], large, small)
+    assert large in [chunk.sequence for chunk in plan.chunks]
+    steps.pool.begin_tool(20)
+    assert large in [chunk.sequence for chunk in steps.step(running[1], large, small).chunks], "it has begun"
+
+
+def test_a_less_urgent_prompt_waits_for_the_calls_that_run_and_then_for_their_kv(tokenizer: Tokenizer) -> None:
+    steps = Steps(tokenizer)
+    agent = steps.generate(steps.pool.new(160))
+    while not agent.is_decoding:
+        steps.step(agent)
+    newcomer = steps.generate(steps.pool.new(140))
+    for _ in range(3):
+        plan = steps.step(agent, newcomer)
+        assert [chunk.sequence for chunk in plan.chunks] == [agent]
+        assert plan.out_of_memory == [newcomer]
+    agent.generation = None  # its answer is complete
+    other = steps.generate(steps.pool.new(8))
+    assert steps.step(agent, newcomer, other).out_of_memory == [newcomer]
+    last_block = agent.free()
+    assert last_block is not None
+    steps.pool.cache.expect_reader(last_block, SOON)
+    assert steps.step(newcomer, other).out_of_memory == [newcomer]
+    assert steps.pool.cache.cached_tokens("", agent.tokens) >= 160

@@ -569,3 +569,20 @@ def test_kv_of_a_call_of_a_program_is_protected_before_the_gateway_reports_its_g
     engine.step()
     engine.free_context(12)
     assert engine.cache.expected_tokens(lambda tokens, wait: True) == {}, "a call that was cancelled has no gap"
+
+
+def test_kv_of_a_call_whose_gap_is_never_reported_is_not_protected_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(EngineConfig(model=str(write_tiny_llama(tmp_path, window=512)), kv_tokens=512))
+
+    def expected() -> int:
+        return sum(engine.cache.expected_tokens(lambda tokens, wait: True).values())
+
+    _, reported = read_conversation(engine, 10, [200] * 64, pausable=True)
+    engine.retain(reported, [60.0])
+    read_conversation(engine, 11, [210] * 32, pausable=True)
+    assert expected() == 96
+    monkeypatch.setattr("engine.engine._REPORT_SECONDS", 0.0)
+    read_conversation(engine, 12, [220] * 16)
+    assert expected() == 64

@@ -40,6 +40,11 @@ def test_white_space_in_arguments_does_not_count_and_all_else_does(one: str, oth
     assert (keys[0] == keys[1]) == ("".join(one.split()) == "".join(other.split()))
 
 
+def test_white_space_that_is_not_ascii_does_not_count_in_long_arguments() -> None:
+    one, other = "a" * 140_000, "a" * 70_000 + "\u00a0" + "a" * 70_000
+    assert answer_keys("", [("read", one)]).whole == answer_keys("", [("read", other)]).whole
+
+
 def test_messages_differ_in_role_texts_and_media() -> None:
     keys = {
         prompt_message("user", ["a"]).key,
