@@ -3,8 +3,8 @@
 For each kind of request it creates live programs, each with one call and an answer of 200 characters. Then it measures
 new requests: the time to hash their messages, to find their program and the answers that their prompt contains, and to
 record their end with an answer of 200 characters. The texts are random words, so no prompt contains an earlier answer;
-in the rows of turns, the request extends a known conversation. Conversations begin with a message of the system, and
-have no tool calls.
+in the rows of turns, the request extends a known conversation. Conversations of several messages begin
+with a message of the system, and have no tool calls. A row is the mean of a round, and the median over the rounds.
 
 With `--agents FILE`, it also replays recorded sessions of agents, one after the other: all requests in full size, with
 tool calls and their results. The texts are random words again. The other live programs are as above.
@@ -175,7 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds, all shapes in each (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the texts (default: 1)")
     parser.add_argument("--agents", type=Path, metavar="FILE", help="recorded sessions of agents to replay")
-    parser.add_argument("--sessions", type=int, default=20, help="number of sessions to replay (default: 20)")
+    parser.add_argument(
+        "--sessions", type=int, default=20, help="number of sessions to replay with --agents (default: 20)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
     if min(chosen.programs, chosen.requests, chosen.rounds, chosen.sessions) < 1:

@@ -1,23 +1,23 @@
 """Admission of prompts: decide which prompts wait, so that agents do not evict each other's KV.
 
-While an agent waits for a tool or a person, its KV stays in the pool. A forecast estimates when it is read again. If a
-new prompt evicted this KV, the agent would compute its whole history again, and evict the KV of the next agent. So the
-engine *protects* KV whose forecast is short enough (`engine.kv.pausing.longest_wait`), and prompts that do not fit
-beside the protected KV wait. The cached beginning of a prompt that continues a program is protected as well until the
-prompt begins.
+While an agent waits for a tool or a person, its KV stays in the pool. If a new prompt evicted this KV, the agent would
+compute its whole history again, and evict the KV of the next agent. So the engine *protects* KV whose forecast is short
+enough (`engine.kv.pausing.longest_wait`), and prompts that do not fit beside the protected KV wait. The pool evicts the
+cached beginning of an admitted prompt last, until its first step.
 
-A prompt that fits is admitted for good. While no KV is protected, a prompt that does not fit is admitted for one step:
-so the step scheduler decides by ranks which prompts begin. One that does not begin may have to wait in the next step:
-when running calls end, their KV is protected, and it must not evict this KV. A call that has ended holds its blocks
-until the gateway frees its context. They are a reason to wait as well.
+If a prompt fits or need not wait, its admission is final. If the pool is full, but no protected KV counts against a
+prompt (see below), the admission is valid for one step: the step scheduler decides by rank which prompts begin. The
+others may have to wait in the next step, because the KV of calls that have ended meanwhile is protected. While a call
+of the same owner has ended and its context is not freed yet, there is no admission for one step: the blocks of that
+context will be protected KV.
 
-Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. They wait only while other
-work runs, and for at most `MAX_PAUSE_SECONDS`.
+Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. The final admission comes
+after `MAX_PAUSE_SECONDS`, or earlier if a step would be empty. Then the prompt may still wait for free blocks.
 
 An owner is an API key of a gateway. Owners with protected KV or with prompts have equal shares of the pool. If the
 tokens that a prompt needs and the protected KV of its owner fit this share, the protected KV and the prompts of other
-owners are no reason to wait. Otherwise they count: the prompts in full, the protected KV up to the shares of the other
-owners.
+owners do not count against it. Otherwise they count: the prompts in full, the protected KV up to the shares of the
+other owners.
 """
 
 import math
@@ -33,14 +33,14 @@ _LOOKUP_SECONDS = 1.0
 """Interval at which the cached beginning of a waiting prompt is looked up again, in seconds: another prompt may have
 computed it."""
 _LOOKUP_TOKENS = 65_536
-"""Number of cached tokens that the lookups of one step may find and protect, so that many long prompts do not make
-steps long. The other prompts are looked up in the next steps."""
+"""Maximum number of cached tokens that the lookups of one step may find, so that many long prompts do not make steps
+long. The other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
 """Time for which the count of protected KV is valid, in seconds, if no new reader is expected."""
 
 
 class PromptAdmission:
-    """Decides which prompts wait. A prompt that was admitted never waits again."""
+    """Decides which prompts wait."""
 
     def __init__(
         self, cache: KVCache, row_seconds: Callable[[], float], now: Callable[[], float] = time.monotonic
@@ -128,8 +128,8 @@ class PromptAdmission:
         return needed
 
     def _look_up(self, sequence: TokenSequence, pause: Pause, now: float) -> None:
-        """Count the tokens of a prompt that are cached. If the prompt continues a program, it is admitted in this step.
-        Protect its cached beginning until its own first step, which may come many steps later."""
+        """Count the tokens of a prompt that are cached. If these are at least half of it, it is admitted in this step,
+        and the pool evicts them last until the prompt's first step, which may come many steps later."""
         node, pause.cached = self._cache.cached_path(sequence.scope, sequence.tokens)
         pause.looked_up = now
         self._lookups_left -= self._cache.block_size + pause.cached
@@ -138,9 +138,9 @@ class PromptAdmission:
             self._lookups_left -= pause.cached
 
     def _count(self, now: float) -> None:
-        """Count the protected KV.
+        """Count the protected KV, unless the last count is recent and no reader was expected since.
 
-        Freed KV is room immediately. So it must count as protected immediately, or a prompt would be admitted for it.
+        Freed blocks are available immediately. With a count from before, a prompt could be admitted to evict them.
         """
         readers = self._cache.expected_readers
         if readers == self._counted_readers and 0.0 <= now - self._counted < _COUNT_SECONDS:

@@ -34,8 +34,8 @@ wait for that."""
 
 _UNKNOWN_GAP = (0.0,)
 """Durations for a gap of unknown length: the forecast is the age of the gap; see `expected_wait`."""
-_REPORT_SECONDS = 2.0
-"""Time after the end of a call of a program, in seconds, within which the gateway reports its gap."""
+_RETAIN_SECONDS = 2.0
+"""Time for which a reader of a freed context is expected without `Retain`, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Engine:
         self._token_table = TokenTable(parts.tokenizer)
         self._sequences: dict[int, TokenSequence] = {}
         self._unreported: dict[LastBlock, float] = {}
-        """Times, in seconds, at which contexts were freed whose gaps the gateway has not reported, the first one
-        first."""
+        """Contexts of programs that were freed and for which no `Retain` came yet: their last blocks, and the times in
+        seconds, in this order."""
         self._retry_alone: deque[int] = deque()
         self._running: _RunningStep | None = None
         """Step whose results are not read yet."""
@@ -238,27 +238,28 @@ class Engine:
 
         Return the record of its last cached block, for `retain`; None if there is none.
 
-        After the end of a call of a program, the gateway sends `Retain`, at times several steps later. A prompt that
-        waits could evict the KV meanwhile. So the engine expects a reader until then, for `_REPORT_SECONDS` at most.
+        After the end of a call of a program, the gateway frees its context and sends `Retain`, sometimes several steps
+        later. A waiting prompt could evict the KV meanwhile. So the engine expects a reader, for `_RETAIN_SECONDS` at
+        most.
         """
         target = self._sequences.pop(context, None)
         is_complete = context not in self._pending_generations
         self._pending_generations.cancel(context)
         if target is None:
             return None
-        is_continued = target.is_pausable and is_complete and not target.has_work
+        belongs_to_program = target.is_pausable and is_complete and not target.has_work
         last_block = target.free()
-        if last_block is not None and is_continued:
+        if last_block is not None and belongs_to_program:
             self.cache.expect_reader(last_block, _UNKNOWN_GAP)
             self._unreported[last_block] = time.monotonic()
         return last_block
 
-    def _end_unreported_gaps(self) -> None:
-        """Expect no reader any more for calls whose gaps the gateway did not report in time: its client has left, for
+    def _expire_unreported(self) -> None:
+        """Expect no reader any more of contexts for which no `Retain` came in time: a client has disconnected, for
         example."""
         while self._unreported:
             last_block, freed = next(iter(self._unreported.items()))
-            if time.monotonic() - freed < _REPORT_SECONDS:
+            if time.monotonic() - freed < _RETAIN_SECONDS:
                 return
             self.retain(last_block, ())
 
@@ -316,7 +317,7 @@ class Engine:
         If a step over several sequences raises, the next steps run each of them alone: only a sequence that raises
         again fails.
         """
-        self._end_unreported_gaps()
+        self._expire_unreported()
         failed = self._start_compiled()
         before = self._running
         if before is not None and (self._retry_alone or not before.is_history_free):

@@ -30,8 +30,8 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
     `scope`: contexts of different scopes never share KV. The part before a NUL character names the owner: owners have
         equal shares of the pool.
     `interactive`: a client reads the generated text as it grows, so prefill must not make its steps long.
-    `pausable`: a new context may wait so that others keep their KV; see `engine.admission`. No other context may wait
-        for it.
+    `pausable`: the engine may delay the prompt of a new context while it would evict KV that is read soon; see
+        `engine.admission`. Set it only if no other context depends on this one. Later fills ignore it.
     """
 
     context: int
@@ -78,7 +78,8 @@ class Retain(msgspec.Struct, frozen=True, tag="retain"):
     `returns`: sorted durations of earlier waits of this kind, in seconds since the free. The engine uses at most 128 of
         them, and ignores values that are negative or not finite. Without any, the KV becomes ordinary again.
 
-    After a generation in a `pausable` context, the engine expects a reader by itself for 2 seconds. Send it before.
+    If a `pausable` context without remaining work is freed, the engine expects a reader for 2 seconds. Send the report
+    within this time.
 
     Contexts that are unknown, not freed, or not among the last 1,024 freed ones of the connection are ignored.
     """

@@ -48,8 +48,8 @@ def text_hash(text: str) -> int:
     """Return a hash of a text, which differs between processes.
 
     A long text is hashed at its ends and at characters in equal distances, so that one message takes bounded time. Two
-    long texts of the same length that differ only elsewhere are equal for it. Texts in ASCII, as most texts of
-    agents are, are hashed with xxHash, in a quarter of the time of Python's `hash`, which hashes the others.
+    long texts of the same length that differ only elsewhere are equal for it. Texts in ASCII that are hashed
+    whole, as most texts of agents are, are hashed with xxHash, in a quarter of the time of Python's `hash`.
     """
     if text.isascii():
         if len(text) <= _FULL_ASCII_CHARACTERS:

@@ -35,7 +35,8 @@ _MOST_COUNTED = 255
 _MANY_KEYS = 4_096
 """Number of hashes from which a filter looks at its bits instead of its counts: they fit the caches of a CPU, but need
 more steps."""
-_THREE, _SEVEN = np.int64(3), np.int64(7)
+_BITS_SHIFT, _BITS_MASK = np.int64(3), np.int64(7)
+"""Shift and mask that split the number of a bit into the number of its byte and its number in the byte."""
 _BIT_OF = (1 << np.arange(8)).astype(np.uint8)
 """Masks of one bit, by the number of the bit."""
 
@@ -118,6 +119,6 @@ class WindowFilter:
             hits = self._numpy_counts.take(slots)
         else:
             signed = slots.view(np.int64)  # other types would be copied for `take`
-            hits = self._numpy_bits.take(signed >> _THREE) & _BIT_OF.take(signed & _SEVEN)
+            hits = self._numpy_bits.take(signed >> _BITS_SHIFT) & _BIT_OF.take(signed & _BITS_MASK)
         positions = hits.nonzero()[0][:most]
         return list(zip(positions.tolist(), searched[positions].tolist(), strict=True)) if len(positions) else []

@@ -154,7 +154,7 @@ def test_prompts_protect_no_more_than_the_lookups_of_a_step(monkeypatch: pytest.
     pool.cache.check_integrity([])
 
 
-def test_a_prompt_that_was_admitted_does_not_wait_again() -> None:
+def test_a_prompt_that_fits_is_admitted_for_good() -> None:
     pool = Pool()
     newcomer = pool.new(100)
     assert not pool.waits(newcomer)
@@ -265,7 +265,7 @@ def test_a_prompt_that_only_took_cached_blocks_in_its_step_waits_again() -> None
     assert pool.waits(newcomer)
 
 
-def test_kv_of_a_call_that_has_ended_is_protected_before_its_context_is_freed() -> None:
+def test_a_prompt_waits_while_a_call_that_has_ended_is_not_freed_yet() -> None:
     pool = Pool()
     agent, newcomer = pool.new(200), pool.new(140)
     pool.run(agent)

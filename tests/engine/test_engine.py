@@ -583,6 +583,6 @@ def test_kv_of_a_call_whose_gap_is_never_reported_is_not_protected_for_long(
     engine.retain(reported, [60.0])
     read_conversation(engine, 11, [210] * 32, pausable=True)
     assert expected() == 96
-    monkeypatch.setattr("engine.engine._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("engine.engine._RETAIN_SECONDS", 0.0)
     read_conversation(engine, 12, [220] * 16)
     assert expected() == 64

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -37,6 +38,16 @@ async def rows(page: Page) -> dict[str, str]:
     return found
 
 
+def _long_phases(call: dict[str, Any]) -> list[str]:
+    """Return the names of the phases of a call that took long enough to be shown."""
+    return [NAMES.get(cause, cause) for cause, ms in call["spent_ms"].items() if ms > 0.6]
+
+
+def _shown_phases(row: str) -> list[str]:
+    """Return the names of the phases in the label of a row."""
+    return [re.sub(r" [0-9.]+ (ms|s)$", "", phase) for phase in row.split(", ")]
+
+
 async def test_an_application_is_watched_from_the_first_call_to_the_last(browser: Browser, tmp_path: Path) -> None:
     tiny = write_tiny_llama(tmp_path / "tiny", window=16384)
     server = await asyncio.to_thread(
@@ -55,13 +66,19 @@ async def test_an_application_is_watched_from_the_first_call_to_the_last(browser
             total = len(graph["calls"])
             assert total > 3
             await expect(page.locator(".figures")).to_contain_text(f"{total} of {total} done")
-            await asyncio.sleep(1.0)  # the last figures are loaded after the last event
-            shown = await rows(page)
+            missing = {"": "the rows were not read"}
+            for _ in range(50):  # the last figures are loaded after the last event
+                await asyncio.sleep(0.2)
+                shown = await rows(page)
+                missing = {
+                    call["output"]: f"{call['spent_ms']}, {shown.get(call['output'])}"
+                    for call in graph["calls"]
+                    if not set(_long_phases(call)) <= set(_shown_phases(shown.get(call["output"], "")))
+                }
+                if not missing:
+                    break
+            assert not missing
             assert set(shown) == {call["output"] for call in graph["calls"]}
-            for call in graph["calls"]:
-                spent = [NAMES.get(cause, cause) for cause, ms in call["spent_ms"].items() if ms > 0.6]
-                phases = [re.sub(r" [0-9.]+ (ms|s)$", "", phase) for phase in shown[call["output"]].split(", ")]
-                assert set(spent) <= set(phases), (call["output"], call["spent_ms"], shown[call["output"]])
             last = page.locator(".session-view")
             assert int(await last.get_attribute("data-last-event") or 0) == graph["last_event_id"]
             await page.goto(f"{server.address}/ui#/")
