@@ -3,8 +3,8 @@
 For each kind of request it creates live programs, each with one call and an answer of 200 characters. Then it measures
 new requests: the time to hash their messages, to find their program and the answers that their prompt contains, and to
 record their end with an answer of 200 characters. The texts are random words, so no prompt contains an earlier answer;
-in the rows of turns, the request extends a known conversation. Conversations of several messages begin
-with a message of the system, and have no tool calls. A row is the mean of a round, and the median over the rounds.
+in the rows of turns, the request extends a known conversation. Conversations of several messages begin with a message
+of the system, and have no tool calls. A figure is the median over the rounds, of the mean of the requests of a round.
 
 With `--agents FILE`, it also replays recorded sessions of agents, one after the other: all requests in full size, with
 tool calls and their results. The texts are random words again. The other live programs are as above.
@@ -41,6 +41,7 @@ _ANSWER = 200
 _TOKEN = 4
 """Average length of a token, in characters."""
 _FULL_SIZE = Scale(tokens=1.0, turns=1 << 30, window=1 << 30)
+"""Scale of a replay with all tokens and all requests."""
 _MESSAGES = TypeAdapter(list[Message])
 
 

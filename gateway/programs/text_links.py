@@ -50,9 +50,9 @@ _RARE = 8
 _MAX_SCANNED = 65_536
 """Maximum number of characters that are scanned to search each window of an answer in its own prompt: length of the
 texts, multiplied by the number of windows. Texts beyond it are hashed."""
-_FEW_CHANCES = 16
-"""Factor of the capacity of the filter with the windows of one answer. It is small in any case, and has one false
-positive in 64 windows then."""
+_CAPACITY_PER_WINDOW = 16
+"""Capacity of the filter with the windows of one answer, for each of them. With 1, a quarter of other windows would
+pass the filter; with 16, one in 64."""
 _ANSWER_BYTES, _WINDOW_BYTES = 900, 90
 """Approximate memory of an answer beside its text, and of a window, in bytes."""
 
@@ -477,7 +477,7 @@ def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str], work: li
             searched.append(text)
     if not searched:
         return b""
-    texts, windows = _Texts(searched), WindowFilter(_FEW_CHANCES * len(indexed))
+    texts, windows = _Texts(searched), WindowFilter(_CAPACITY_PER_WINDOW * len(indexed))
     windows.add(set(indexed))
     found = _rare_first(windows.found(searched_keys(texts.joined), _MAX_FOUND))
     return _copied_places(answer, indexed, texts, found, work)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.admission import PromptAdmission
 from engine.generation import Generation
-from engine.kv.cache import KVCache, Node
+from engine.kv.cache import KVCache, LastBlock, Node
 from engine.kv.eviction import EvictionPolicy
 from engine.kv.pausing import MAX_PAUSE_SECONDS
 from engine.sampling_params import SamplingParams
@@ -59,10 +59,15 @@ class Pool:
         """Compute a prompt and free it; its reader is expected."""
         sequence = self.new(length, scope)
         self.run(sequence)
+        self.free(sequence, SOON if returns is None else returns)
+        return sequence
+
+    def free(self, sequence: TokenSequence, returns: Sequence[float] = SOON) -> LastBlock:
+        """Free a sequence whose reader is expected. Return the record of its last block."""
         last_block = sequence.free()
         assert last_block is not None
-        self.cache.expect_reader(last_block, SOON if returns is None else returns)
-        return sequence
+        self.cache.expect_reader(last_block, returns)
+        return last_block
 
 
 def test_a_prompt_waits_for_kv_that_is_read_soon() -> None:
@@ -230,9 +235,7 @@ def test_without_protected_kv_a_prompt_is_admitted_for_one_step_only() -> None:
     assert newcomer.is_admitted, "the scheduler lets it wait for memory"
     pool.run(agent)
     assert not pool.waits(newcomer)
-    last_block = agent.free()
-    assert last_block is not None
-    pool.cache.expect_reader(last_block, SOON)
+    last_block = pool.free(agent)
     assert pool.waits(newcomer)
     pool.cache.expect_reader(last_block, [])
     pool.now += 1.0
@@ -259,9 +262,7 @@ def test_a_prompt_that_only_took_cached_blocks_in_its_step_waits_again() -> None
     assert not pool.waits(newcomer)
     newcomer.adopt_cached()
     assert newcomer.blocks
-    last_block = agent.free()
-    assert last_block is not None
-    pool.cache.expect_reader(last_block, SOON)
+    pool.free(agent)
     assert pool.waits(newcomer)
 
 
@@ -284,9 +285,7 @@ def test_kv_is_protected_as_soon_as_its_reader_is_expected() -> None:
     pool.run(agent)
     newcomer = pool.new(140)
     assert pool.waits(newcomer)
-    last_block = agent.free()
-    assert last_block is not None
-    pool.cache.expect_reader(last_block, SOON)
+    pool.free(agent)
     assert pool.waits(newcomer)
 
 
@@ -455,9 +454,7 @@ def test_others_overtake_a_prompt_that_waits_and_an_engine_without_other_work_ad
     plan = steps.step(newcomer, second, turn)
     assert [chunk.sequence for chunk in plan.chunks] == [turn]
     turn.generation = None
-    last_block = turn.free()
-    assert last_block is not None
-    steps.pool.cache.expect_reader(last_block, SOON)
+    steps.pool.free(turn)
     plan = steps.step(newcomer, second)
     assert [chunk.sequence for chunk in plan.chunks] == [newcomer]
     assert plan.out_of_memory == [second]
@@ -492,8 +489,6 @@ def test_a_less_urgent_prompt_waits_for_the_calls_that_run_and_then_for_their_kv
     agent.generation = None  # its answer is complete
     other = steps.generate(steps.pool.new(8))
     assert steps.step(agent, newcomer, other).out_of_memory == [newcomer]
-    last_block = agent.free()
-    assert last_block is not None
-    steps.pool.cache.expect_reader(last_block, SOON)
+    steps.pool.free(agent)
     assert steps.step(newcomer, other).out_of_memory == [newcomer]
     assert steps.pool.cache.cached_tokens("", agent.tokens) >= 160

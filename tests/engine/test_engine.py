@@ -1,6 +1,5 @@
 """Tests of engine/engine.py: the whole engine on the real model, compared with transformers."""
 
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
@@ -538,8 +537,11 @@ def test_pool_retains_the_conversation_that_is_expected_soon(tmp_path: Path, lat
         assert cached == (240, 0), "the reader is expected in half a second"
 
 
-def test_kv_of_a_call_of_a_program_is_protected_before_the_gateway_reports_its_gap(tmp_path: Path) -> None:
+def test_kv_of_a_call_of_a_program_is_protected_before_the_gateway_reports_its_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Let a prompt wait that needs the KV of a call which has just ended, while other work runs."""
+    monkeypatch.setattr("engine.admission._COUNT_SECONDS", 0.0)
     engine = Engine(EngineConfig(model=str(write_tiny_llama(tmp_path, window=512)), kv_tokens=512))
 
     def is_read(tokens: list[int]) -> bool:
@@ -560,7 +562,6 @@ def test_kv_of_a_call_of_a_program_is_protected_before_the_gateway_reports_its_g
     assert not is_read([210] * 320)
     assert cached_tokens(engine, [200] * 320) == 320
     engine.retain(last_block, [])
-    time.sleep(0.05)  # the count of protected KV is valid for 20 ms
     assert is_read([210] * 320), "no reader is expected any more"
     read_conversation(engine, 11, [220] * 320)
     assert is_read([230] * 320), "a context that may not wait belongs to no program"
