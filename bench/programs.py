@@ -1,16 +1,19 @@
-"""CPU time of the index of programs for a request: `python -m bench.programs`.
+"""Measure the CPU time that the gateway's index of programs needs for a request: `python -m bench.programs`.
 
-For each kind of request it creates live programs, each with one call and an answer of 200 characters. Then it measures
-new requests: the time to hash their messages, to find their program and the answers that their prompt contains, and to
-record their end with an answer of 200 characters. The texts are random words, so no prompt contains an earlier answer;
-in the rows of turns, the request extends a known conversation. Conversations of several messages begin with a message
-of the system, and have no tool calls. A figure is the median over the rounds, of the mean of the requests of a round.
+For each kind of request, the benchmark creates live programs, each with one call and an answer of 200 characters. Then
+it measures new requests. The time of a request has three parts: hashing its messages; finding its program, and the
+answers that its prompt contains; and recording its end, with an answer of 200 characters. A figure is the median over
+the rounds, of the mean of the requests of a round.
 
-With `--agents FILE`, it also replays recorded sessions of agents, one after the other: all requests in full size, with
-tool calls and their results. The texts are random words again. The other live programs are as above.
+The texts are random words, so no prompt contains an earlier answer. Only the rows "turn of an agent" send requests that
+extend a conversation of the index. Requests of several messages begin with a system message. They have no tool calls.
 
-Python's cycle collector has the settings of the server. The comparison of prompts, the durations of gaps, and the rest
-of the gateway are left out.
+With `--agents FILE`, the benchmark also replays recorded sessions of agents, one after the other: all requests in full
+size, with tool calls and their results. The texts are random words again. The other live programs are as above. The
+figures are the median over the rounds, of the median and of the mean of all requests of a round.
+
+Python's garbage collector is tuned as in the server. Not measured: the comparison of prompts, the durations of gaps,
+and the rest of the gateway.
 """
 
 import argparse
@@ -36,9 +39,9 @@ from gateway.server.gc_tuning import GcTuner
 
 _WORDS = 4_000
 """Number of different words in the texts."""
-_ANSWER = 200
+_ANSWER_CHARACTERS = 200
 """Length of an answer, in characters."""
-_TOKEN = 4
+_TOKEN_CHARACTERS = 4
 """Average length of a token, in characters."""
 _FULL_SIZE = Scale(tokens=1.0, turns=1 << 30, window=1 << 30)
 """Scale of a replay with all tokens and all requests."""
@@ -51,13 +54,14 @@ class TooManyPrograms(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Shape of a request. `messages`, `characters`: its messages, and their characters together. `new`: number of its
-    last messages that are new; the others are those of a known call and its answer. None: all are new."""
+    """Shape of a request. `messages`, `characters`: number of its messages, and of their characters together.
+    `new_messages`: number of its last messages that are new; the others are those of an earlier call and its answer.
+    None: all are new."""
 
     name: str
     messages: int
     characters: int
-    new: int | None = None
+    new_messages: int | None = None
 
 
 SHAPES = (
@@ -70,7 +74,7 @@ SHAPES = (
 
 
 class Texts:
-    """Source of texts of random words. `seed`: of the random numbers."""
+    """Source of texts of random words. `seed`: seed of the random numbers."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -83,8 +87,8 @@ class Texts:
         return " ".join(words)[:length]
 
     def conversation(self, shape: Shape) -> list[tuple[str, str]]:
-        """Return the messages of a request: of the system, of user and assistant in turns, and the last of the user.
-        Each has a role and a text."""
+        """Return the roles and texts of a request's messages: a system message, then alternating user and assistant
+        messages. A request of one message has a user message only."""
         length = max(1, shape.characters // shape.messages)
         roles = ["user" if number % 2 else "assistant" for number in range(shape.messages)]
         roles[0] = "system" if shape.messages > 1 else "user"
@@ -103,9 +107,10 @@ class Load:
             raise TooManyPrograms(f"an index holds at most {limits.programs} programs")
         self.index = ProgramIndex(limits, several_tenants=False)
         for _ in range(programs):
-            self.request([text_message("user", self._texts.text(100))], AnswerFacts(self._texts.text(_ANSWER)))
+            message, answer = self._texts.text(100), self._texts.text(_ANSWER_CHARACTERS)
+            self.request([text_message("user", message)], AnswerFacts(answer))
         if len(self.index) < programs:
-            raise TooManyPrograms(f"an index holds at most {len(self.index)} programs like these")
+            raise TooManyPrograms(f"an index holds at most {len(self.index)} programs of this size")
 
     def request(self, messages: Sequence[PromptMessage], answer: AnswerFacts) -> None:
         """Send one request through the index."""
@@ -119,10 +124,10 @@ class Load:
         seconds = 0.0
         for _ in range(requests):
             messages = self._texts.conversation(shape)
-            if shape.new is not None:
-                *known, (_, answer) = messages[: -shape.new]
+            if shape.new_messages is not None:
+                *known, (_, answer) = messages[: -shape.new_messages]
                 self.request([text_message(*message) for message in known], AnswerFacts(answer))
-            facts = AnswerFacts(self._texts.text(_ANSWER))
+            facts = AnswerFacts(self._texts.text(_ANSWER_CHARACTERS))
             messages = json.loads(json.dumps(messages))  # as from a client: Python would remember hashes of the texts
             began = time.process_time()
             self.request([text_message(*message) for message in messages], facts)
@@ -145,7 +150,7 @@ class Load:
 
     def _answer(self, index: int, turn: Turn) -> dict[str, Any]:
         """Return an answer of the recorded length; a third of one that calls a tool is text before the call."""
-        length = _TOKEN * turn.completion
+        length = _TOKEN_CHARACTERS * turn.completion
         if not turn.calls_tool:
             return {"content": self._texts.text(length), "tool_calls": []}
         arguments = json.dumps({"path": f"file{index}.py", "text": self._texts.text(2 * length // 3)})
@@ -172,12 +177,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench.programs", description=__doc__, allow_abbrev=False)
     parser.add_argument("--programs", type=int, default=10_000, help="number of live programs (default: 10000)")
-    parser.add_argument("--requests", type=int, default=300, help="requests of each shape in a round (default: 300)")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds, all shapes in each (default: 5)")
+    parser.add_argument("--requests", type=int, default=300, help="requests of each kind in a round (default: 300)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds, all kinds in each (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the texts (default: 1)")
-    parser.add_argument("--agents", type=Path, metavar="FILE", help="recorded sessions of agents to replay")
     parser.add_argument(
-        "--sessions", type=int, default=20, help="number of sessions to replay with --agents (default: 20)"
+        "--agents",
+        type=Path,
+        metavar="FILE",
+        help="recorded sessions of agents to replay, as JSON lines or JSON lines in gzip (default: none)",
+    )
+    parser.add_argument(
+        "--sessions", type=int, default=20, help="number of sessions to replay; only with --agents (default: 20)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)

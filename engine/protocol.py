@@ -67,19 +67,22 @@ class Embed(msgspec.Struct, frozen=True, tag="embed"):
 
 
 class Free(msgspec.Struct, frozen=True, tag="free"):
-    """Delete the context and abort its work. Unknown ids are ignored: freeing is idempotent."""
+    """Delete the context and abort its work. The cache retains its computed blocks until it evicts them. Unknown ids
+    are ignored: freeing is idempotent."""
 
     context: int
 
 
 class Retain(msgspec.Struct, frozen=True, tag="retain"):
-    """Report that the KV of a context that was freed is expected to be read again.
+    """Set the expected reader of a freed context: a later context that will probably read its KV again.
 
-    `returns`: sorted durations of earlier waits of this kind, in seconds since the free. The engine uses at most 128 of
-        them, and ignores values that are negative or not finite. Without any, the KV becomes ordinary again.
+    `returns`: sorted durations of earlier gaps, in seconds. A gap is the time from an answer to the request that
+        extends it. Of more than 128 durations, the engine uses 128 at equal distances in the list. It ignores values
+        that are negative or not finite. Without any, no reader is expected, and the KV is evicted like that of other
+        contexts.
 
-    If a `pausable` context without remaining work is freed, the engine expects a reader for 2 seconds. Send the report
-    within this time.
+    If a `pausable` context without remaining work is freed, the engine expects a reader for 2 seconds. Send this
+    command within this time.
 
     Contexts that are unknown, not freed, or not among the last 1,024 freed ones of the connection are ignored.
     """

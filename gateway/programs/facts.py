@@ -1,4 +1,4 @@
-"""Facts about a request from which the program that it belongs to is inferred."""
+"""Facts about requests and answers from which `ProgramIndex` finds programs, and hashes of their texts."""
 
 import json
 import re
@@ -13,23 +13,25 @@ from xxhash import xxh3_64_intdigest
 from gateway.programs.text_links import MIN_CHARACTERS
 
 _FULL_CHARACTERS, _FULL_ASCII_CHARACTERS = 16_384, 131_072
-"""Lengths of a text, in characters, up to which it is hashed whole: of any text, and of one in ASCII."""
+"""Maximum length of a text that is hashed completely, in characters. The second is for texts in ASCII. The first holds
+for the number of token ids as well."""
 _EDGE_CHARACTERS = 8_192
-"""Number of characters that are hashed at each end of a longer text, and about as many between the ends."""
+"""Number of characters that are hashed at each end of a longer text. Over the whole text, between 1 and 1.5 times as
+many at equal distances are hashed too."""
 _SEED = secrets.randbits(64)
 """Seed of the hashes of texts."""
 _WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(128)))).encode()
-"""Characters of ASCII that `str.split` removes."""
+"""White space in ASCII: the characters at which `str.split` splits."""
 _ID_CHARACTERS = 64
-"""Length of a client's id, in characters, from which its digest replaces it."""
+"""Maximum length of a client's id that is stored unchanged, in characters. A digest replaces longer ids."""
 _new_tuple = tuple.__new__
-"""Makes a named tuple in half the time of its class."""
+"""Creates a named tuple in half the time of a call of its class. It does not check the number of fields."""
 _HEAD_CHARACTERS = 48
 """Number of characters at the start of an answer that are compared if the client has rewritten the rest."""
 _MAX_TOOL_CALLS = 32
-"""Maximum number of tool calls of one answer whose arguments are remembered, and of texts in them."""
+"""Maximum number of tool calls of one answer that are searched for texts, and of texts that are returned."""
 _MAX_ARGUMENTS = 262_144
-"""Length of arguments, in characters, beyond which they are not parsed."""
+"""Maximum length of arguments that are parsed as JSON, in characters. Longer ones count as one text."""
 _SESSION_PART = re.compile(r"(?:^|_)session_([0-9A-Za-z-]{8,128})$|\"session_id\"\s*:\s*\"([^\"\\]{8,128})\"")
 """The session in Anthropic's `metadata.user_id` as Claude Code writes it: a suffix of a text, or a field of JSON."""
 SYSTEM_ROLES = ("system", "developer")
@@ -41,15 +43,18 @@ _ID_HEADERS = (
     ("session-id", ""),
     ("thread-id", ""),
 )
-"""Headers in which agents name their session, the most specific first, each with the header of the parent session."""
+"""Headers in which agents send a session id, the most specific first, each with the header of the parent session; empty
+if there is none."""
 
 
 def text_hash(text: str) -> int:
-    """Return a hash of a text, which differs between processes.
+    """Return a hash of a text. Its seed differs between processes, so do not store the hash.
 
-    A long text is hashed at its ends and at characters in equal distances, so that one message takes bounded time. Two
-    long texts of the same length that differ only elsewhere are equal for it. Texts in ASCII that are hashed
-    whole, as most texts of agents are, are hashed with xxHash, in a quarter of the time of Python's `hash`.
+    Of a long text, only the length, both ends and characters at equal distances are hashed, so that one message takes
+    bounded time. Two long texts that differ only in other places have the same hash.
+
+    Texts in ASCII of at most `_FULL_ASCII_CHARACTERS`, as most texts of agents are, are hashed with xxHash. It takes a
+    quarter of the time of Python's `hash`, which hashes all others.
     """
     if text.isascii():
         if len(text) <= _FULL_ASCII_CHARACTERS:
@@ -61,7 +66,8 @@ def text_hash(text: str) -> int:
 
 
 def token_hash(tokens: Sequence[int]) -> int:
-    """Return a hash of a prompt that is given as token ids. Of a long one, it takes the same parts as `text_hash`."""
+    """Return a hash of a prompt that is given as token ids. Unlike `text_hash`, it has no seed. Of a long prompt, it
+    hashes the same parts as `text_hash` does of a text."""
     if len(tokens) <= _FULL_CHARACTERS:
         return hash(tuple(tokens))
     step = len(tokens) // _EDGE_CHARACTERS
@@ -72,7 +78,8 @@ def token_hash(tokens: Sequence[int]) -> int:
 class AnswerKeys(NamedTuple):
     """Hashes of an answer: of all of it, of its first characters, and of the names of the tools that it calls.
 
-    `is_long`: whether it is long enough that two calls hardly give it by chance.
+    `is_long`: whether its text and arguments together have at least `MIN_CHARACTERS`, so that two calls rarely generate
+    the same answer by chance.
 
     White space around the text and in the arguments, ids of tool calls and reasoning do not count: clients change them.
     """
@@ -113,8 +120,9 @@ class PromptMessage(NamedTuple):
     """A message of a prompt. `key`: hash of its role and content; for the role `assistant`, `whole` of its answer keys.
     `texts`: its texts, in which answers are searched. `computed_answer`: its answer keys, if they are computed already.
 
-    A prompt has many messages, and `ProgramIndex` reads the keys of few answers. So `answer` computes those of a text
-    at each access. Those of tool calls, which take much longer, are computed with the message.
+    A prompt has many messages, and `ProgramIndex` reads the keys of few answers. So `text_message` does not compute the
+    keys, and `answer` computes them at each access. `prompt_message` computes them at once: those of tool calls take
+    much longer.
     """
 
     role: str
@@ -174,9 +182,9 @@ NO_IDS = ClientIds()
 def client_ids(
     headers: Mapping[str, str], prompt_cache_key: str | None = None, user_id: str | None = None
 ) -> ClientIds:
-    """Return the ids in a request's headers (with any case) and fields. Ids of any length and characters are accepted.
+    """Return the ids in a request's headers and fields. Ids of any length and characters are accepted.
 
-    `headers`: by name in any case, or in lower case if the mapping distinguishes cases.
+    `headers`: a mapping that ignores case, or one with names in lower case.
     `user_id`: Anthropic's `metadata.user_id`. Claude Code writes its session into it; that part is a session's id.
     """
     session = parent = None
@@ -202,7 +210,11 @@ def _short(id: str) -> str:
 
 @dataclass(slots=True)  # not frozen: each request makes one, and setting frozen fields takes three times as long
 class ProgramFacts:
-    """Facts of a request about its program: its messages, the session that it names, and ids of the client."""
+    """Facts of a request about its program: its messages, the session that it names, and ids of the client.
+
+    `session`: id of the gateway's session that the request names. `ids.session` is another id, which an agent sends by
+    itself.
+    """
 
     messages: Sequence[PromptMessage] = ()
     session: str | None = None
@@ -218,8 +230,12 @@ class AnswerFacts:
     state: str = "done"
 
     @property
-    def arguments(self) -> list[str]:
-        """The texts in the arguments of the tool calls that are long enough to be found again."""
+    def argument_texts(self) -> list[str]:
+        """Texts in the arguments of the tool calls that have at least `MIN_CHARACTERS`, at most `_MAX_TOOL_CALLS`.
+
+        Of a JSON object, these are the values that are strings; nested values are left out. Arguments that are not JSON
+        are one text.
+        """
         texts: list[str] = []
         for _, arguments in self.tool_calls[:_MAX_TOOL_CALLS]:
             if len(arguments) < MIN_CHARACTERS:

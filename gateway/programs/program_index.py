@@ -325,7 +325,7 @@ class ProgramIndex:
         if call.is_done:
             if len(answer.text) >= MIN_WHOLE_CHARACTERS:
                 self._links.add(program.tenant, _TextSource(call, False), [answer.text], prompt)
-            if answer.tool_calls and (arguments := answer.arguments):
+            if answer.tool_calls and (arguments := answer.argument_texts):
                 self._links.add(program.tenant, _TextSource(call, True), arguments, prompt, most=_MAX_ARGUMENT)
 
     def attach(self, member: ProgramCall, call: Call) -> None:

@@ -15,14 +15,15 @@ from gateway.programs.text_windows import (
     PERIOD,
     WINDOW,
     WindowFilter,
-    indexed_keys,
-    searched_keys,
+    hash_indexed_windows,
+    hash_windows,
 )
 
 Source = TypeVar("Source", bound=Hashable)
 
 MIN_CHARACTERS = 40
-"""Shortest part of an answer that is a link, in characters (code points)."""
+"""Shortest part of an answer that is a link, in characters (code points): `WINDOW + PERIOD - 1`, so that each such part
+contains an indexed window."""
 MIN_WHOLE_CHARACTERS = 16
 """Shortest answer that is a link if it is a whole text of a prompt, in characters."""
 _MARKS = b"\1" * WINDOW
@@ -173,7 +174,7 @@ class TextLinks(Generic[Source]):
     def _add_text(
         self, tenant: str, source: Source, text: str, prompt: Sequence[str], most: int, work: list[int]
     ) -> None:
-        keys = indexed_keys(text, min(len(text), most))
+        keys = hash_indexed_windows(text, min(len(text), most))
         whole = hash(text)
         copied = _copied(text, keys, prompt, work)
         if copied:
@@ -282,7 +283,7 @@ class TextLinks(Generic[Source]):
         work = [_MAX_COMPARISONS]
         settled: set[tuple[int, int]] = set()
         """Numbers of texts and hashes of windows that show nothing new further on in the text."""
-        found = [place for place in self._filter.found(searched_keys(texts.joined), _MAX_FOUND) if place[1] in windows]
+        found = [place for place in self._filter.find(hash_windows(texts.joined), _MAX_FOUND) if place[1] in windows]
         for position, key in _rare_first(found):
             place = texts.at(position)
             if place is None or (place.number, key) in settled:
@@ -479,7 +480,7 @@ def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str], work: li
         return b""
     texts, windows = _Texts(searched), WindowFilter(_CAPACITY_PER_WINDOW * len(indexed))
     windows.add(set(indexed))
-    found = _rare_first(windows.found(searched_keys(texts.joined), _MAX_FOUND))
+    found = _rare_first(windows.find(hash_windows(texts.joined), _MAX_FOUND))
     return _copied_places(answer, indexed, texts, found, work)
 
 

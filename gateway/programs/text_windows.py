@@ -1,7 +1,8 @@
-"""Hashes of the windows of texts: pieces of 16 characters, by which common text of two texts is found.
+"""Hashes of windows: pieces of 16 characters, by which a text that two texts have in common is found.
 
 If two texts have 40 characters in common, windows at 25 consecutive positions are equal. Answers are indexed at each
-25th position, and prompts are searched at each position. So no common text is missed.
+25th position, and prompts are searched at each position. So each common text of at least `WINDOW + PERIOD - 1` = 40
+characters (`text_links.MIN_CHARACTERS`) contains an indexed window.
 
 Each character is first folded to one byte, so a window of 16 characters is two 64-bit words. The hash of a window is
 the sum of both, each multiplied by a random odd number, as in multiply-shift hashing (Dietzfelbinger et al., "A
@@ -21,20 +22,21 @@ Keys = NDArray[np.uint64]
 WINDOW = 16
 """Length of a window, in characters."""
 PERIOD = 25
-"""Distance of the indexed positions: the number of windows in a common text of the least length."""
+"""Distance between indexed positions, in characters. A common text of 40 characters has this many windows."""
 _WORD = 8
 """Length of a word, in characters."""
 _FIRST, _SECOND = (np.uint64(secrets.randbits(64) | 1) for _ in range(2))
-"""Factors of the words of a window. They differ between processes, so a client cannot predict hashes. It can construct
-different windows with equal hashes: different characters with the same byte, for example. So callers compare texts."""
+"""Factors of the words of a window. They differ between processes, so a client cannot predict hashes. A client can
+construct different windows with equal hashes: different characters with the same byte, for example. So callers compare
+texts."""
 _PADDING = "\0" * _WORD
 _FOLDING = np.uint32(0x9D)
-"""Factor that mixes the upper bits of a character into its byte."""
-_MOST_COUNTED = 255
-"""Count of hashes from which a filter counts no further."""
+"""Factor that mixes bits 8 to 15 of a character into its byte."""
+_MAX_COUNT = 255
+"""Maximum of a count. A count that reaches it never changes again, because further hashes are not counted."""
 _MANY_KEYS = 4_096
-"""Number of hashes from which a filter looks at its bits instead of its counts: they fit the caches of a CPU, but need
-more steps."""
+"""Number of hashes from which `WindowFilter.find` tests bits instead of counts. The bits fit into the caches of a CPU,
+but a test of a bit takes more instructions."""
 _BITS_SHIFT, _BITS_MASK = np.int64(3), np.int64(7)
 """Shift and mask that split the number of a bit into the number of its byte and its number in the byte."""
 _BIT_OF = (1 << np.arange(8)).astype(np.uint8)
@@ -42,7 +44,7 @@ _BIT_OF = (1 << np.arange(8)).astype(np.uint8)
 
 
 def _bytes(text: str) -> bytes:
-    """Return one byte for each character of a text, and some more. Characters below 256 are their own byte."""
+    """Return one byte for each character of a text, then `_WORD` zeros. Characters below 256 are their own byte."""
     padded = text + _PADDING
     if padded.isascii():
         return padded.encode()
@@ -51,15 +53,15 @@ def _bytes(text: str) -> bytes:
     return folded
 
 
-def searched_keys(text: str) -> Keys:
-    """Return the hashes of the windows of a text at all positions. The text has at least `WINDOW` characters."""
+def hash_windows(text: str) -> Keys:
+    """Return the hashes of the windows of a text at all positions. The text must have at least `WINDOW` characters."""
     words = np.ndarray((len(text) - WINDOW + 1 + _WORD,), np.uint64, _bytes(text), 0, (1,))
     keys: Keys = words[:-_WORD] * _FIRST
     keys += words[_WORD:] * _SECOND
     return keys
 
 
-def indexed_keys(text: str, end: int) -> list[int]:
+def hash_indexed_windows(text: str, end: int) -> list[int]:
     """Return the hashes of the windows of a text at its indexed positions below `end`: 0, `PERIOD`, 2 * `PERIOD` ..."""
     count = -(-min(len(text) - WINDOW + 1, end) // PERIOD)
     if count <= 0:
@@ -70,11 +72,11 @@ def indexed_keys(text: str, end: int) -> list[int]:
 
 
 class WindowFilter:
-    """Counting Bloom filter of hashes (Fan et al., "Summary cache", 2000), with one hash function. `found` tests many
-    hashes at once. It has false positives, but no false negatives.
+    """Counting Bloom filter of hashes (Fan et al., "Summary cache", 2000), with one hash function. `find` tests many
+    hashes at once. The filter has false positives, but no false negatives.
 
-    A lookup in a dictionary waits for memory. Almost all windows of a prompt are in no answer. The filter excludes
-    these in a tenth of the time.
+    Almost all windows of a prompt are in no answer. The filter excludes them in a tenth of the time of lookups in a
+    dictionary, which wait for memory.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -88,37 +90,37 @@ class WindowFilter:
         self._numpy_bits = np.frombuffer(self._bits, np.uint8)
 
     def add(self, keys: Iterable[int]) -> None:
-        """Add hashes that have not been added, each once."""
+        """Add hashes. The caller adds each hash at most once, until it removes the hash."""
         counts, bits, shift = self._counts, self._bits, self._shift
         for key in keys:
             slot = key >> shift
             count = counts[slot]
             if not count:
                 bits[slot >> 3] |= 1 << (slot & 7)
-            if count < _MOST_COUNTED:
+            if count < _MAX_COUNT:
                 counts[slot] = count + 1
 
     def remove(self, keys: Iterable[int]) -> None:
-        """Remove hashes that have been added, each once."""
+        """Remove hashes that were added."""
         counts, bits, shift = self._counts, self._bits, self._shift
         for key in keys:
             slot = key >> shift
             count = counts[slot]
-            if count < _MOST_COUNTED:  # otherwise more may have been added: it stays
+            if count < _MAX_COUNT:  # otherwise more may have been added: it stays
                 counts[slot] = count - 1
                 if count == 1:
                     bits[slot >> 3] ^= 1 << (slot & 7)
 
-    def found(self, searched: Keys, most: int) -> list[tuple[int, int]]:
-        """Return the first positions, at most `most`, whose hashes may have been added, each with its hash.
+    def find(self, keys: Keys, limit: int) -> list[tuple[int, int]]:
+        """Return the first positions, at most `limit`, whose hashes the filter may contain, each with its hash.
 
-        `searched`: what `searched_keys` returned.
+        `keys`: hashes at consecutive positions; see `hash_windows`.
         """
-        slots = searched >> self._numpy_shift
+        slots = keys >> self._numpy_shift
         if len(slots) < _MANY_KEYS:
             hits = self._numpy_counts.take(slots)
         else:
             signed = slots.view(np.int64)  # other types would be copied for `take`
             hits = self._numpy_bits.take(signed >> _BITS_SHIFT) & _BIT_OF.take(signed & _BITS_MASK)
-        positions = hits.nonzero()[0][:most]
-        return list(zip(positions.tolist(), searched[positions].tolist(), strict=True)) if len(positions) else []
+        positions = hits.nonzero()[0][:limit]
+        return list(zip(positions.tolist(), keys[positions].tolist(), strict=True)) if len(positions) else []

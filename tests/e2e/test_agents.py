@@ -297,7 +297,7 @@ def test_turns_extend_a_known_call_and_other_requests_begin_programs(shape: Any)
     assert load.measure(shape, 4) > 0.0
     programs = list(load.index.of_tenant("key"))
     assert len(programs) == 9
-    assert {program.call_count for program in programs[:4]} == ({1} if shape.new is None else {2})
+    assert {program.call_count for program in programs[:4]} == ({1} if shape.new_messages is None else {2})
 
 
 def test_the_cost_of_programs_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

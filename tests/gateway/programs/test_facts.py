@@ -139,8 +139,9 @@ def test_texts_in_arguments_of_tools_are_searched() -> None:
         ("list", json.dumps(["x" * 50])),
         ("short", "{}"),
     ]
-    assert AnswerFacts("", calls).arguments == [prompt, "{" + "x" * 50]
-    assert len(AnswerFacts("", [("task", json.dumps({str(n): "x" * 50 for n in range(100)}))] * 100).arguments) == 32
+    assert AnswerFacts("", calls).argument_texts == [prompt, "{" + "x" * 50]
+    many = [("task", json.dumps({str(n): "x" * 50 for n in range(100)}))] * 100
+    assert len(AnswerFacts("", many).argument_texts) == 32
 
 
 @given(st.lists(st.integers(0, 5), max_size=40), st.lists(st.integers(0, 5), max_size=40))

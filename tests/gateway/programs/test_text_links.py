@@ -125,7 +125,7 @@ def test_a_part_of_a_text_that_an_answer_copied_does_not_lead_to_it() -> None:
 @settings(max_examples=300)
 @given(LETTERS, st.lists(LETTERS, max_size=3))
 def test_exactly_the_common_texts_are_copied(answer: str, prompt: list[str]) -> None:
-    keys = text_windows.indexed_keys(answer, len(answer))
+    keys = text_windows.hash_indexed_windows(answer, len(answer))
     copied = text_links._copied(answer, keys, prompt, [1 << 20])
     expected = bytearray(len(answer))
     for start in range(len(answer) - MIN_CHARACTERS + 1):
@@ -354,7 +354,7 @@ def test_lines_of_dashes_do_not_hide_a_link() -> None:
 def test_windows_with_equal_hashes_cost_work(compared: mock.Mock) -> None:
     """Count comparisons of texts that differ but have equal hashes, because their characters have the same byte."""
     other = chr(0x1FC)
-    assert set(text_windows.indexed_keys(other * 40, 1)) == set(text_windows.indexed_keys("a" * 40, 1))
+    assert set(text_windows.hash_indexed_windows(other * 40, 1)) == set(text_windows.hash_indexed_windows("a" * 40, 1))
     index = links()
     for number in range(8):
         index.add("t", str(number), [f"é{'a' * 80}{number}"])
