@@ -1,9 +1,10 @@
-"""Admission of prompts: decide which prompts wait, so that agents do not evict each other's KV.
+"""Admission of prompts: decide before each step which prompts may begin. A prompt waits if it would evict KV that is
+read soon.
 
 While an agent waits for a tool or a person, its KV stays in the pool. If a new prompt evicted this KV, the agent would
 compute its whole history again, and evict the KV of the next agent. So the engine *protects* KV whose forecast is short
-enough (`engine.kv.pausing.longest_wait`), and prompts that do not fit beside the protected KV wait. The pool evicts the
-cached beginning of an admitted prompt last, until its first step.
+enough (`engine.kv.pausing.max_protected_wait`), and prompts that do not fit beside the protected KV wait. The pool
+evicts the cached beginning of an admitted prompt last, until its first step.
 
 If a prompt fits or need not wait, its admission is final. If the pool is full, but no protected KV counts against a
 prompt (see below), the admission is valid for one step: the step scheduler decides by rank which prompts begin. The
@@ -14,10 +15,10 @@ context will be protected KV.
 Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. The final admission comes
 after `MAX_PAUSE_SECONDS`, or earlier if a step would be empty. Then the prompt may still wait for free blocks.
 
-An owner is an API key of a gateway. Owners with protected KV or with prompts have equal shares of the pool. If the
-tokens that a prompt needs and the protected KV of its owner fit this share, the protected KV and the prompts of other
-owners do not count against it. Otherwise they count: the prompts in full, the protected KV up to the shares of the
-other owners.
+An owner is an API key of a gateway. Owners with protected KV or with prompts to prefill have equal shares of the pool.
+If the tokens that a prompt needs and the protected KV of its owner fit this share, the protected KV and the prompts of
+other owners do not count against it. Otherwise they count: the prompts in full, the protected KV up to the shares of
+the other owners.
 """
 
 import math
@@ -26,17 +27,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from engine.kv.cache import KVCache, owner_of
-from engine.kv.pausing import MAX_PAUSE_SECONDS, is_active, is_small, longest_wait
+from engine.kv.pausing import MAX_PAUSE_SECONDS, is_mostly_cached, is_small, max_protected_wait
 from engine.sequence import Pause, TokenSequence
 
 _LOOKUP_SECONDS = 1.0
 """Interval at which the cached beginning of a waiting prompt is looked up again, in seconds: another prompt may have
 computed it."""
 _LOOKUP_TOKENS = 65_536
-"""Maximum number of cached tokens that the lookups of one step may find, so that many long prompts do not make steps
-long. The other prompts are looked up in the next steps."""
+"""Budget of the lookups of one step, in tokens, so that many long prompts do not make steps long. A lookup costs one
+block and the cached tokens that it finds, twice if the pool is to evict them last. The last lookup may exceed the
+budget. The other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
-"""Time for which the count of protected KV is valid, in seconds, if no new reader is expected."""
+"""Time for which the count of protected KV is valid, in seconds, if the cache expects no new reader
+(`KVCache.expect_reader`)."""
 
 
 class PromptAdmission:
@@ -49,20 +52,24 @@ class PromptAdmission:
         self._cache = cache
         self._row_seconds = row_seconds
         self._now = now
-        self._kept: dict[int, int] = {}
-        """Tokens of protected KV, by owner."""
-        self._kept_total = 0
-        self._counted = -1.0
-        self._counted_readers = 0
-        """Number of readers that had been expected at the time of the count."""
+        self._protected: dict[int, int] = {}
+        """Tokens of protected KV at the last count, by owner."""
+        self._protected_total = 0
+        self._count_time = -1.0
+        self._reader_count = 0
+        """`KVCache.expected_readers` at the time of the count."""
         self._lookups_left = 0
-        """Number of tokens that lookups may still find in this step."""
+        """Rest of the budget of lookups in this step, in tokens; may be negative."""
         self._tried: list[TokenSequence] = []
         """Prompts that are admitted for this step only, unless they begin in it."""
 
-    def admit_fitting(self, prefills: Sequence[TokenSequence], others: Iterable[TokenSequence] = ()) -> None:
-        """Admit the prompts that fit beside the protected KV, in order of rank. Call it before each step with all
-        prompts that are to be computed, in this order. `others`: all sequences that may hold blocks."""
+    def admit_fitting(self, prefills: Sequence[TokenSequence], block_holders: Iterable[TokenSequence] = ()) -> None:
+        """Admit the prompts that fit beside the protected KV or need not wait, in order of rank. Withdraw admissions
+        that were valid for the last step only, if the prompts did not begin in it.
+
+        Call it before each step. `prefills`: all prompts that are to be computed, in order of rank. `block_holders`:
+        all sequences that may hold blocks.
+        """
         for sequence in self._tried:
             if sequence.has_own_blocks:
                 sequence.pause = None
@@ -79,21 +86,23 @@ class PromptAdmission:
             pause = sequence.pause = sequence.pause or Pause(now, 0, -math.inf)
             if pause.looked_up == -math.inf and self._lookups_left > 0:
                 self._look_up(sequence, pause, now)
-        size, promised = self._cache.block_size, Counter[int]()
+        size, unallocated = self._cache.block_size, Counter[int]()
         for sequence in prefills:
             if sequence.is_admitted:
                 missing = max(0, len(sequence.tokens) - len(sequence.blocks) * size)
-                promised[owner_of(sequence.scope)] += missing
-        owners = len(self._kept.keys() | promised.keys() | {owner_of(sequence.scope) for sequence in waiting})
+                unallocated[owner_of(sequence.scope)] += missing
+        owners = self._protected.keys() | unallocated.keys() | {owner_of(sequence.scope) for sequence in waiting}
         ending = {
-            owner_of(other.scope) for other in others if other.is_pausable and other.blocks and not other.has_work
+            owner_of(other.scope)
+            for other in block_holders
+            if other.is_pausable and other.blocks and not other.has_work
         }
         for sequence in waiting:
             needed, owner = self._needed(sequence, now), owner_of(sequence.scope)
             if needed is None:
                 self.admit(sequence)
                 continue
-            counted, pending = self._counted_for(owner, needed, promised, owners)
+            counted, pending = self._claims_against(owner, needed, unallocated, len(owners))
             if needed + pending + counted <= self._cache.available * size:
                 self.admit(sequence)
             elif not counted and owner not in ending:
@@ -102,25 +111,24 @@ class PromptAdmission:
                 self._tried.append(sequence)
             else:
                 continue
-            promised[owner] += needed
+            unallocated[owner] += needed
 
     def admit(self, sequence: TokenSequence) -> None:
-        """Let a sequence's prompt begin, whatever the pool holds."""
+        """Admit the prompt of a sequence for good, without a check."""
         sequence.is_admitted, sequence.pause = True, None
 
     def _needed(self, sequence: TokenSequence, now: float) -> int | None:
-        """Return the number of tokens of the pool that a prompt needs beside those that are cached. Return None if it
-        need not wait."""
+        """Return the number of tokens of a prompt that have no KV yet. Return None if the prompt need not wait."""
         prompt, pause = len(sequence.tokens), sequence.pause
         assert pause is not None
-        if sequence.blocks and not pause.was_tried:  # it continues a context that holds its KV
+        if sequence.blocks and not pause.was_tried:  # of a fork, or of a further fill
             return None
         if now - pause.looked_up >= _LOOKUP_SECONDS and self._lookups_left > 0:
             self._look_up(sequence, pause, now)
         # when it was tried, it may have taken cached blocks without getting its own
         needed = prompt - max(pause.cached, len(sequence.blocks) * self._cache.block_size)
         if (
-            is_active(prompt, pause.cached)
+            is_mostly_cached(prompt, pause.cached)
             or is_small(needed, self._cache.capacity)
             or now - pause.since >= MAX_PAUSE_SECONDS
         ):
@@ -128,38 +136,39 @@ class PromptAdmission:
         return needed
 
     def _look_up(self, sequence: TokenSequence, pause: Pause, now: float) -> None:
-        """Count the tokens of a prompt that are cached. If these are at least half of it, it is admitted in this step,
-        and the pool evicts them last until the prompt's first step, which may come many steps later."""
+        """Look up how many tokens of a prompt are cached. If these are at least half of it, the pool evicts them last
+        until the prompt's first step, which may come many steps later."""
         node, pause.cached = self._cache.cached_path(sequence.scope, sequence.tokens)
         pause.looked_up = now
         self._lookups_left -= self._cache.block_size + pause.cached
-        if is_active(len(sequence.tokens), pause.cached):
+        if is_mostly_cached(len(sequence.tokens), pause.cached):
             sequence.expect_blocks(node)
             self._lookups_left -= pause.cached
 
     def _count(self, now: float) -> None:
-        """Count the protected KV, unless the last count is recent and no reader was expected since.
+        """Count the protected KV, unless the last count is recent and the cache expects no new reader since.
 
-        Freed blocks are available immediately. With a count from before, a prompt could be admitted to evict them.
+        Reason: freed blocks are available immediately. With an older count, a prompt could be admitted and evict them.
         """
         readers = self._cache.expected_readers
-        if readers == self._counted_readers and 0.0 <= now - self._counted < _COUNT_SECONDS:
+        if readers == self._reader_count and 0.0 <= now - self._count_time < _COUNT_SECONDS:
             return
         capacity, row_seconds = self._cache.capacity, self._row_seconds()
-        self._kept = self._cache.expected_tokens(
-            lambda tokens, wait: wait <= longest_wait(tokens, capacity, row_seconds)
+        self._protected = self._cache.expected_tokens(
+            lambda tokens, wait: wait <= max_protected_wait(tokens, capacity, row_seconds)
         )
-        self._kept_total = sum(self._kept.values())
-        self._counted, self._counted_readers = now, readers
+        self._protected_total = sum(self._protected.values())
+        self._count_time, self._reader_count = now, readers
 
-    def _counted_for(self, owner: int, needed: int, promised: Counter[int], owners: int) -> tuple[int, int]:
-        """Return the tokens of protected KV, and those promised to other prompts, beside which a prompt must fit.
+    def _claims_against(self, owner: int, needed: int, unallocated: Counter[int], owner_count: int) -> tuple[int, int]:
+        """Return the tokens of protected KV, and those of admitted prompts without blocks yet, that count against a
+        prompt: it must fit beside them.
 
-        `needed`: its tokens. `promised`: tokens that admitted prompts have not got yet, by owner. `owners`: number of
-        owners that have protected KV or prompts.
+        `needed`: tokens that the prompt needs. `unallocated`: tokens of admitted prompts that have no blocks yet, by
+        owner. `owner_count`: number of owners that have protected KV or prompts.
         """
-        capacity, own = self._cache.capacity, self._kept.get(owner, 0)
-        if (own + needed) * owners <= capacity:
-            return own, promised[owner]
-        others = min(self._kept_total - own, capacity * (owners - 1) // owners)
-        return own + others, promised.total()
+        capacity, own = self._cache.capacity, self._protected.get(owner, 0)
+        if (own + needed) * owner_count <= capacity:
+            return own, unallocated[owner]
+        others = min(self._protected_total - own, capacity * (owner_count - 1) // owner_count)
+        return own + others, unallocated.total()

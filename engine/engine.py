@@ -33,9 +33,10 @@ _MAX_TOKEN_CHARACTERS = 16
 wait for that."""
 
 _UNKNOWN_GAP = (0.0,)
-"""Durations for a gap of unknown length: the forecast is the age of the gap; see `expected_wait`."""
+"""Durations of earlier gaps until the gateway sends them. With the one duration 0, `expected_wait` returns the time
+since the free."""
 _RETAIN_SECONDS = 2.0
-"""Time for which a reader of a freed context is expected without `Retain`, in seconds."""
+"""Maximum time for which the engine expects a reader of a freed context without `Retain`, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class _RunningStep:
 class Engine:
     """Owner of all sequences and of the KV pool. Not thread-safe: one loop calls it.
 
-    `fill`, `generate`, `free_context` and `rerank` only record the command; `step` does the work and returns updates.
-    Invalid commands raise ContextError and change nothing.
+    `fill`, `generate` and `rerank` only record the command; `step` does the work and returns updates. `free_context`
+    and `retain` take effect immediately. Invalid commands raise ContextError and change nothing.
     """
 
     def __init__(self, config: EngineConfig, on_resolved: Callable[[Path], None] = lambda folder: None) -> None:
@@ -255,8 +256,8 @@ class Engine:
         return last_block
 
     def _expire_unreported(self) -> None:
-        """Expect no reader any more of contexts for which no `Retain` came in time: a client has disconnected, for
-        example."""
+        """End the expectation of a reader for freed contexts for which no `Retain` came in time, for example because a
+        client disconnected."""
         while self._unreported:
             last_block, freed = next(iter(self._unreported.items()))
             if time.monotonic() - freed < _RETAIN_SECONDS:
@@ -264,7 +265,8 @@ class Engine:
             self.retain(last_block, ())
 
     def retain(self, last_block: LastBlock, returns: Sequence[float]) -> None:
-        """Expect that a freed context is continued. See `Retain`, and `KVCache.expect_reader`."""
+        """Replace the expected reader of a freed context; without `returns`, remove it. See `Retain`, and
+        `KVCache.expect_reader`."""
         self._unreported.pop(last_block, None)
         self.cache.expect_reader(last_block, returns)
 

@@ -13,8 +13,9 @@ _versions = count(1)
 
 @dataclass(slots=True)
 class Pause:
-    """Pause of a prompt, see `engine.admission`. `since`: its beginning. `cached`: number of tokens that were cached
-    at the time `looked_up`. `was_tried`: whether it was admitted for one step. Times are in seconds."""
+    """Pause of a prompt, see `engine.admission`. `since`: time of the first check of the prompt. `cached`: number of
+    its tokens that were cached at the last lookup. `looked_up`: time of this lookup; minus infinity before the first
+    one. `was_tried`: whether the prompt was admitted for one step at least once. Times are in seconds."""
 
     since: float
     cached: int
@@ -60,9 +61,9 @@ class TokenSequence:
         self.is_pausable = False
         """Whether its prompt may have to wait, because it belongs to a program; see `Fill`."""
         self.is_admitted = True
-        """Whether the prompt may begin. If not, it may have to wait; see `engine.admission`."""
+        """Whether the prompt may begin; for one step only while `pause` is set. See `engine.admission`."""
         self.pause: Pause | None = None
-        """The pause of a prompt that waits."""
+        """Set from the first check of the prompt until its final admission."""
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0

@@ -220,8 +220,8 @@ class KVCache:
     def expected_tokens(self, counts: Callable[[int, float], bool]) -> dict[int, int]:
         """Return the tokens of cold blocks that a reader is expected for, by the number of the owner.
 
-        `counts` returns whether a group of blocks counts, from its tokens and the seconds until its reader is expected;
-        see `expected_wait`.
+        `counts` returns whether a group of blocks counts, from its tokens and its forecast in seconds; see
+        `expected_wait`.
         """
         size = self.block_size
         found = self._eviction_policy.expected_blocks(lambda blocks, wait: counts(blocks * size, wait))

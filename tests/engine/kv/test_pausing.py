@@ -10,9 +10,9 @@ from engine.kv.pausing import (
     PausePlan,
     PendingCall,
     RetainedKv,
-    is_active,
+    is_mostly_cached,
     is_small,
-    longest_wait,
+    max_protected_wait,
 )
 
 CAPACITY = 1000
@@ -28,7 +28,7 @@ def plan(*retained: RetainedKv) -> PausePlan:
 
 
 def test_a_call_waits_for_kv_that_is_read_soon_and_for_no_other() -> None:
-    soon = RetainedKv("a", 700, wait=longest_wait(700, CAPACITY, ROW), rank=1.0)
+    soon = RetainedKv("a", 700, wait=max_protected_wait(700, CAPACITY, ROW), rank=1.0)
     late = RetainedKv("a", 700, wait=soon.wait + 0.1, rank=1.0)
     assert plan(soon).must_pause(call(), available=1000)
     assert not plan(late).must_pause(call(), available=1000)
@@ -43,12 +43,12 @@ def test_kv_is_kept_for_as_long_as_two_prefills_of_it_and_of_the_pool() -> None:
     assert not plan(RetainedKv("a", 700, wait=two_prefills + 0.1, rank=1.0)).must_pause(call(), available=1000)
 
 
-def test_a_program_that_is_active_continues() -> None:
+def test_a_program_that_is_mostly_cached_continues() -> None:
     full = plan(RetainedKv("a", 900, wait=0.0, rank=1.0))
     assert full.must_pause(call(cached=199), available=1000)
     assert not full.must_pause(call(cached=200), available=1000)
-    assert is_active(1, 1)
-    assert not is_active(1, 0)
+    assert is_mostly_cached(1, 1)
+    assert not is_mostly_cached(1, 0)
 
 
 def test_a_call_that_displaces_little_is_small() -> None:

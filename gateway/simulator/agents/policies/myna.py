@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from engine.kv.forecast import eviction_score, expected_wait
-from engine.kv.pausing import PausePlan, PendingCall, RetainedKv, is_active
+from engine.kv.pausing import PausePlan, PendingCall, RetainedKv, is_mostly_cached
 from gateway.programs.service import IDLE_SECONDS, ProgramService
 from gateway.programs.tool_times import ToolTimes
 from gateway.simulator.agents.call import AgentCall
@@ -136,18 +136,31 @@ class MynaPolicy(AgentPolicy):
     def _pause_plan(self, pool: KvPool, now: float) -> PausePlan:
         key = (now, pool.used, pool.pinned)
         if self._plan is None or self._plan[0] != key:
-            retained = [
-                RetainedKv(
-                    str(extent.chain[0]),
-                    extent.start + extent.resident,
-                    self._expected_wait(extent, now),
-                    self._service.rank(str(extent.chain[0]), now),
-                )
-                for extent in pool.candidates
-            ]
-            plan = PausePlan(retained, capacity=self.facts.capacity, row_seconds=self.facts.row_seconds)
+            plan = PausePlan(
+                self._retained(pool, now), capacity=self.facts.capacity, row_seconds=self.facts.row_seconds
+            )
             self._plan = key, plan
         return self._plan[1]
+
+    def _retained(self, pool: KvPool, now: float) -> list[RetainedKv]:
+        """Return the KV of agents in gaps. Extents that several agents read count once, for the agent that returns
+        first; extents that running calls hold do not count."""
+        waits = [(self._expected_wait(extent, now), extent) for extent in pool.candidates]
+        waits.sort(key=lambda pair: pair[0])
+        retained = []
+        counted: set[Extent] = set()
+        for wait, candidate in waits:
+            if wait == math.inf:
+                break
+            tokens = 0
+            extent: Extent | None = candidate
+            while extent is not None and not extent.pins and extent not in counted:
+                counted.add(extent)
+                tokens += extent.resident
+                extent = extent.parent
+            program = str(candidate.chain[0])
+            retained.append(RetainedKv(program, tokens, wait, self._service.rank(program, now)))
+        return retained
 
     def _expected_wait(self, extent: Extent, now: float) -> float:
         """Return the seconds until a call is expected to read the extent again; see `expected_wait`.
@@ -157,7 +170,7 @@ class MynaPolicy(AgentPolicy):
         """
         chain = extent.chain
         if (call := self._waiting.get(chain)) is not None:
-            return 0.0 if is_active(call.length, extent.start + extent.resident) else now - call.issued
+            return 0.0 if is_mostly_cached(call.length, extent.start + extent.resident) else now - call.issued
         gap = self._gaps.get(chain)
         if gap is None or extent.released < gap[0]:
             return math.inf  # the agent is forgotten, or its latest call did not read the extent

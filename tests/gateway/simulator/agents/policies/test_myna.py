@@ -44,6 +44,29 @@ def test_newcomers_wait_for_kv_that_is_read_soon() -> None:
         assert program.admits(program.call(1, 5000)) is not waits
 
 
+def test_shared_kv_counts_once() -> None:
+    program = harness()
+    teach(program, 5.0)
+    trunk = program.serve(program.call(0, 4000))
+    for agent in "ab":  # sub-agents that extend the same 4,000 tokens
+        program.serve(program.next(trunk, 4500, agent=agent, stop="tool_use"))
+    assert program.admits(program.call(1, 4700))  # 5,000 tokens are protected, and an answer has 256
+    assert not program.admits(program.call(1, 4800))
+
+
+def test_kv_that_a_running_call_holds_does_not_count() -> None:
+    for runs in (False, True):
+        program = harness()
+        teach(program, 5.0)
+        trunk = program.serve(program.call(0, 4000))
+        program.serve(program.next(trunk, 4500))
+        if runs:
+            program.pool.acquire(trunk.path)
+        # the running call holds 4,000 tokens of the pool, and only 500 more are protected: as before, and no fewer
+        assert program.admits(program.call(1, 5200))
+        assert not program.admits(program.call(1, 5300))
+
+
 def test_kv_of_a_tool_that_takes_for_ever_keeps_no_program_waiting() -> None:
     program = harness()
     teach(program, 500.0)
