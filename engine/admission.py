@@ -15,10 +15,11 @@ context will be protected KV.
 Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. The final admission comes
 after `MAX_PAUSE_SECONDS`, or earlier if a step would be empty. Then the prompt may still wait for free blocks.
 
-An owner is an API key of a gateway. Owners with protected KV or with prompts to prefill have equal shares of the pool.
-If the tokens that a prompt needs and the protected KV of its owner fit this share, the protected KV and the prompts of
-other owners do not count against it. Otherwise they count: the prompts in full, the protected KV up to the shares of
-the other owners.
+An owner is an API key of a gateway. Owners with running calls, protected KV or prompts have equal shares of the pool.
+If a prompt and all that its owner has in the pool (running calls, protected KV, admitted prompts) fit this share, the
+protected KV and the prompts of other owners do not count against it. So if no owner exceeds its share, all of this fits
+the pool, and no owner evicts protected KV of another one. If the share is exceeded, they count: the prompts in full,
+the protected KV up to the shares of the other owners.
 """
 
 import math
@@ -86,23 +87,26 @@ class PromptAdmission:
             pause = sequence.pause = sequence.pause or Pause(now, 0, -math.inf)
             if pause.looked_up == -math.inf and self._lookups_left > 0:
                 self._look_up(sequence, pause, now)
-        size, unallocated = self._cache.block_size, Counter[int]()
+        size, unallocated, held = self._cache.block_size, Counter[int](), Counter[int]()
         for sequence in prefills:
             if sequence.is_admitted:
                 missing = max(0, len(sequence.tokens) - len(sequence.blocks) * size)
                 unallocated[owner_of(sequence.scope)] += missing
-        owners = self._protected.keys() | unallocated.keys() | {owner_of(sequence.scope) for sequence in waiting}
-        ending = {
-            owner_of(other.scope)
-            for other in block_holders
-            if other.is_pausable and other.blocks and not other.has_work
-        }
+        ending = set()
+        for holder in block_holders:
+            if holder.blocks:
+                owner = owner_of(holder.scope)
+                held[owner] += len(holder.blocks) * size
+                if holder.is_pausable and not holder.has_work:
+                    ending.add(owner)
+        owners = self._protected.keys() | unallocated.keys() | held.keys()
+        owners |= {owner_of(sequence.scope) for sequence in waiting}
         for sequence in waiting:
             needed, owner = self._needed(sequence, now), owner_of(sequence.scope)
             if needed is None:
                 self.admit(sequence)
                 continue
-            counted, pending = self._claims_against(owner, needed, unallocated, len(owners))
+            counted, pending = self._claims_against(owner, needed, unallocated, held, len(owners))
             if needed + pending + counted <= self._cache.available * size:
                 self.admit(sequence)
             elif not counted and owner not in ending:
@@ -160,15 +164,18 @@ class PromptAdmission:
         self._protected_total = sum(self._protected.values())
         self._count_time, self._reader_count = now, readers
 
-    def _claims_against(self, owner: int, needed: int, unallocated: Counter[int], owner_count: int) -> tuple[int, int]:
+    def _claims_against(
+        self, owner: int, needed: int, unallocated: Counter[int], held: Counter[int], owner_count: int
+    ) -> tuple[int, int]:
         """Return the tokens of protected KV, and those of admitted prompts without blocks yet, that count against a
         prompt: it must fit beside them.
 
         `needed`: tokens that the prompt needs. `unallocated`: tokens of admitted prompts that have no blocks yet, by
-        owner. `owner_count`: number of owners that have protected KV or prompts.
+        owner. `held`: tokens of the blocks that sequences hold, by owner; blocks that several sequences share count for
+        each of them. `owner_count`: number of owners with any of these, with protected KV or with prompts.
         """
         capacity, own = self._cache.capacity, self._protected.get(owner, 0)
-        if (own + needed) * owner_count <= capacity:
+        if (own + held[owner] + unallocated[owner] + needed) * owner_count <= capacity:
             return own, unallocated[owner]
         others = min(self._protected_total - own, capacity * (owner_count - 1) // owner_count)
         return own + others, unallocated.total()

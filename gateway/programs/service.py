@@ -47,16 +47,16 @@ GRANT_SECONDS = 300.0
 """Attained service, in seconds of engine time for weight 1, that leaves a program's rank at its arrival."""
 PROGRESS_SECONDS = 3000.0
 """Progress for a prompt that fills the window of its model, in seconds. In the simulator, the mean completion with 6000
-differed by less than 1%, and without progress it was 3% longer. The recorded sessions are cut at the window, so this
+differed by less than 1%, and without progress it was 2% longer. The recorded sessions are cut at the window, so this
 gains more there than for agents that shorten their prompts and go on (docs/benchmarks.md)."""
 PROGRESS_FROM = 0.7
-"""Part of the window up to which a prompt is no progress. In the simulator, the mean completion with 0.5 was equal, and
-with 0.9 it was 1.5% longer. Progress from 0 on cost up to 19% where agents fill a small part of the window: the longest
+"""Part of the window up to which a prompt is no progress. In the simulator, the mean completion with 0.5 and with 0.9
+differed by less than 1%. Progress from 0 on cost up to 19% where agents fill a small part of the window: the longest
 prompts, whose calls cost most, then go first."""
 MAX_LEAD = 14_400.0
 """Maximum number of seconds by which the deadline of a call is earlier or later because of its program. Without it,
 many old programs together could go before a call for ever. In the simulator, this bound does not change the mean
-completion. A bound of 7200 makes it 0.3% longer, and 2% in one setting."""
+completion. A bound of 7200 makes it 0.2% longer, and 1.3% in one setting."""
 HALF_LIFE = 3600.0
 """Time, in seconds, after which attained service counts half."""
 IDLE_SECONDS = 3600.0

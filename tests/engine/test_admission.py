@@ -1,5 +1,6 @@
 """engine/admission.py: which prompts wait so that others keep their KV."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -216,6 +217,52 @@ def test_an_owner_below_its_share_waits_only_for_what_runs() -> None:
     pool.run(running)
     pool.begin_tool(100, scope="greedy")
     assert not pool.waits(pool.new(110, scope="modest"))
+
+
+def test_running_calls_count_towards_the_share_of_their_owner() -> None:
+    pool = Pool()
+    running = pool.new(100, scope="first")
+    pool.run(running)
+    pool.begin_tool(100, scope="second")
+    small, large = pool.new(28, scope="first"), pool.new(60, scope="first")
+    pool.admission.admit_fitting([small], [running])
+    assert small.is_admitted
+    pool.admission.admit_fitting([large], [running])
+    assert not large.is_admitted, "it would exceed half of the pool, and evict KV of the other owner"
+
+
+_AMOUNTS = st.dictionaries(st.sampled_from("abc"), st.integers(0, CAPACITY // SIZE // 3), min_size=2)
+
+
+@given(running=_AMOUNTS, protected=_AMOUNTS, prompts=st.lists(st.tuples(st.sampled_from("abc"), st.integers(3, 40))))
+def test_a_prompt_that_exceeds_the_share_of_its_owner_is_admitted_only_if_all_fits(
+    running: dict[str, int], protected: dict[str, int], prompts: list[tuple[str, int]]
+) -> None:
+    """All amounts are in blocks. Prompts below 3 blocks are small, and need not wait."""
+    pool = Pool()
+    owners = running.keys() | protected.keys() | {owner for owner, _ in prompts}
+    share = (BLOCKS - 1) // len(owners)
+    amounts, holders = Counter[str](), []
+    for owner, blocks in running.items():
+        if 0 < blocks <= share:
+            amounts[owner] += blocks
+            pool.run(holder := pool.new(blocks * SIZE, owner))
+            holders.append(holder)
+    for owner, blocks in protected.items():
+        blocks = min(blocks, share - amounts[owner])
+        if blocks:
+            pool.begin_tool(blocks * SIZE, owner)
+            amounts[owner] += blocks
+    newcomers = [pool.new(blocks * SIZE, owner) for owner, blocks in prompts]
+    pool.admission.admit_fitting(newcomers, holders)
+    has_protected_kv = bool(pool.cache.expected_tokens(lambda tokens, wait: True))
+    for newcomer, (owner, blocks) in zip(newcomers, prompts, strict=True):
+        if newcomer.is_admitted:
+            amounts[owner] += blocks
+            if has_protected_kv and amounts[owner] > share:
+                assert amounts.total() <= BLOCKS - 1
+        else:
+            assert amounts[owner] + blocks > share
 
 
 def test_scopes_of_one_owner_have_one_share() -> None:
