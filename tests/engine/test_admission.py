@@ -238,7 +238,7 @@ _AMOUNTS = st.dictionaries(st.sampled_from("abc"), st.integers(0, CAPACITY // SI
 def test_a_prompt_that_exceeds_the_share_of_its_owner_is_admitted_only_if_all_fits(
     running: dict[str, int], protected: dict[str, int], prompts: list[tuple[str, int]]
 ) -> None:
-    """All amounts are in blocks. Prompts below 3 blocks are small, and need not wait."""
+    """Give all amounts in blocks. Prompts below 3 blocks are small, and need not wait."""
     pool = Pool()
     owners = running.keys() | protected.keys() | {owner for owner, _ in prompts}
     share = (BLOCKS - 1) // len(owners)
