@@ -14,9 +14,9 @@ from gateway.graph.limits import SharedLimit
 from gateway.programs.text_windows import (
     PERIOD,
     WINDOW,
+    Keys,
     WindowFilter,
     hash_indexed_windows,
-    hash_windows,
 )
 
 Source = TypeVar("Source", bound=Hashable)
@@ -51,9 +51,8 @@ _RARE = 8
 _MAX_SCANNED = 65_536
 """Maximum number of characters that are scanned to search each window of an answer in its own prompt: length of the
 texts, multiplied by the number of windows. Texts beyond it are hashed."""
-_CAPACITY_PER_WINDOW = 16
-"""Capacity of the filter with the windows of one answer, for each of them. With 1, a quarter of other windows would
-pass the filter; with 16, one in 64."""
+_CAPACITY_PER_WINDOW = 8
+"""Capacity of the filter with the windows of one answer, for each of them, so that few other windows pass it."""
 _ANSWER_BYTES, _WINDOW_BYTES = 900, 90
 """Approximate memory of an answer beside its text, and of a window, in bytes."""
 
@@ -76,8 +75,8 @@ class TextLink(Generic[Source]):
 
 @dataclass(eq=False, slots=True)
 class _Answer(Generic[Source]):
-    """An indexed text. `windows`: hashes at its indexed positions, -1 where the window is not in the index. `whole`:
-    hash of the whole text."""
+    """An indexed text. `windows`: hashes at its indexed positions, -1 where the window is not in the index. The filter
+    has the hashes of all of them. `whole`: hash of the whole text."""
 
     source: Source
     owner: object
@@ -99,16 +98,25 @@ def _append(answers: _Answers[Source], key: int, answer: _Answer[Source]) -> Non
         answers[key] = (*others, answer)
 
 
-def _discard(answers: _Answers[Source], key: int, answer: _Answer[Source]) -> bool:
-    """Remove an answer from under a hash. Do nothing if it is not there. Return whether the hash is gone with it."""
+def _discard(answers: _Answers[Source], key: int, answer: _Answer[Source]) -> None:
+    """Remove an answer from under a hash. Do nothing if it is not there."""
     found = answers.get(key)
     if found is answer:
         del answers[key]
-        return True
-    if isinstance(found, tuple):
+    elif isinstance(found, tuple):
         left = tuple([other for other in found if other is not answer])
         answers[key] = left[0] if len(left) == 1 else left
-    return False
+
+
+def _add_windows(windows: _Answers[Source], answer: _Answer[Source]) -> None:
+    """Add an answer under the hashes of its windows."""
+    keys = dict.fromkeys(answer.windows, answer)
+    keys.pop(-1, None)
+    if windows.keys().isdisjoint(keys):
+        windows.update(keys)  # a third of the time of the loop below
+        return
+    for key in keys:
+        _append(windows, key, answer)
 
 
 @dataclass(eq=False, slots=True)
@@ -140,7 +148,7 @@ class TextLinks(Generic[Source]):
         of one owner contain is not common."""
         self._limit = SharedLimit(max_bytes, several=several_tenants)
         self._filter = WindowFilter(max_bytes // _WINDOW_BYTES)
-        """The windows of each tenant's index. A window that only others have costs a lookup, and is no link."""
+        """The windows of all tenants' answers. A window that only others have costs a lookup, and is no link."""
         self._owner_of = owner_of
         self._tenants: dict[str, _Tenant[Source]] = {}
         self._numbers = 0
@@ -174,9 +182,9 @@ class TextLinks(Generic[Source]):
     def _add_text(
         self, tenant: str, source: Source, text: str, prompt: Sequence[str], most: int, work: list[int]
     ) -> None:
-        keys = hash_indexed_windows(text, min(len(text), most))
-        whole = hash(text)
-        copied = _copied(text, keys, prompt, work)
+        hashes = hash_indexed_windows(text, min(len(text), most))
+        keys, whole = hashes[:, 0].tolist(), hash(text)
+        copied = _copied(text, hashes, prompt, work)
         if copied:
             if 0 not in copied:  # the prompt has all of it
                 return
@@ -193,20 +201,10 @@ class TextLinks(Generic[Source]):
         held.of_source.setdefault(source, []).append(self._numbers)
         if whole:
             _append(held.wholes, whole, answer)
-        self._add_windows(held.windows, answer)
+        self._filter.add(hashes)
+        _add_windows(held.windows, answer)
         self._limit.add(tenant, size)
         self._make_room(tenant)
-
-    def _add_windows(self, windows: _Answers[Source], answer: _Answer[Source]) -> None:
-        keys = dict.fromkeys(answer.windows, answer)
-        keys.pop(-1, None)
-        if windows.keys().isdisjoint(keys):
-            windows.update(keys)  # a third of the time of the loop below
-            self._filter.add(keys)
-            return
-        self._filter.add([key for key in keys if key not in windows])
-        for key in keys:
-            _append(windows, key, answer)
 
     def _make_room(self, tenant: str) -> None:
         while not self._limit.has_room(tenant, 0) and self._tenants[tenant].answers:
@@ -235,9 +233,9 @@ class TextLinks(Generic[Source]):
     def _forget(self, tenant: str, held: "_Tenant[Source]", number: int) -> int:
         answer = held.answers.pop(number)
         _discard(held.wholes, answer.whole, answer)
-        windows = held.windows
-        removed = [key for key in answer.windows if _discard(windows, key, answer)]
-        self._filter.remove(removed)
+        for key in answer.windows:
+            _discard(held.windows, key, answer)
+        self._filter.remove(hash_indexed_windows(answer.text, PERIOD * len(answer.windows)))
         self._limit.remove(tenant, answer.size)
         if not held.answers:
             del self._tenants[tenant]
@@ -283,7 +281,7 @@ class TextLinks(Generic[Source]):
         work = [_MAX_COMPARISONS]
         settled: set[tuple[int, int]] = set()
         """Numbers of texts and hashes of windows that show nothing new further on in the text."""
-        found = [place for place in self._filter.find(hash_windows(texts.joined), _MAX_FOUND) if place[1] in windows]
+        found = [place for place in self._filter.find(texts.joined, _MAX_FOUND) if place[1] in windows]
         for position, key in _rare_first(found):
             place = texts.at(position)
             if place is None or (place.number, key) in settled:
@@ -453,10 +451,10 @@ def _equal_length(first: str, at: int, second: str, index: int, direction: int) 
     return found
 
 
-def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str], work: list[int]) -> bytes:
+def _copied(answer: str, hashes: Keys, prompt: Sequence[str], work: list[int]) -> bytes:
     """Return marks for the characters of an answer that it has copied from its own prompt, however often; nothing if
-    there are none. `indexed`: hashes at the indexed positions of the answer. `work`: number of comparisons that are
-    left.
+    there are none. `hashes`: what `hash_indexed_windows` returns for the answer. `work`: number of comparisons that
+    are left.
 
     The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, as in a search.
     """
@@ -478,9 +476,11 @@ def _copied(answer: str, indexed: Sequence[int], prompt: Sequence[str], work: li
             searched.append(text)
     if not searched:
         return b""
-    texts, windows = _Texts(searched), WindowFilter(_CAPACITY_PER_WINDOW * len(indexed))
-    windows.add(set(indexed))
-    found = _rare_first(windows.find(hash_windows(texts.joined), _MAX_FOUND))
+    texts, windows = _Texts(searched), WindowFilter(_CAPACITY_PER_WINDOW * len(hashes))
+    windows.add(hashes)
+    indexed = hashes[:, 0].tolist()
+    keys = set(indexed)
+    found = _rare_first([place for place in windows.find(texts.joined, _MAX_FOUND) if place[1] in keys])
     return _copied_places(answer, indexed, texts, found, work)
 
 

@@ -1,88 +1,118 @@
-"""gateway/programs/text_windows.py: equal windows have equal hashes, and the filter finds each that was added."""
+"""gateway/programs/text_windows.py: equal windows have equal hashes, and the filter finds each common text."""
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.programs.text_windows import PERIOD, WINDOW, WindowFilter, hash_indexed_windows, hash_windows
+from gateway.programs.text_windows import PERIOD, STRIDE, WINDOW, Keys, WindowFilter, hash_indexed_windows
 
+SHORTEST = WINDOW + PERIOD - 1
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=120)
 """Texts with characters of one to four bytes, and with surrogates."""
-LONGER = st.text(min_size=WINDOW, max_size=80)
 LONG_TEXT = "".join(random.Random(1).choices("abcdefgh ", k=20_000))
 
 
-@settings(max_examples=300)
-@given(TEXTS, LONGER, TEXTS)
-def test_windows_have_the_same_hashes_in_all_texts(before: str, text: str, after: str) -> None:
-    alone = hash_windows(text).tolist()
-    assert len(alone) == len(text) - WINDOW + 1
-    assert hash_windows(before + text + after).tolist()[len(before) : len(before) + len(alone)] == alone
+def hashes(text: str) -> Keys:
+    return hash_indexed_windows(text, len(text))
+
+
+def filter_with(text: str, capacity: int = 1_000) -> WindowFilter:
+    windows = WindowFilter(capacity)
+    windows.add(hashes(text))
+    return windows
 
 
 @settings(max_examples=300)
 @given(TEXTS, st.integers(0, 150))
-def test_indexed_hashes_are_those_of_every_25th_window(text: str, end: int) -> None:
-    expected = hash_windows(text).tolist()[:end:PERIOD] if len(text) >= WINDOW else []
-    assert hash_indexed_windows(text, end) == expected
+def test_hashes_are_those_of_windows_from_every_25th_position_on(text: str, end: int) -> None:
+    found = hash_indexed_windows(text, end)
+    positions = range(0, max(0, min(end, len(text) - WINDOW + 1)), PERIOD)
+    assert found.shape == (len(positions), STRIDE + 1)
+    for position, row in zip(positions, found[:, :STRIDE].tolist(), strict=True):
+        for shift, key in enumerate(row):
+            if position + shift + WINDOW <= len(text):
+                assert key == hash_indexed_windows(text[position + shift :], 1)[0, 0]
 
 
 def test_different_windows_have_different_hashes() -> None:
-    windows = {LONG_TEXT[place : place + WINDOW] for place in range(len(LONG_TEXT) - WINDOW + 1)}
-    assert len(set(hash_windows(LONG_TEXT).tolist())) == len(windows)
+    windows = {LONG_TEXT[place + shift :][:WINDOW] for place in range(0, 19_900, PERIOD) for shift in range(STRIDE)}
+    assert len(set(hash_indexed_windows(LONG_TEXT, 19_900)[:, :STRIDE].ravel().tolist())) == len(windows)
+
+
+@settings(max_examples=500)
+@given(
+    TEXTS,
+    st.text(st.characters(exclude_categories=()), min_size=SHORTEST, max_size=80),
+    TEXTS,
+    TEXTS,
+    TEXTS,
+    st.booleans(),
+)
+def test_the_indexed_window_of_each_common_text_is_found(
+    before: str, common: str, after: str, searched_before: str, searched_after: str, is_long: bool
+) -> None:
+    text = before + common + after
+    if is_long:
+        searched_after += LONG_TEXT[:1_000]
+    found = filter_with(text).find(searched_before + common + searched_after, 1_000)
+    positions = [place for place, _ in found]
+    assert positions == sorted(set(positions))
+    indexed = {
+        (len(searched_before) + place - len(before), hashes(text)[place // PERIOD, 0])
+        for place in range(0, len(text) - WINDOW + 1, PERIOD)
+        if len(before) <= place <= len(before) + len(common) - WINDOW
+    }
+    assert indexed
+    assert indexed <= set(found)
+
+
+@pytest.mark.parametrize("length", [0, 1, WINDOW - 1])
+def test_texts_without_a_window_have_no_hashes(length: int) -> None:
+    assert hashes("a" * length).shape == (0, STRIDE + 1)
+    assert filter_with("a" * 100).find("a" * length, 10) == []
 
 
 @settings(max_examples=200)
-@given(st.lists(st.tuples(st.integers(0, 40), st.booleans())))
-def test_the_filter_finds_each_hash_that_was_added(steps: list[tuple[int, bool]]) -> None:
-    searched = hash_windows(LONG_TEXT[:200])
-    keys, present = searched.tolist(), set()
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40))
+def test_hashes_that_were_added_are_found_until_they_are_removed_as_often(steps: list[tuple[int, bool]]) -> None:
+    texts = [LONG_TEXT[100 * number : 100 * number + 100] for number in range(10)]
+    present: list[int] = []
     windows = WindowFilter(100)
     for number, adds in steps:
-        if adds and number not in present:
-            windows.add([keys[number]])
-            present.add(number)
-        elif not adds and number in present:
-            windows.remove([keys[number]])
+        keys = hashes(texts[number])
+        if adds:
+            windows.add(keys)
+            present.append(number)
+        elif number in present:
+            windows.remove(keys)
             present.remove(number)
-    assert {(number, keys[number]) for number in present} <= set(windows.find(searched, 1_000))
-    windows.remove([keys[number] for number in present])
-    assert windows.find(searched, 1_000) == []
-
-
-def test_the_filter_finds_the_same_in_many_hashes_as_in_few() -> None:
-    """Add, find and remove hashes with a filter so small that they collide."""
-    searched = hash_windows(LONG_TEXT)
-    keys, windows = list(dict.fromkeys(searched.tolist()[::40])), WindowFilter(100)
-    windows.add(keys)
-    for gone in (keys[::2], keys[1::2]):
-        few = [
-            (start + place, key)
-            for start in range(0, len(searched), 1_000)
-            for place, key in windows.find(searched[start : start + 1_000], 1_000)
-        ]
-        assert windows.find(searched, len(searched)) == few
-        assert few
-        windows.remove(gone)
-    assert windows.find(searched, len(searched)) == []
+    for number in present:
+        assert {key for _, key in windows.find(texts[number], 1_000)} >= set(hashes(texts[number])[:, 0].tolist())
+    for number in present:
+        windows.remove(hashes(texts[number]))
+    assert windows.find(LONG_TEXT, len(LONG_TEXT)) == []
 
 
 def test_the_filter_excludes_most_hashes_that_were_not_added() -> None:
-    searched = hash_windows(LONG_TEXT)
-    windows = WindowFilter(5_000)
-    windows.add(set(searched[:5_000].tolist()))
-    assert len(windows.find(searched[5_000:], 20_000)) < 15_000 / 3
-    assert windows.find(searched, 3) == [(place, searched[place].item()) for place in range(3)]
+    added, searched = LONG_TEXT[:10_000], LONG_TEXT[10_000:]
+    windows = filter_with(added, len(hashes(added)))
+    assert len(windows.find(searched, 20_000)) < 10_000 / 3
+
+
+def test_the_number_of_positions_is_limited() -> None:
+    windows = filter_with("a" * 100)
+    assert [place for place, _ in windows.find("a" * 5_000, 1_000)] == list(range(1_000))
+    assert len(windows.find("a" * 5_000, 10_000)) == 5_000 - WINDOW + 1
 
 
 def test_counts_that_are_full_exclude_nothing_that_is_present() -> None:
-    """Add many more hashes than the filter is made for, and remove all but one."""
-    searched = hash_windows(LONG_TEXT)
-    keys = list(dict.fromkeys(searched.tolist()))
-    windows = WindowFilter(1)
-    for _ in range(100):
+    """Add many more hashes than the filter is made for, more often than it counts, and remove all but one text."""
+    windows, keys, kept = WindowFilter(1), hashes(LONG_TEXT), LONG_TEXT[:100]
+    for _ in range(300):
         windows.add(keys)
-    for _ in range(100):
-        windows.remove(keys[1:])
-    assert (0, keys[0]) in windows.find(searched, len(searched))
+    windows.add(hashes(kept))
+    for _ in range(300):
+        windows.remove(keys)
+    assert {key for _, key in windows.find(kept, 1_000)} >= set(hashes(kept)[:, 0].tolist())
