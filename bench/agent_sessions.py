@@ -64,6 +64,11 @@ class AgentSession:
     turns: tuple[Turn, ...]
 
 
+def without_tool_calls(session: AgentSession) -> AgentSession:
+    """Return the session with texts of the recorded lengths in place of tool calls; tools run as long as before."""
+    return replace(session, turns=tuple(replace(turn, calls_tool=False) for turn in session.turns))
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How a recording becomes a shorter one. `tokens`, `seconds`: divisors. `longest`: maximum scaled time of a tool,

@@ -40,6 +40,7 @@ from bench.agent_sessions import (
     read_sessions,
     tool_for,
     tools_of,
+    without_tool_calls,
 )
 from bench.peer import vllm
 from bench.servers import started
@@ -409,6 +410,13 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="send ignore_eos with requests for text, which fixes the length of answers (default: on)",
     )
+    parser.add_argument(
+        "--tool-calls",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="answers before a tool's run are tool calls (default: on); off: texts of the recorded lengths, for "
+        "servers that do not enforce tool_choice",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--settings",
@@ -427,6 +435,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recorded = list(read_sessions(chosen.file, scale))
     except (BadSessions, OSError) as error:
         raise SystemExit(f"bench.agents: {error}") from None
+    if not chosen.tool_calls:
+        recorded = [without_tool_calls(session) for session in recorded]
     if not recorded:
         raise SystemExit(f"bench.agents: {chosen.file} has no session that fits into {chosen.window} tokens")
     found: dict[str, list[Run]] = {}

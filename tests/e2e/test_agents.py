@@ -24,6 +24,7 @@ from bench.agent_sessions import (
     read_sessions,
     tool_for,
     tools_of,
+    without_tool_calls,
 )
 from bench.agents import Run, main, pool_tokens, summary, table
 from bench.programs import SHAPES, Load
@@ -172,6 +173,16 @@ def test_a_tool_is_about_as_long_as_the_recorded_answer(tokens: int) -> None:
     assert distance[tool_for(tokens)] == min(distance.values())
 
 
+def test_without_tool_calls_answers_are_texts_of_the_recorded_lengths(tmp_path: Path) -> None:
+    for session in read_sessions(_file(tmp_path, *SESSIONS), Scale()):
+        assert any(turn.calls_tool for turn in session.turns)
+        texts = without_tool_calls(session)
+        assert not any(turn.calls_tool for turn in texts.turns)
+        assert [(turn.completion, turn.think) for turn in texts.turns] == [
+            (turn.completion, turn.think) for turn in session.turns
+        ]
+
+
 def test_the_pool_is_smaller_than_the_sessions_but_fits_each(tmp_path: Path) -> None:
     sessions = choose(_sessions(tmp_path), 9, 4, 1)
     peaks = [peak_tokens(session) for session in sessions]
@@ -268,7 +279,7 @@ def test_replays_sessions_directly_and_through_a_gateway(
         assert (len(run["sessions"]), len(run["requests"])) == (3, 12)
         assert 0 < run["cached"] < run["prompt"]
         assert server["hit_rate"] > 0.5, "every request but the first of a session extends an earlier one"
-    main([file, *options, "--no-own"])
+    main([file, *options, "--no-own", "--no-tool-calls"])
     assert "| tiny |" in capfd.readouterr().out
     with pytest.raises(SystemExit, match=r"bench\.agents: tiny: 404: .*missing"):
         main([file, *options, "--no-own", "--model", "missing"])
