@@ -90,8 +90,7 @@ class PromptAdmission:
         size, unallocated, held = self._cache.block_size, Counter[int](), Counter[int]()
         for sequence in prefills:
             if sequence.is_admitted:
-                missing = max(0, len(sequence.tokens) - len(sequence.blocks) * size)
-                unallocated[owner_of(sequence.scope)] += missing
+                unallocated[owner_of(sequence.scope)] += self._missing(sequence)
         ending = set()
         for holder in block_holders:
             if holder.blocks:
@@ -102,12 +101,10 @@ class PromptAdmission:
         owners = self._protected.keys() | unallocated.keys() | held.keys()
         owners |= {owner_of(sequence.scope) for sequence in waiting}
         for sequence in waiting:
-            needed, owner = self._needed(sequence, now), owner_of(sequence.scope)
-            if needed is None:
-                self.admit(sequence)
-                continue
+            owner, must_fit = owner_of(sequence.scope), self._must_fit(sequence, now)
+            needed = self._missing(sequence)
             counted, pending = self._claims_against(owner, needed, unallocated, held, len(owners))
-            if needed + pending + counted <= self._cache.available * size:
+            if not must_fit or needed + pending + counted <= self._cache.available * size:
                 self.admit(sequence)
             elif not counted and owner not in ending:
                 assert sequence.pause is not None
@@ -121,23 +118,27 @@ class PromptAdmission:
         """Admit the prompt of a sequence for good, without a check."""
         sequence.is_admitted, sequence.pause = True, None
 
-    def _needed(self, sequence: TokenSequence, now: float) -> int | None:
-        """Return the number of tokens of a prompt that have no KV yet. Return None if the prompt need not wait."""
+    def _must_fit(self, sequence: TokenSequence, now: float) -> bool:
+        """Return whether a prompt may have to wait. Look it up again if the last lookup is old."""
         prompt, pause = len(sequence.tokens), sequence.pause
         assert pause is not None
         if sequence.blocks and not pause.was_tried:  # of a fork, or of a further fill
-            return None
+            return False
         if now - pause.looked_up >= _LOOKUP_SECONDS and self._lookups_left > 0:
             self._look_up(sequence, pause, now)
-        # when it was tried, it may have taken cached blocks without getting its own
-        needed = prompt - max(pause.cached, len(sequence.blocks) * self._cache.block_size)
-        if (
+        return not (
             is_mostly_cached(prompt, pause.cached)
-            or is_small(needed, self._cache.capacity)
+            or is_small(self._missing(sequence), self._cache.capacity)
             or now - pause.since >= MAX_PAUSE_SECONDS
-        ):
-            return None
-        return needed
+        )
+
+    def _missing(self, sequence: TokenSequence) -> int:
+        """Return the number of tokens of a prompt for which it will get blocks of its own.
+
+        A prompt that was tried may have taken cached blocks without getting its own.
+        """
+        cached = 0 if sequence.pause is None else sequence.pause.cached
+        return max(0, len(sequence.tokens) - max(cached, len(sequence.blocks) * self._cache.block_size))
 
     def _look_up(self, sequence: TokenSequence, pause: Pause, now: float) -> None:
         """Look up how many tokens of a prompt are cached. If these are at least half of it, the pool evicts them last

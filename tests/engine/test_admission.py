@@ -361,6 +361,16 @@ def test_prompts_of_another_owner_are_no_reason_to_wait_below_the_share() -> Non
     assert not newcomer.is_admitted, "with it, the owner has more than half of the pool"
 
 
+def test_prompts_that_need_not_wait_count_for_prompts_of_the_same_step() -> None:
+    for length, waits in (60, False), (80, True):
+        pool = Pool()
+        agent = pool.begin_tool(100)
+        turn, newcomer = pool.new(90, beginning=agent.tokens), pool.new(length)
+        pool.waits(turn, newcomer)
+        assert turn.is_admitted, "more than half of it is cached"
+        assert newcomer.is_admitted is not waits, f"100 tokens are protected, the turn needs 90 more, and it {length}"
+
+
 def test_prompts_that_are_admitted_together_fit_together() -> None:
     pool = Pool()
     pool.begin_tool(100)
