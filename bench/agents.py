@@ -414,8 +414,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tool-calls",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="answers before a tool's run are tool calls (default: on); off: texts of the recorded lengths, for "
-        "servers that do not enforce tool_choice",
+        help="send tool_choice where the recorded answer is a tool call (default: on); off: request a text of the "
+        "recorded length, for servers that ignore a tool_choice that names a tool",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(

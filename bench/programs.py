@@ -5,8 +5,8 @@ it measures new requests. The time of a request has three parts: hashing its mes
 answers that its prompt contains; and recording its end, with an answer of 200 characters. A figure is the median over
 the rounds, of the mean of the requests of a round.
 
-The texts are random words, so no prompt contains an earlier answer. Only the rows "turn of an agent" send requests that
-extend a conversation of the index. Requests of several messages begin with a system message. They have no tool calls.
+The texts are random words. A prompt contains an earlier answer only if it extends that conversation: in the rows "turn
+of an agent", and with `--agents`. Requests of several messages begin with a system message. They have no tool calls.
 
 With `--agents FILE`, the benchmark also replays recorded sessions of agents, one after the other: all requests in full
 size, with tool calls and their results. The texts are random words again. The other live programs are as above. The
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bench.programs", description=__doc__, allow_abbrev=False)
     parser.add_argument("--programs", type=int, default=10_000, help="number of live programs (default: 10000)")
     parser.add_argument("--requests", type=int, default=300, help="requests of each kind in a round (default: 300)")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds, all kinds in each (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; each measures all kinds (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the texts (default: 1)")
     parser.add_argument(
         "--agents",

@@ -3,23 +3,25 @@ read soon.
 
 While an agent waits for a tool or a person, its KV stays in the pool. If a new prompt evicted this KV, the agent would
 compute its whole history again, and evict the KV of the next agent. So the engine *protects* KV whose forecast is short
-enough (`engine.kv.pausing.max_protected_wait`), and prompts that do not fit beside the protected KV wait. The pool
-evicts the cached beginning of an admitted prompt last, until its first step.
+enough (`engine.kv.pausing.max_protected_wait`): prompts that do not fit beside the protected KV wait. Protection only
+delays prompts. The eviction policy does not know it, and running calls may evict protected KV. If at least half of a
+prompt is cached, the pool evicts this KV last until the prompt's first step.
 
-If a prompt fits or need not wait, its admission is final. If the pool is full, but no protected KV counts against a
-prompt (see below), the admission is valid for one step: the step scheduler decides by rank which prompts begin. The
-others may have to wait in the next step, because the KV of calls that have ended meanwhile is protected. While a call
-of the same owner has ended and its context is not freed yet, there is no admission for one step: the blocks of that
-context will be protected KV.
-
-Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. The final admission comes
-after `MAX_PAUSE_SECONDS`, or earlier if a step would be empty. Then the prompt may still wait for free blocks.
+Only prompts with `Fill.pausable` wait: those of plain requests that belong to a program. A prompt waits for at most
+`MAX_PAUSE_SECONDS`. If a step would be empty, the first waiting prompt is admitted. An admitted prompt may still wait
+for free blocks.
 
 An owner is an API key of a gateway. Owners with running calls, protected KV or prompts have equal shares of the pool.
 If a prompt and all that its owner has in the pool (running calls, protected KV, admitted prompts) fit this share, the
 protected KV and the prompts of other owners do not count against it. So if no owner exceeds its share, all of this fits
-the pool, and no owner evicts protected KV of another one. If the share is exceeded, they count: the prompts in full,
-the protected KV up to the shares of the other owners.
+the pool. If the share is exceeded, they count: the prompts in full, the protected KV up to the shares of the other
+owners.
+
+If a prompt fits or need not wait, its admission is final. If the pool is full, but no protected KV counts against a
+prompt, the admission is valid for one step: the step scheduler decides by rank which prompts begin. The others may have
+to wait in the next step, because the KV of calls that have ended meanwhile is protected. An owner gets no admission for
+one step while one of its pausable contexts holds blocks and has no work: its call has probably ended, and its blocks
+become protected KV once the gateway frees the context.
 """
 
 import math
@@ -36,8 +38,8 @@ _LOOKUP_SECONDS = 1.0
 computed it."""
 _LOOKUP_TOKENS = 65_536
 """Budget of the lookups of one step, in tokens, so that many long prompts do not make steps long. A lookup costs one
-block and the cached tokens that it finds, twice if the pool is to evict them last. The last lookup may exceed the
-budget. The other prompts are looked up in the next steps."""
+block, and the cached tokens that it finds; these count twice if the pool is to evict them last. The last lookup may
+exceed the budget. The other prompts are looked up in the next steps."""
 _COUNT_SECONDS = 0.02
 """Time for which the count of protected KV is valid, in seconds, if the cache expects no new reader
 (`KVCache.expect_reader`)."""
@@ -65,8 +67,9 @@ class PromptAdmission:
         """Prompts that are admitted for this step only, unless they begin in it."""
 
     def admit_fitting(self, prefills: Sequence[TokenSequence], block_holders: Iterable[TokenSequence] = ()) -> None:
-        """Admit the prompts that fit beside the protected KV or need not wait, in order of rank. Withdraw admissions
-        that were valid for the last step only, if the prompts did not begin in it.
+        """Admit the prompts that fit beside the protected KV or need not wait, in order of rank. Admit for one step
+        those against which no protected KV counts. Withdraw such admissions of the last step, if the prompts did not
+        begin in it.
 
         Call it before each step. `prefills`: all prompts that are to be computed, in order of rank. `block_holders`:
         all sequences that may hold blocks.
@@ -83,7 +86,7 @@ class PromptAdmission:
         now = self._now()
         self._lookups_left = _LOOKUP_TOKENS
         self._count(now)
-        for sequence in waiting:  # first lookups before repeated ones, which would use up the tokens
+        for sequence in waiting:  # first lookups before repeated ones, which could use up the budget
             pause = sequence.pause = sequence.pause or Pause(now, 0, -math.inf)
             if pause.looked_up == -math.inf and self._lookups_left > 0:
                 self._look_up(sequence, pause, now)
@@ -119,10 +122,10 @@ class PromptAdmission:
         sequence.is_admitted, sequence.pause = True, None
 
     def _must_fit(self, sequence: TokenSequence, now: float) -> bool:
-        """Return whether a prompt may have to wait. Look it up again if the last lookup is old."""
+        """Return whether a prompt must fit beside the protected KV. Look it up again if the last lookup is old."""
         prompt, pause = len(sequence.tokens), sequence.pause
         assert pause is not None
-        if sequence.blocks and not pause.was_tried:  # of a fork, or of a further fill
+        if sequence.blocks and not pause.was_tried:  # a fork begins with the blocks of its parent
             return False
         if now - pause.looked_up >= _LOOKUP_SECONDS and self._lookups_left > 0:
             self._look_up(sequence, pause, now)
@@ -133,9 +136,10 @@ class PromptAdmission:
         )
 
     def _missing(self, sequence: TokenSequence) -> int:
-        """Return the number of tokens of a prompt for which it will get blocks of its own.
+        """Return the number of tokens of a prompt without blocks. Tokens that were cached at the last lookup do not
+        count, unless the admission is final already.
 
-        A prompt that was tried may have taken cached blocks without getting its own.
+        A prompt that was admitted for one step may have taken cached blocks without getting its own.
         """
         cached = 0 if sequence.pause is None else sequence.pause.cached
         return max(0, len(sequence.tokens) - max(cached, len(sequence.blocks) * self._cache.block_size))
@@ -153,7 +157,8 @@ class PromptAdmission:
     def _count(self, now: float) -> None:
         """Count the protected KV, unless the last count is recent and the cache expects no new reader since.
 
-        Reason: freed blocks are available immediately. With an older count, a prompt could be admitted and evict them.
+        Reason: freed blocks are available immediately. With a count from before, a prompt could be admitted to their
+        room, although they are protected.
         """
         readers = self._cache.expected_readers
         if readers == self._reader_count and 0.0 <= now - self._count_time < _COUNT_SECONDS:

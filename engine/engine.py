@@ -33,8 +33,8 @@ _MAX_TOKEN_CHARACTERS = 16
 wait for that."""
 
 _UNKNOWN_GAP = (0.0,)
-"""Durations of earlier gaps until the gateway sends them. With the one duration 0, `expected_wait` returns the time
-since the free."""
+"""Durations that stand in for those of earlier gaps until `Retain` arrives, in seconds. With them, `expected_wait`
+returns the time since the free: the gap is expected to last as long again."""
 _RETAIN_SECONDS = 2.0
 """Maximum time for which the engine expects a reader of a freed context without `Retain`, in seconds."""
 
@@ -92,8 +92,8 @@ class Engine:
         self._token_table = TokenTable(parts.tokenizer)
         self._sequences: dict[int, TokenSequence] = {}
         self._unreported: dict[LastBlock, float] = {}
-        """Contexts of programs that were freed and for which no `Retain` came yet: their last blocks, and the times in
-        seconds, in this order."""
+        """Last blocks of freed contexts of programs without `Retain`, each with the time of its free in seconds, the
+        oldest first."""
         self._retry_alone: deque[int] = deque()
         self._running: _RunningStep | None = None
         """Step whose results are not read yet."""
@@ -239,9 +239,9 @@ class Engine:
 
         Return the record of its last cached block, for `retain`; None if there is none.
 
-        After the end of a call of a program, the gateway frees its context and sends `Retain`, sometimes several steps
-        later. A waiting prompt could evict the KV meanwhile. So the engine expects a reader, for `_RETAIN_SECONDS` at
-        most.
+        If the context is pausable and has no work left, its call has ended, and `Retain` follows, sometimes several
+        steps later. A waiting prompt could evict the KV meanwhile. So the engine expects a reader until then, for
+        `_RETAIN_SECONDS` at most.
         """
         target = self._sequences.pop(context, None)
         is_complete = context not in self._pending_generations
@@ -256,8 +256,8 @@ class Engine:
         return last_block
 
     def _expire_unreported(self) -> None:
-        """End the expectation of a reader for freed contexts for which no `Retain` came in time, for example because a
-        client disconnected."""
+        """End the expectation of a reader for freed contexts for which no `Retain` came in time, for example because
+        the call failed in the gateway after its last token."""
         while self._unreported:
             last_block, freed = next(iter(self._unreported.items()))
             if time.monotonic() - freed < _RETAIN_SECONDS:

@@ -67,7 +67,7 @@ class Embed(msgspec.Struct, frozen=True, tag="embed"):
 
 
 class Free(msgspec.Struct, frozen=True, tag="free"):
-    """Delete the context and abort its work. The cache retains its computed blocks until it evicts them. Unknown ids
+    """Delete the context and abort its work. The cache retains its full blocks until it evicts them. Unknown ids
     are ignored: freeing is idempotent."""
 
     context: int

@@ -61,9 +61,10 @@ class TokenSequence:
         self.is_pausable = False
         """Whether its prompt may have to wait, because it belongs to a program; see `Fill`."""
         self.is_admitted = True
-        """Whether the prompt may begin; for one step only while `pause` is set. See `engine.admission`."""
+        """Whether the prompt may begin. If `pause` is set as well, the admission is valid for one step; see
+        `engine.admission`."""
         self.pause: Pause | None = None
-        """Set from the first check of the prompt until its final admission."""
+        """State of the prompt's wait, from its first check to its final admission; otherwise None."""
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0

@@ -4,24 +4,24 @@ The engine decides for its own cache (`engine.admission`), and the gateway for t
 (`gateway.scheduler.program_gate`). Both use the functions below; only the gateway and the simulator use `PausePlan`.
 
 While the tools of a program run or a person reads, its KV occupies the pool. Retaining it pays if its forecast is short
-enough. The *forecast* is the time, in seconds, for which such KV stays in the pool for each time that it is read again
-(`engine.kv.forecast.expected_wait`). Let the KV have `tokens` of a pool of `capacity`, and let `wait` be its forecast.
-Retaining the KV costs `tokens * wait` token-seconds of the pool. Evicting it costs `tokens * row_seconds` seconds of
-the engine, and `tokens * tokens * row_seconds` token-seconds of the pool while it is computed again. The returning
-program then evicts another one, at the same cost, so an eviction costs `DISPLACEMENTS` prefills. Let one second of the
-engine be worth `capacity` token-seconds. Then retaining is cheaper up to
+enough. The *forecast* is the expected number of seconds in the pool for each hit (`engine.kv.forecast.expected_wait`).
+Let the KV have `tokens` of a pool of `capacity`, and let `wait` be its forecast. Retaining the KV costs `tokens * wait`
+token-seconds of the pool. Evicting it costs `tokens * row_seconds` seconds of the engine, and `tokens * tokens *
+row_seconds` token-seconds of the pool while it is computed again. The returning program then evicts another one, at the
+same cost, so an eviction costs `DISPLACEMENTS` prefills. Let one second of the engine be worth `capacity`
+token-seconds. Then retaining is cheaper up to
 
     wait = DISPLACEMENTS * (tokens + capacity) * row_seconds
 
 KV with at most this forecast is *protected*. A call with at least half of its prompt cached is admitted. Other calls
-wait until they fit beside the protected KV. The eviction policy evicts all KV of one program before it evicts KV of
-the next one. So after a gap, most calls find either all of their KV or none of it.
+wait until they fit beside the protected KV. The engine's eviction policy evicts all blocks that a freed context leaves
+before it evicts those of the next one. So after a gap, most calls find either all of their KV or none of it.
 
 A small call is admitted as well: it displaces little, whatever the pool holds. And while an engine has no work, a wait
 saves at most the time to compute the displaced KV again. The engine then admits the first waiting prompt immediately.
-The gateway admits a call once the server has run no call of a program for longer than it needs to compute the call's
-own tokens. This rule of the gateway costs at most twice as much as a decision that knows the future (the ski rental
-problem).
+The gateway admits a call once the server has run no call of a program for longer, in total, than it needs to compute
+the call's own tokens. This rule of the gateway costs at most twice as much as a decision that knows the future (the ski
+rental problem).
 
 After `MAX_PAUSE_SECONDS`, the engine admits a call; then the call may still wait for free blocks. In the gateway, such
 a call waits only for running calls and for the KV of programs with the same or a lower program rank, until
@@ -45,8 +45,9 @@ together do not evict each other."""
 
 
 class RetainedKv(NamedTuple):
-    """KV of a program in a gap. `tokens`: tokens of the pool that its eviction would free. `wait`: its forecast, in
-    seconds; see `engine.kv.forecast.expected_wait`. `rank`: rank of the program; the lowest goes first."""
+    """KV of a program in a gap, or of a call that waits. `tokens`: tokens of the pool that its eviction would free.
+    `wait`: its forecast, in seconds; see `engine.kv.forecast.expected_wait`. `rank`: rank of the program; the lowest
+    goes first."""
 
     program: str
     tokens: int
@@ -56,9 +57,10 @@ class RetainedKv(NamedTuple):
 
 class PendingCall(NamedTuple):
     """Call that waits. `prompt`: tokens of its prompt. `cached`: number of its first tokens that are cached. `needed`:
-    tokens of the pool that it would occupy beyond those that running calls hold. `waited`: seconds since it began to
-    wait for this engine. `rank`: rank of its program. `idle`: seconds of `waited` in which the server ran no call of a
-    program; 0 in the simulator."""
+    tokens of the pool that it would occupy anew, with its expected answer: without those that running calls hold, or in
+    the gateway, without the beginning that other programs have as well. `waited`: seconds since it began to wait for
+    this engine. `rank`: rank of its program. `idle`: seconds of `waited` in which the server ran no call of a program;
+    0 in the simulator."""
 
     program: str
     prompt: int

@@ -52,7 +52,8 @@ _MAX_SCANNED = 65_536
 """Maximum number of characters that are scanned to search each window of an answer in its own prompt: length of the
 texts, multiplied by the number of windows. Texts beyond it are hashed."""
 _CAPACITY_PER_WINDOW = 8
-"""Capacity of the filter with the windows of one answer, for each of them, so that few other windows pass it."""
+"""Capacity of the filter for one answer, in windows for each window of the answer. More capacity lets fewer other
+windows pass."""
 _ANSWER_BYTES, _WINDOW_BYTES = 900, 90
 """Approximate memory of an answer beside its text, and of a window, in bytes."""
 
@@ -170,8 +171,8 @@ class TextLinks(Generic[Source]):
         """Remember the texts of an answer.
 
         `prompt`: texts of its own prompt. Text that the answer copied from them is not indexed: a later prompt probably
-        got it from the same place as this prompt. `most`: number of characters at the start of each text in which
-        common text must begin.
+        got it from the same place as this prompt. `most`: number of characters at the start of each text in which the
+        first indexed window of common text must begin.
         """
         work = [_MAX_COMPARISONS]
         for text in texts:
@@ -280,7 +281,8 @@ class TextLinks(Generic[Source]):
         windows = held.windows
         work = [_MAX_COMPARISONS]
         settled: set[tuple[int, int]] = set()
-        """Numbers of texts and hashes of windows that show nothing new further on in the text."""
+        """Pairs of the number of a text and the hash of a window, whose answers were all found: other occurrences in
+        this text are skipped."""
         found = [place for place in self._filter.find(texts.joined, _MAX_FOUND) if place[1] in windows]
         for position, key in _rare_first(found):
             place = texts.at(position)
@@ -456,7 +458,7 @@ def _copied(answer: str, hashes: Keys, prompt: Sequence[str], work: list[int]) -
     there are none. `hashes`: what `hash_indexed_windows` returns for the answer. `work`: number of comparisons that
     are left.
 
-    The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, as in a search.
+    The indexed positions of the answer find each copy of at least `MIN_CHARACTERS`, within the limits of a search.
     """
     if work[0] <= 0:
         return b""

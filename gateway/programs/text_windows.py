@@ -1,15 +1,17 @@
-"""Hashes of windows: pieces of 16 characters, by which a text that two texts have in common is found.
+"""Hashes of windows (pieces of 16 characters), with which text that a prompt and an answer have in common is found.
 
 If two texts have 40 characters in common, windows at 25 consecutive positions are equal. Answers are *indexed* at each
 25th position. So each common text of at least `WINDOW + PERIOD - 1` = 40 characters (`text_links.MIN_CHARACTERS`)
 contains an indexed window.
 
 A prompt is searched at each 5th position only, because it is much longer than the answers. For this, a filter contains
-the hashes at 5 consecutive positions from each indexed position on. The numbers of these positions of the answer have
-the remainders 0 to 4 modulo 25. Of 25 consecutive positions of a prompt, 5 are searched, at a distance of 5.
-So in a common text, exactly one of them has one of these remainders in the answer, and the filter contains its hash.
+the hashes at 5 consecutive positions from each indexed position on. These positions of the answer have the
+remainders 0 to 4 modulo 25. Of 25 consecutive positions of a prompt, 5 are searched, at a distance of 5. So in a common
+text of 40 characters, exactly one of them has one of these remainders in the answer, and the filter contains its hash.
 The indexed window of the common text is then at most 4 positions before this one, or 21 to 25 after it
-(`WindowFilter.find`).
+(`WindowFilter.find`). Example: an answer is indexed at 0, 25 and 50, so the filter has the hashes at 0 to 4, 25 to 29
+and 50 to 54. A common text begins at position 3 of the answer, and the prompt is searched at the answer's positions 3,
+8, 13, 18 and 23. The hash at 3 is in the filter. The window at 0 is not in the common text, but the one at 25 is.
 
 Each character is first folded to one byte, so a window of 16 characters is two 64-bit words. The hash of a window is
 the sum of both, each multiplied by a random odd number, as in multiply-shift hashing (Dietzfelbinger et al., "A
@@ -29,8 +31,8 @@ WINDOW = 16
 PERIOD = 25
 """Distance between indexed positions, in characters. A common text of 40 characters has this many windows."""
 STRIDE = 5
-"""Distance between the searched positions of a prompt, in characters, and number of windows from each indexed position
-on whose hashes are in the filter. It divides `PERIOD`."""
+"""Distance between the searched positions of a prompt, in characters. Also the number of consecutive windows that the
+filter has from each indexed position on. It divides `PERIOD`."""
 _WORD = 8
 """Length of a word, in characters."""
 _FIRST, _SECOND, _THIRD = (np.uint64(secrets.randbits(64) | 1) for _ in range(3))
@@ -40,7 +42,7 @@ byte, for example. So callers compare texts."""
 _FACTORS = np.array([_FIRST, _SECOND])
 """The first two of these factors."""
 _SHORT = 512
-"""Number of windows of a text up to which all of them are searched: a search in two steps takes more time then."""
+"""Maximum number of windows of a text that is searched at each position. For such a text, two steps take longer."""
 _PADDING = "\0" * _WORD
 """Characters after a text, for the words of windows that begin at most `STRIDE` - 1 positions after its last window."""
 _FOLDING = np.uint32(0x9D)
@@ -49,7 +51,7 @@ _MAX_COUNT, _ONE = np.uint8(255), np.uint8(1)
 """Maximum of a count, and one. A count that reaches the maximum never changes again, because further hashes are not
 counted."""
 _BEFORE = STRIDE - 1
-"""Maximum distance from an indexed window to a searched position after it whose hash the filter contains."""
+"""Maximum distance from an indexed window to a searched position after it whose hash is in the filter."""
 _AROUND = np.array([*range(_BEFORE + 1), *range(PERIOD, PERIOD + STRIDE)])
 """Positions at which an indexed window can be, relative to the position `_BEFORE` before such a searched position."""
 
@@ -97,7 +99,7 @@ class WindowFilter:
     """
 
     def __init__(self, capacity: int) -> None:
-        """`capacity`: number of indexed windows up to which at most 46% of the slots are in use."""
+        """`capacity`: number of indexed windows up to which at most 40% of the slots are in use."""
         bits = max(10, (2 * (STRIDE + 1) * capacity - 1).bit_length())
         self._shift = np.uint64(64 - bits)
         self._counts = np.zeros(1 << bits, np.uint8)
@@ -114,9 +116,9 @@ class WindowFilter:
         self._counts[slots] = counts - (counts < _MAX_COUNT)  # at the maximum, more may have been added: it stays
 
     def find(self, text: str, limit: int) -> list[tuple[int, int]]:
-        """Return the first positions of a text, at most `limit`, at which there may be an indexed window, each
-        with its hash. The positions ascend. Of each common text of 40 characters, the indexed window is among them, if
-        the filter contains all hashes of `hash_indexed_windows` for the other text.
+        """Return the first positions of a text, at most `limit`, at which there may be an indexed window, each with its
+        hash. The positions ascend. Unless the limit cuts the search, the indexed window of each common text of 40
+        characters is among them, if the filter contains all hashes of `hash_indexed_windows` for the other text.
         """
         count, data = len(text) - WINDOW + 1, _bytes(text)
         if count <= 0:
