@@ -11,11 +11,10 @@ Only prompts with `Fill.pausable` wait: those of plain requests that belong to a
 `MAX_PAUSE_SECONDS`. If a step would be empty, the first waiting prompt is admitted. An admitted prompt may still wait
 for free blocks.
 
-An owner is an API key of a gateway. Owners with running calls, protected KV or prompts have equal shares of the pool.
-If a prompt and all that its owner has in the pool (running calls, protected KV, admitted prompts) fit this share, the
-protected KV and the prompts of other owners do not count against it. So if no owner exceeds its share, all of this fits
-the pool. If the share is exceeded, they count: the prompts in full, the protected KV up to the shares of the other
-owners.
+An owner is an API key of a gateway. Owners have shares of the pool (`engine.kv.fair_shares`). If a prompt and all that
+its owner has in the pool (contexts, protected KV, admitted prompts) fit its share, the protected KV and the prompts of
+other owners do not count against the prompt. If all owners are within their shares, everything fits the pool. If the
+share is exceeded, they count, together up to the shares of the other owners.
 
 If a prompt fits or need not wait, its admission is final. If the pool is full, but no protected KV counts against a
 prompt, the admission is valid for one step: the step scheduler decides by rank which prompts begin. The others may have
@@ -30,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from engine.kv.cache import KVCache, owner_of
+from engine.kv.fair_shares import FairShares
 from engine.kv.pausing import MAX_PAUSE_SECONDS, is_mostly_cached, is_small, max_protected_wait
 from engine.sequence import Pause, TokenSequence
 
@@ -90,35 +90,43 @@ class PromptAdmission:
             pause = sequence.pause = sequence.pause or Pause(now, 0, -math.inf)
             if pause.looked_up == -math.inf and self._lookups_left > 0:
                 self._look_up(sequence, pause, now)
-        size, unallocated, held = self._cache.block_size, Counter[int](), Counter[int]()
+        size, unallocated = self._cache.block_size, Counter[int]()
         for sequence in prefills:
             if sequence.is_admitted:
                 unallocated[owner_of(sequence.scope)] += self._missing(sequence)
         ending = set()
+        used = Counter(self._protected) + Counter(self._cache.used_tokens) + unallocated
         for holder in block_holders:
             if holder.blocks:
                 owner = owner_of(holder.scope)
-                held[owner] += len(holder.blocks) * size
+                used[owner] += holder.private_blocks * size
                 if holder.is_pausable and not holder.has_work:
                     ending.add(owner)
-        owners = self._protected.keys() | unallocated.keys() | held.keys()
-        owners |= {owner_of(sequence.scope) for sequence in waiting}
+        shares, unallocated_total = FairShares(self._cache.capacity, used), unallocated.total()
         for sequence in waiting:
-            owner, must_fit = owner_of(sequence.scope), self._must_fit(sequence, now)
-            needed = self._missing(sequence)
-            counted, pending = self._claims_against(owner, needed, unallocated, held, len(owners))
-            if not must_fit or needed + pending + counted <= self._cache.available * size:
+            owner, must_fit, needed = owner_of(sequence.scope), self._must_fit(sequence, now), self._missing(sequence)
+            own_protected = protected = self._protected.get(owner, 0)
+            pending = unallocated[owner]
+            if shares.used(owner) + needed > (share := shares.share(owner)):
+                others = self._protected_total - own_protected + unallocated_total - pending
+                pending += min(others, self._cache.capacity - share)
+                protected = self._protected_total
+            if not must_fit or needed + own_protected + pending <= self._cache.available * size:
                 self.admit(sequence)
-            elif not counted and owner not in ending:
+            elif not protected and owner not in ending:
                 assert sequence.pause is not None
                 sequence.is_admitted = sequence.pause.was_tried = True
                 self._tried.append(sequence)
             else:
                 continue
             unallocated[owner] += needed
+            unallocated_total += needed
+            shares.add(owner, needed)
 
     def admit(self, sequence: TokenSequence) -> None:
         """Admit the prompt of a sequence for good, without a check."""
+        if sequence.pause is not None:
+            sequence.cached_prompt_tokens = sequence.pause.cached
         sequence.is_admitted, sequence.pause = True, None
 
     def _must_fit(self, sequence: TokenSequence, now: float) -> bool:
@@ -136,12 +144,14 @@ class PromptAdmission:
         )
 
     def _missing(self, sequence: TokenSequence) -> int:
-        """Return the number of tokens of a prompt without blocks. Tokens that were cached at the last lookup do not
-        count, unless the admission is final already.
+        """Return the number of tokens of a prompt without blocks, less those that were cached at the last lookup.
 
         A prompt that was admitted for one step may have taken cached blocks without getting its own.
         """
-        cached = 0 if sequence.pause is None else sequence.pause.cached
+        if sequence.pause is not None:
+            cached = sequence.pause.cached
+        else:
+            cached = 0 if sequence.has_own_blocks else sequence.cached_prompt_tokens
         return max(0, len(sequence.tokens) - max(cached, len(sequence.blocks) * self._cache.block_size))
 
     def _look_up(self, sequence: TokenSequence, pause: Pause, now: float) -> None:
@@ -169,19 +179,3 @@ class PromptAdmission:
         )
         self._protected_total = sum(self._protected.values())
         self._count_time, self._reader_count = now, readers
-
-    def _claims_against(
-        self, owner: int, needed: int, unallocated: Counter[int], held: Counter[int], owner_count: int
-    ) -> tuple[int, int]:
-        """Return the tokens of protected KV, and those of admitted prompts without blocks yet, that count against a
-        prompt: it must fit beside them.
-
-        `needed`: tokens that the prompt needs. `unallocated`: tokens of admitted prompts that have no blocks yet, by
-        owner. `held`: tokens of the blocks that sequences hold, by owner; blocks that several sequences share count for
-        each of them. `owner_count`: number of owners with any of these, with protected KV or with prompts.
-        """
-        capacity, own = self._cache.capacity, self._protected.get(owner, 0)
-        if (own + held[owner] + unallocated[owner] + needed) * owner_count <= capacity:
-            return own, unallocated[owner]
-        others = min(self._protected_total - own, capacity * (owner_count - 1) // owner_count)
-        return own + others, unallocated.total()

@@ -65,6 +65,8 @@ class TokenSequence:
         `engine.admission`."""
         self.pause: Pause | None = None
         """State of the prompt's wait, from its first check to its final admission; otherwise None."""
+        self.cached_prompt_tokens = 0
+        """Number of tokens that were cached at the last lookup before the final admission; see `engine.admission`."""
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0
@@ -298,6 +300,11 @@ class TokenSequence:
             elif node.block != self.blocks[self._path_length + offset]:
                 self._cache.release([node.block])
         self._announced = []
+
+    @property
+    def private_blocks(self) -> int:
+        """Number of blocks that are not in the prefix tree."""
+        return len(self.blocks) - self._path_length
 
     def expect_blocks(self, node: Node) -> None:
         """Let the pool evict the cached beginning of a prompt that has not begun after blocks that no sequence will

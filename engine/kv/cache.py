@@ -135,12 +135,19 @@ class KVCache:
         """Number of scopes that hold each text, by digest."""
         self._eviction_policy = EvictionPolicy(blocks - 1) if eviction_policy is None else eviction_policy
         self._cold_count = 0
+        self._used_nodes: Counter[int] = Counter()
+        """Number of nodes whose blocks sequences hold, by owner."""
         self.host_offload = HostOffload(0) if host_offload is None else host_offload
 
     @property
     def available(self) -> int:
         """Number of blocks that `allocate` can return: free and cold ones."""
         return len(self._free) + self._cold_count
+
+    @property
+    def used_tokens(self) -> dict[int, int]:
+        """Tokens of the blocks of the tree that sequences hold, by the number of the owner. Each block counts once."""
+        return {owner: nodes * self.block_size for owner, nodes in self._used_nodes.items()}
 
     def root(self, scope: str) -> Node:
         """Return the root of the paths of `scope`. Scopes share nothing."""
@@ -165,6 +172,7 @@ class KVCache:
         if node is not None:
             if self._references[block] == 1:
                 self._cold_count -= 1
+                self._used_nodes[node.owner] += 1
                 node.is_evictable = False
                 self._eviction_policy.record_read(node)
                 if not node.return_count:
@@ -186,7 +194,14 @@ class KVCache:
             elif remaining == 1 and (node := self._nodes.get(block)) is not None:
                 node.last_release = self._eviction_policy.record_release()
                 self._cold_count += 1
+                self._count_unused(node.owner)
                 self._offer(node)
+
+    def _count_unused(self, owner: int) -> None:
+        """Record that no sequence holds a node any more. Owners without used nodes are forgotten."""
+        self._used_nodes[owner] -= 1
+        if not self._used_nodes[owner]:
+            del self._used_nodes[owner]
 
     def is_shared(self, block: int) -> bool:
         """Return whether the block has another owner, so that writing needs a copy."""
@@ -253,6 +268,7 @@ class KVCache:
         node.is_evictable = False
         self._nodes[block] = child
         self._references[block] += 1
+        self._used_nodes[child.owner] += 1
         return child
 
     def remove(self, node: Node) -> None:
@@ -268,6 +284,8 @@ class KVCache:
             del self._texts[node.text]
         if self._references[node.block] == 1:
             self._cold_count -= 1
+        else:
+            self._count_unused(node.owner)
         self.release([node.block])
         if node.parent.parent is not None and self._references[node.parent.block] == 1:
             self._offer(node.parent)
@@ -362,6 +380,8 @@ class KVCache:
         assert sorted(self._free) == free, "the free list differs from the unreferenced blocks"
         cold = [node for node in nodes if in_use[node.block] == 0]
         assert len(cold) == self._cold_count, "the count of cold blocks is off"
+        used = Counter(node.owner for node in nodes if in_use[node.block])
+        assert dict(used) == dict(self._used_nodes), "the count of used nodes is off"
         leaves = {node.block for node in cold if not node.children}
         assert leaves == {node.block for node in nodes if node.is_evictable}, (
             "other blocks can be evicted than cold leaves"

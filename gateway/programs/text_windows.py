@@ -128,7 +128,7 @@ class WindowFilter:
             keys = _hash(words)
             passed = self._pass(keys * _THIRD)[:limit]
             return list(zip(passed.tolist(), keys[passed].tolist(), strict=True)) if len(passed) else []
-        searched = self._pass(_hash(words[::STRIDE]))[: -(-limit // STRIDE)]
+        searched = self._pass(_hash(words[::STRIDE]))  # not limited: false positives would use up the limit
         if not len(searched):
             return []
         candidates = np.zeros(_BEFORE + count + PERIOD, np.bool_)

@@ -235,7 +235,7 @@ _AMOUNTS = st.dictionaries(st.sampled_from("abc"), st.integers(0, CAPACITY // SI
 
 
 @given(running=_AMOUNTS, protected=_AMOUNTS, prompts=st.lists(st.tuples(st.sampled_from("abc"), st.integers(3, 40))))
-def test_a_prompt_that_exceeds_the_share_of_its_owner_is_admitted_only_if_all_fits(
+def test_prompts_within_a_share_are_admitted_and_others_only_if_all_fits(
     running: dict[str, int], protected: dict[str, int], prompts: list[tuple[str, int]]
 ) -> None:
     """Give all amounts in blocks. Prompts below 3 blocks are small, and need not wait."""
@@ -255,14 +255,63 @@ def test_a_prompt_that_exceeds_the_share_of_its_owner_is_admitted_only_if_all_fi
             amounts[owner] += blocks
     newcomers = [pool.new(blocks * SIZE, owner) for owner, blocks in prompts]
     pool.admission.admit_fitting(newcomers, holders)
-    has_protected_kv = bool(pool.cache.expected_tokens(lambda tokens, wait: True))
+    protects = bool(pool.cache.expected_tokens(lambda tokens, wait: True))
     for newcomer, (owner, blocks) in zip(newcomers, prompts, strict=True):
-        if newcomer.is_admitted:
-            amounts[owner] += blocks
-            if has_protected_kv and amounts[owner] > share:
-                assert amounts.total() <= BLOCKS - 1
-        else:
+        if not newcomer.is_admitted:
             assert amounts[owner] + blocks > share
+            continue
+        amounts[owner] += blocks
+        if protects and amounts.total() > BLOCKS - 1:
+            largest_share = (BLOCKS - 1) // sum(amount > 2 for amount in amounts.values())
+            exceeding = [other for other, amount in amounts.items() if amount > largest_share]
+            assert exceeding != [owner], "only this prompt exceeds a share, and it does not fit beside all others"
+
+
+def test_many_small_owners_hardly_reduce_the_share_of_another() -> None:
+    pool = Pool()
+    running = [pool.new(4, scope=f"small {number}") for number in range(7)]
+    for sequence in running:
+        pool.run(sequence)
+    pool.begin_tool(190, scope="greedy")
+    newcomer = pool.new(60, scope="modest")
+    pool.admission.admit_fitting([newcomer], running)
+    assert newcomer.is_admitted
+
+
+def test_blocks_that_contexts_share_count_once() -> None:
+    pool = Pool()
+    first = pool.new(48, scope="modest")
+    pool.run(first)
+    running = [first]
+    for _ in range(6):
+        running.append(pool.new(4, scope="modest", beginning=first.tokens))
+        pool.run(running[-1])
+    pool.begin_tool(168, scope="greedy")
+    newcomer = pool.new(48, scope="modest")
+    pool.admission.admit_fitting([newcomer], running)
+    assert newcomer.is_admitted, "with it, the owner has 120 of 256 tokens"
+
+
+def test_a_turn_that_waits_for_its_first_step_counts_once() -> None:
+    pool = Pool()
+    agent = pool.begin_tool(60, scope="modest")
+    pool.begin_tool(190, scope="greedy")
+    turn, newcomer = pool.new(8, scope="modest", beginning=agent.tokens), pool.new(24, scope="modest")
+    for _ in range(2):
+        pool.admission.admit_fitting([turn, newcomer])
+        assert turn.is_admitted
+        assert newcomer.is_admitted, "with both, the owner has 92 of 256 tokens"
+        newcomer.is_admitted = False
+
+
+def test_prompts_of_one_owner_do_not_count_without_limit_for_another() -> None:
+    pool = Pool()
+    pool.begin_tool(80, scope="modest")
+    prompts = [pool.new(8, scope="greedy") for _ in range(100)]
+    newcomer = pool.new(40, scope="modest")
+    pool.admission.admit_fitting([*prompts, newcomer])
+    assert all(prompt.is_admitted for prompt in prompts), "they are small"
+    assert newcomer.is_admitted
 
 
 def test_scopes_of_one_owner_have_one_share() -> None:

@@ -101,6 +101,16 @@ def test_the_filter_excludes_most_hashes_that_were_not_added() -> None:
     assert len(windows.find(searched, 20_000)) < 10_000 / 3
 
 
+def test_false_positives_do_not_use_up_the_limit() -> None:
+    other, own = LONG_TEXT[:10_000], LONG_TEXT[-100:]
+    windows = filter_with(other, 300)  # nearly half of the slots are in use
+    windows.add(hashes(own))
+    found = windows.find(LONG_TEXT[10_000:], 6_000)
+    assert len(found) > 500, "there are false positives"
+    own_keys = set(hashes(own)[:, 0].tolist())
+    assert own_keys <= {key for _, key in found}
+
+
 def test_the_number_of_positions_is_limited() -> None:
     windows = filter_with("a" * 100)
     assert [place for place, _ in windows.find("a" * 5_000, 1_000)] == list(range(1_000))
