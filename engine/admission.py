@@ -90,12 +90,14 @@ class PromptAdmission:
             pause = sequence.pause = sequence.pause or Pause(now, 0, -math.inf)
             if pause.looked_up == -math.inf and self._lookups_left > 0:
                 self._look_up(sequence, pause, now)
-        size, unallocated = self._cache.block_size, Counter[int]()
+        size, unallocated, ending = self._cache.block_size, Counter[int](), set()
+        used = Counter(self._protected) + Counter(self._cache.used_tokens)
         for sequence in prefills:
             if sequence.is_admitted:
-                unallocated[owner_of(sequence.scope)] += self._missing(sequence)
-        ending = set()
-        used = Counter(self._protected) + Counter(self._cache.used_tokens) + unallocated
+                # Cached tokens of a turn in line for its first step count as room that it takes. Without this reserve,
+                # simulated agents took up to 10% longer. They are protected KV, so they do not count twice as used.
+                unallocated[owner_of(sequence.scope)] += max(0, len(sequence.tokens) - len(sequence.blocks) * size)
+                used[owner_of(sequence.scope)] += self._missing(sequence)
         for holder in block_holders:
             if holder.blocks:
                 owner = owner_of(holder.scope)
