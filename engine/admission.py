@@ -14,7 +14,7 @@ for free blocks.
 An owner is an API key of a gateway. Owners have shares of the pool (`engine.kv.fair_shares`). If a prompt and all that
 its owner has in the pool (contexts, protected KV, admitted prompts) fit its share, the protected KV and the prompts of
 other owners do not count against the prompt. If all owners are within their shares, everything fits the pool. If the
-share is exceeded, they count, together up to the shares of the other owners.
+share is exceeded, they count.
 
 If a prompt fits or need not wait, its admission is final. If the pool is full, but no protected KV counts against a
 prompt, the admission is valid for one step: the step scheduler decides by rank which prompts begin. The others may have
@@ -107,13 +107,10 @@ class PromptAdmission:
         shares, unallocated_total = FairShares(self._cache.capacity, used), unallocated.total()
         for sequence in waiting:
             owner, must_fit, needed = owner_of(sequence.scope), self._must_fit(sequence, now), self._missing(sequence)
-            own_protected = protected = self._protected.get(owner, 0)
-            pending = unallocated[owner]
-            if shares.used(owner) + needed > (share := shares.share(owner)):
-                others = self._protected_total - own_protected + unallocated_total - pending
-                pending += min(others, self._cache.capacity - share)
-                protected = self._protected_total
-            if not must_fit or needed + own_protected + pending <= self._cache.available * size:
+            protected, pending = self._protected.get(owner, 0), unallocated[owner]
+            if shares.used(owner) + needed > shares.share(owner):
+                protected, pending = self._protected_total, unallocated_total
+            if not must_fit or needed + protected + pending <= self._cache.available * size:
                 self.admit(sequence)
             elif not protected and owner not in ending:
                 assert sequence.pause is not None

@@ -28,7 +28,7 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
     `start`: position in the context at which the tokens belong, if they replace those from there on. Tokens that are
         there already stay.
     `scope`: contexts of different scopes never share KV. The part before a NUL character names the owner: owners have
-        equal shares of the pool.
+        shares of the pool, see `engine.kv.fair_shares`.
     `interactive`: a client reads the generated text as it grows, so prefill must not make its steps long.
     `pausable`: the engine may delay the prompt of a new context while it would evict KV that is read soon; see
         `engine.admission`. Set it only if no other context depends on this one. Later fills ignore it.

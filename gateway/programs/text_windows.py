@@ -8,7 +8,7 @@ A prompt is searched at each 5th position only, because it is much longer than t
 the hashes at 5 consecutive positions from each indexed position on. These positions of the answer have the
 remainders 0 to 4 modulo 25. Of 25 consecutive positions of a prompt, 5 are searched, at a distance of 5. So in a common
 text of 40 characters, exactly one of them has one of these remainders in the answer, and the filter contains its hash.
-The indexed window of the common text is then at most 4 positions before this one, or 21 to 25 after it
+The indexed window of the common text is then at most 4 positions before this one, or 21 to 24 after it
 (`WindowFilter.find`). Example: an answer is indexed at 0, 25 and 50, so the filter has the hashes at 0 to 4, 25 to 29
 and 50 to 54. A common text begins at position 3 of the answer, and the prompt is searched at the answer's positions 3,
 8, 13, 18 and 23. The hash at 3 is in the filter. The window at 0 is not in the common text, but the one at 25 is.
@@ -52,7 +52,7 @@ _MAX_COUNT, _ONE = np.uint8(255), np.uint8(1)
 counted."""
 _BEFORE = STRIDE - 1
 """Maximum distance from an indexed window to a searched position after it whose hash is in the filter."""
-_AROUND = np.array([*range(_BEFORE + 1), *range(PERIOD, PERIOD + STRIDE)])
+_AROUND = np.array([*range(_BEFORE + 1), *range(PERIOD, PERIOD + _BEFORE)])
 """Positions at which an indexed window can be, relative to the position `_BEFORE` before such a searched position."""
 
 

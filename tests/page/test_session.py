@@ -67,8 +67,10 @@ async def test_an_application_is_watched_from_the_first_call_to_the_last(browser
             assert total > 3
             await expect(page.locator(".figures")).to_contain_text(f"{total} of {total} done")
             missing = {"": "the rows were not read"}
-            for _ in range(50):  # the last figures are loaded after the last event
-                await asyncio.sleep(0.2)
+            for _ in range(50):
+                await asyncio.sleep(
+                    0.2
+                )  # the page loads the last figures after the last event, and shows no sign of it
                 shown = await rows(page)
                 missing = {
                     call["output"]: f"{call['spent_ms']}, {shown.get(call['output'])}"

@@ -143,8 +143,11 @@ class MynaPolicy(AgentPolicy):
         return self._plan[1]
 
     def _retained(self, pool: KvPool, now: float) -> list[RetainedKv]:
-        """Return the cached KV of agents in gaps, and of those whose calls wait. Extents that several agents read count
-        once, for the agent with the shortest expected wait. Extents that running calls hold do not count."""
+        """Return the cached KV of agents in gaps and of agents whose calls wait.
+
+        If several agents read an extent, it counts once: for the agent with the shortest expected wait. Extents that
+        running calls hold do not count.
+        """
         waits = [(self._expected_wait(extent, now), extent) for extent in pool.candidates]
         waits.sort(key=lambda pair: pair[0])
         retained = []
